@@ -1,0 +1,222 @@
+"""How far the training is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from danling.callback import Callback, Priority
+from danling.errors import CallbackError
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner as Runner
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar(Callback):
+    """Show how far the training is, how fast it goes, and the latest loss and metrics.
+
+    On a terminal it is a bar of tqdm, with a second one during an evaluation or a prediction.
+    Elsewhere, as in the log file of a batch system, it is a plain line every 30 seconds, with the
+    time left. Both go to stderr, from the main process. They are drawn at intervals of time and
+    show the numbers that are logged
+    anyway: a step costs a look at the clock and never waits for the device. The variables of tqdm
+    work: `TQDM_DISABLE=1` shows nothing, `TQDM_MININTERVAL=1` draws once per second.
+
+    Args:
+        interval: Seconds between two plain lines.
+
+    Raises:
+        CallbackError: The interval is not positive.
+
+    Example:
+        >>> ProgressBar(interval=60).name
+        'progress_bar'
+    """
+
+    name = "progress_bar"
+    priority = Priority.LOW
+
+    def __init__(self, interval: float = 30.0) -> None:
+        if not interval > 0:
+            raise CallbackError(f"ProgressBar(interval={interval!r}): must be positive, in seconds")
+        self.interval = interval
+        self._training: _Bar | _Lines | None = None
+        self._other: _Bar | None = None
+        self._due = math.inf
+        self._batches = 0
+        self._numbers: dict[str, float] = {}
+
+    def on_train_start(self, runner: Runner) -> None:
+        """Show the training, from where it goes on."""
+        self._numbers = {}
+        if not runner.is_main_process or os.environ.get("TQDM_DISABLE"):
+            return
+        total, done = runner.total_steps, runner.global_step
+        if _is_terminal():
+            self._training = _Bar(total, done, "step", "")
+        else:
+            self._training = _Lines(total, done, self.interval)
+        self._due = time.monotonic() + self._training.interval
+
+    def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        """Keep the numbers for the next time something is drawn."""
+        for tag, value in metrics.items():
+            if tag.startswith("train/") or tag == runner.monitor:
+                self._numbers[tag.removeprefix("train/")] = value
+
+    def on_step(self, runner: Runner) -> None:
+        """Draw when it is time to."""
+        if time.monotonic() >= self._due:
+            self._draw(runner)
+
+    def on_train_end(self, runner: Runner) -> None:
+        """Leave the finished bar on the screen."""
+        self._draw(runner)
+        self._close()
+
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
+        """Leave the bar where it is, so that the traceback begins on a line of its own."""
+        if isinstance(self._training, _Bar):
+            self._draw(runner)
+        self._close()
+
+    def on_teardown(self, runner: Runner) -> None:
+        """Close what is still open."""
+        self._close()
+
+    def on_evaluate_start(self, runner: Runner, split: str) -> None:
+        """Show an evaluation below the training."""
+        self._open_other(runner, split)
+
+    def on_evaluate_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
+        """Draw when it is time to."""
+        self._count_batch()
+
+    def on_evaluate_end(self, runner: Runner, split: str, result: Mapping[str, float]) -> None:
+        """Take the second bar away."""
+        self._close_other()
+
+    def on_predict_start(self, runner: Runner, split: str) -> None:
+        """Show a prediction."""
+        self._open_other(runner, split)
+
+    def on_predict_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
+        """Draw when it is time to."""
+        self._count_batch()
+
+    def on_predict_end(self, runner: Runner, split: str) -> None:
+        """Take the second bar away."""
+        self._close_other()
+
+    def _draw(self, runner: Runner) -> None:
+        if self._training is None:
+            return
+        epochs = runner.config.max_epochs
+        # within an epoch its number, and the number of epochs after the last one
+        current = runner.epoch + (not runner.epoch_complete)
+        label = f"epoch {current}" if epochs is None else f"epoch {min(current, epochs)}/{epochs}"
+        self._training.show(runner.global_step, label, self._numbers)
+        self._due = time.monotonic() + self._training.interval
+
+    def _open_other(self, runner: Runner, split: str) -> None:
+        self._close_other()
+        if runner.is_main_process and _is_terminal() and not os.environ.get("TQDM_DISABLE"):
+            self._other = _Bar(runner.loader(split).length, 0, "batch", split, leave=False)
+            self._batches = 0
+
+    def _count_batch(self) -> None:
+        if self._other is not None:
+            self._batches += 1
+            if time.monotonic() >= self._other.due:
+                self._other.show(self._batches, None, {})
+
+    def _close_other(self) -> None:
+        if self._other is not None:
+            self._other.close()
+            self._other = None
+
+    def _close(self) -> None:
+        self._close_other()
+        if self._training is not None:
+            self._training.close()
+            self._training = None
+        self._due = math.inf
+
+
+class _Bar:
+    """A bar of tqdm that is drawn whenever it is told to."""
+
+    def __init__(
+        self, total: int | None, done: int, unit: str, label: str, *, leave: bool = True
+    ) -> None:
+        self._bar: tqdm[Any] = tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            desc=label,
+            leave=leave,
+            miniters=1,
+            dynamic_ncols=True,
+            file=sys.stderr,
+        )
+        self.interval = self._bar.mininterval
+        self.due = time.monotonic() + self.interval
+        self._bar.mininterval = 0
+
+    def show(self, done: int, label: str | None, numbers: Mapping[str, float]) -> None:
+        if label is not None:
+            self._bar.set_description_str(label, refresh=False)
+        if numbers:
+            self._bar.set_postfix_str(_joined(numbers), refresh=False)
+        self._bar.update(done - self._bar.n)
+        self.due = time.monotonic() + self.interval
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    """Plain lines, for files and pipes."""
+
+    def __init__(self, total: int | None, done: int, interval: float) -> None:
+        self.interval = interval
+        self._total = total
+        self._first = self._last = (time.monotonic(), done)
+
+    def show(self, done: int, label: str | None, numbers: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        rate = (done - self._last[1]) / max(now - self._last[0], 1e-9)
+        speed = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
+        parts = [f"{label}, step {done}", f"{speed} step/s"]
+        if self._total:
+            average = (done - self._first[1]) / max(now - self._first[0], 1e-9)
+            left = (self._total - done) / average if average else math.inf
+            parts[0] += f"/{self._total} ({done / self._total:.0%})"
+            parts.append(f"{_duration(left)} left")
+        if numbers:
+            parts.append(_joined(numbers))
+        self._last = (now, done)
+        print(", ".join(parts), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _joined(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+def _duration(seconds: float) -> str:
+    return tqdm.format_interval(seconds) if math.isfinite(seconds) else "?"

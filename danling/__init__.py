@@ -1,0 +1,93 @@
+"""PyTorch training on Hugging Face Accelerate: a small event loop, and callbacks for the rest.
+
+Names are imported on first use (PEP 562): `import danling` imports neither torch nor accelerate,
+so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from danling import errors
+
+if TYPE_CHECKING:
+    from danling.base_runner import BaseRunner
+    from danling.callback import Callback, Priority
+    from danling.config import Config
+    from danling.errors import (
+        CallbackError,
+        CheckpointError,
+        ConfigError,
+        DanLingError,
+        DataError,
+        DistributedError,
+        MetricError,
+        ResumeError,
+        RunDirectoryError,
+        RunError,
+        RunLockedError,
+    )
+    from danling.runner import AccelerateRunner
+    from danling.seed import seed_everything
+    from danling.triggers import Every
+
+    __version__: str
+
+__all__ = [
+    "AccelerateRunner",
+    "BaseRunner",
+    "Callback",
+    "CallbackError",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DanLingError",
+    "DataError",
+    "DistributedError",
+    "Every",
+    "MetricError",
+    "Priority",
+    "ResumeError",
+    "RunDirectoryError",
+    "RunError",
+    "RunLockedError",
+    "__version__",
+    "errors",
+    "seed_everything",
+]
+
+_MODULES = {
+    "AccelerateRunner": "runner",
+    "BaseRunner": "base_runner",
+    "Callback": "callback",
+    "Config": "config",
+    "Every": "triggers",
+    "Priority": "callback",
+    "seed_everything": "seed",
+} | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _installed_version()
+    elif name in _MODULES:
+        value = getattr(import_module(f"danling.{_MODULES[name]}"), name)
+    else:
+        near = errors.did_you_mean(name, __all__)
+        raise AttributeError(f"module 'danling' has no attribute {name!r}: {near}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("danling")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "0+unknown"

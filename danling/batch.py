@@ -1,0 +1,141 @@
+"""What a step returns and what a batch holds: loss, metrics and number of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from numbers import Real
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from danling.errors import DataError, MetricError
+from danling.metrics import RESERVED, measure
+
+__all__ = ["Output", "checked_scalar", "forward", "predict", "read_output", "sample_count"]
+
+
+class Output(NamedTuple):
+    """What a train or evaluate step returned, taken apart."""
+
+    loss: Tensor | None
+    metrics: Mapping[str, Any]
+    samples: int | None
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def read_output(output: Any) -> Output:
+    """Take apart a scalar loss, a mapping with `"loss"`, or an object with `.loss`.
+
+    Raises:
+        MetricError: There is no loss in it, or the loss is not a scalar tensor.
+    """
+    if isinstance(output, Tensor):
+        return Output(scalar(output), _NOTHING, None)
+    if isinstance(output, Mapping):
+        if output.get("loss") is None:
+            keys = ", ".join(repr(key) for key in output)
+            raise MetricError(
+                f"the step returned a mapping without a 'loss' (it has {keys or 'nothing'})"
+            )
+        metrics = {
+            name: value
+            for name, value in output.items()
+            if name not in RESERVED and is_scalar(value)
+        }
+        samples = output.get("n")
+        return Output(scalar(output["loss"]), metrics, None if samples is None else int(samples))
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise MetricError(
+            f"the step returned {type(output).__name__}: return a scalar loss, a mapping "
+            "with 'loss', or an object with a .loss"
+        )
+    return Output(scalar(loss), _NOTHING, None)
+
+
+def scalar(loss: Any) -> Tensor:
+    """The loss, if it is a tensor of one element."""
+    if not isinstance(loss, Tensor):
+        raise MetricError(
+            f"the loss is a {type(loss).__name__}, not a tensor: keep it a tensor, without .item()"
+        )
+    if loss.ndim and loss.numel() != 1:
+        raise MetricError(
+            f"the loss has shape {tuple(loss.shape)}: reduce it to a scalar, as with .mean()"
+        )
+    return loss if loss.ndim == 0 else loss.reshape(())
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value of a step's output can be averaged."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
+
+
+def sample_count(batch: Any) -> int:
+    """How many samples a batch holds: the size of the first dimension of the first tensor in it."""
+    if isinstance(batch, Tensor):
+        return batch.size(0) if batch.ndim else 1
+    if isinstance(batch, list | tuple):
+        parts: Iterable[Any] = batch
+    else:
+        parts = batch.values() if isinstance(batch, Mapping) else ()
+    for part in parts:
+        if count := sample_count(part):
+            return count
+    return 0
+
+
+def input_and_target(batch: Any) -> tuple[Any, Any]:
+    """The two parts of an (input, target) batch.
+
+    Raises:
+        DataError: It is not a pair; a batch of another shape needs an own `train_step`.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+    raise DataError(
+        f"the batch is a {type(batch).__name__}{size}, not (input, target) and not a mapping: "
+        "override train_step and evaluate_step"
+    )
+
+
+def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) -> Any:
+    """The default step: forward, loss and metrics of a batch."""
+    if isinstance(batch, list | tuple) or not isinstance(batch, Mapping):
+        input, target = input_and_target(batch)
+        output = model(input)
+        if criterion is None:
+            raise MetricError("there is no criterion: pass `criterion=` or override train_step")
+        loss = criterion(output, target)
+        return {"loss": loss} | measure(metrics, output, target) if metrics else loss
+    result = model(**batch)
+    if not metrics:
+        return result
+    loss = read_output(result).loss
+    return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
+
+
+def predict(model: Any, batch: Any) -> Any:
+    """The output of a model for a batch, with or without a target in it."""
+    if isinstance(batch, Mapping):
+        return logits_of(model(**batch))
+    return model(batch[0] if isinstance(batch, list | tuple) else batch)
+
+
+def checked_scalar(name: str, value: Any) -> Any:
+    """A logged value as it is kept: a scalar tensor without its graph, or a float.
+
+    Raises:
+        MetricError: It is neither.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().clone()  # a weight would go on changing
+    if isinstance(value, Tensor):
+        raise MetricError(f"log({name!r}): the tensor has shape {tuple(value.shape)}, log a scalar")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise MetricError(f"log({name!r}): a {type(value).__name__} is no number") from None

@@ -1,0 +1,215 @@
+"""The callback: every hook there is, in the order in which they fire."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import IntEnum
+from pathlib import Path
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from danling.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner as Runner
+
+__all__ = ["HOOKS", "Callback", "Priority"]
+
+
+class Priority(IntEnum):
+    """Named levels of `Callback.priority`: the lower, the earlier; any integer will do."""
+
+    HIGHEST = 0
+    VERY_HIGH = 10
+    HIGH = 30
+    NORMAL = 50
+    LOW = 70
+    VERY_LOW = 90
+    LOWEST = 100
+
+
+class Callback:
+    """Base of everything that is attached to a runner: override the hooks you need.
+
+    The order in which the hooks fire:
+
+        on_setup                        the run directory exists after this hook
+          on_train_start
+            on_epoch_start
+              on_fetch_start
+              on_fetch_end(batch)
+              on_batch_start(batch)     a batch is a micro-batch
+                on_before_step          gradients complete and unscaled, not yet clipped
+                on_step                 after optimizer and scheduler, gradients still there
+              on_batch_end(batch, output)
+              on_evaluate_start(split)
+                on_evaluate_batch_start(batch)
+                on_evaluate_batch_end(batch, output)
+              on_evaluate_end(split, result)
+              on_checkpoint             safe point of a step
+            on_epoch_end                the epoch's result, evaluation included, is complete
+            on_checkpoint               safe point of an epoch
+          on_train_end
+        on_teardown                     always, in reverse order
+
+    `on_log`, `on_save`, `on_load`, `on_exception` and the three `on_predict` hooks fire where their
+    names say.
+    Hooks of one event run by `priority` (lower first), then in list order; `on_teardown` runs in
+    reverse.
+    Only hooks that a class (or an instance) overrides are called: the others cost nothing.
+
+    Attributes:
+        name: Unique in a runner; the key of this callback's state in checkpoints, and what
+            `runner.callbacks["..."]` finds it by. Without one: the class in snake case.
+        priority: When to run among the callbacks of one hook, see `Priority`.
+
+    Raises:
+        TypeError: When a subclass defines a function named `on_...` that is no hook.
+
+    Example:
+        >>> class Greeter(Callback):
+        ...     def on_epoch_end(self, runner):
+        ...         print(f"epoch {runner.epoch}: {runner.latest_result}")
+        >>> Greeter().name
+        'greeter'
+        >>> class Typo(Callback):
+        ...     def on_epoch_ends(self, runner): ...
+        Traceback (most recent call last):
+        TypeError: Typo.on_epoch_ends is not a hook: did you mean 'on_epoch_end'?
+    """
+
+    name: str = "callback"
+    priority: int = Priority.NORMAL
+    _has_own_name: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for attribute, value in vars(cls).items():
+            if (
+                attribute.startswith("on_")
+                and isinstance(value, FunctionType)
+                and attribute not in HOOKS
+            ):
+                near = did_you_mean(attribute, HOOKS)
+                raise TypeError(f"{cls.__name__}.{attribute} is not a hook: {near}")
+        if "name" in vars(cls):
+            cls._has_own_name = True
+        elif not cls._has_own_name:  # a name set by hand is inherited, one made from a class is not
+            cls.name = re.sub(
+                r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__
+            ).lower()
+
+    # The run
+
+    def on_setup(self, runner: Runner) -> None:
+        """When the run opens, before anything is loaded or trained.
+
+        The run directory exists once `RunDirectory`, the first, has run. May open files. Must not
+        train.
+        """
+
+    def on_train_start(self, runner: Runner) -> None:
+        """Before the first epoch of a `train()` or `epochs()`; a checkpoint is loaded by then."""
+
+    def on_epoch_start(self, runner: Runner) -> None:
+        """Before the first batch of an epoch; `runner.epoch` counts the epochs completed before it.
+
+        Does not fire again when a run is resumed in the middle of an epoch: `on_load` does.
+        """
+
+    def on_fetch_start(self, runner: Runner) -> None:
+        """Before a batch is asked of the loader: with `on_fetch_end` it measures the wait."""
+
+    def on_fetch_end(self, runner: Runner, batch: Any) -> None:
+        """After the loader gave a batch."""
+
+    def on_batch_start(self, runner: Runner, batch: Any) -> None:
+        """Before a batch (under accumulation a micro-batch) is used. May change it in place."""
+
+    def on_before_step(self, runner: Runner) -> None:
+        """Before an optimizer step: gradients are complete, unscaled, unclipped; change them here."""
+
+    def on_step(self, runner: Runner) -> None:
+        """After an optimizer step; `runner.global_step` counts it, the gradients are still there.
+
+        Must not move values to the host on every step: `runner.is_log_step` says when it is cheap.
+        """
+
+    def on_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
+        """After a batch; `output` is what the train step returned."""
+
+    # Evaluation
+
+    def on_evaluate_start(self, runner: Runner, split: str) -> None:
+        """Before a split is evaluated."""
+
+    def on_evaluate_batch_start(self, runner: Runner, batch: Any) -> None:
+        """Before a batch is evaluated."""
+
+    def on_evaluate_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
+        """After a batch was evaluated; `output` is what the evaluate step returned."""
+
+    def on_evaluate_end(self, runner: Runner, split: str, result: Mapping[str, float]) -> None:
+        """After a split was evaluated; `result` holds its means on the host, over all processes."""
+
+    # The ends of epoch, training and run
+
+    def on_epoch_end(self, runner: Runner) -> None:
+        """After an epoch and its evaluation; `runner.epoch` counts it, `latest_result` is complete.
+
+        `runner.epoch_complete` is False for an epoch cut by `stop()`, `max_steps` or a `break`.
+        """
+
+    def on_checkpoint(self, runner: Runner) -> None:
+        """At every safe point, of a step or of an epoch: every other hook of it has run.
+
+        The place to save: all state, that of the callbacks too, is of one moment.
+        """
+
+    def on_train_end(self, runner: Runner) -> None:
+        """After the last epoch, also when training was stopped; not after an exception."""
+
+    def on_teardown(self, runner: Runner) -> None:
+        """Always the last, in reverse order, once for each callback whose `on_setup` was called."""
+
+    # Things that happen
+
+    def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        """At the log interval and after an evaluation; `metrics` are host numbers with full tags.
+
+        A value is the mean since the last time its tag was logged, over all processes:
+            `train/loss`.
+        """
+
+    def on_save(self, runner: Runner, path: Path) -> None:
+        """After a checkpoint was committed: it is durable on disk."""
+
+    def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
+        """After a checkpoint was loaded; this callback's own state has been restored."""
+
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
+        """While an exception leaves the run, before teardown. Must not use collectives."""
+
+    # Prediction
+
+    def on_predict_start(self, runner: Runner, split: str) -> None:
+        """Before a split is predicted."""
+
+    def on_predict_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
+        """After a batch was predicted."""
+
+    def on_predict_end(self, runner: Runner, split: str) -> None:
+        """After a split was predicted."""
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume, in plain values and tensors; saved under `name`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+
+HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))

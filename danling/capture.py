@@ -1,0 +1,229 @@
+"""What is in a checkpoint, and how a runner takes it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from danling.errors import CheckpointError, ResumeError
+from danling.seed import rng_state, set_rng_state
+from danling.triggers import Moment
+from danling.validation import read_checkpoint
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner
+
+__all__ = ["build", "load", "restore", "save", "take"]
+
+
+def take(runner: AccelerateRunner) -> dict[str, Any]:
+    """Everything that the run needs to go on from here; a collective."""
+    counters = runner.counters
+    return {
+        "model": model_state(runner),
+        **runner.optimization.state_dict(),
+        "config": runner.config.to_dict(state=True),
+        "results": runner.results,
+        "callbacks": {callback.name: callback.state_dict() for callback in runner.callbacks}
+        | runner.foreign_state,
+        "data": {
+            **asdict(counters),
+            "loaders": runner.world.gather(runner.loader_states()),
+            "open": runner.world.gather(runner.loop_state()),
+            "last_evaluation": asdict(runner.last_evaluation),
+        },
+        "rng": runner.world.gather(rng_state()),
+        "run": {
+            "uuid": str(runner.uuid),
+            "world_size": runner.world_size,
+            "accum_steps": runner.accum_steps,
+            "seconds": runner.clock.seconds,
+            "stop_reason": runner.stop_reason,
+            "versions": {name: version(name) for name in ("torch", "accelerate")},
+        },
+    }
+
+
+def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
+    """Commit what `take` gives on the main process, and tell the callbacks."""
+    checkpoint = take(runner)
+    path = runner.checkpoints.directory / f"{names[0]}.pth"
+    counters = runner.counters
+
+    def commit() -> None:
+        runner.checkpoints.commit(
+            checkpoint,
+            names,
+            global_step=counters.global_step,
+            epoch=counters.epoch,
+            metrics=runner.score_metrics(),
+        )
+
+    runner.world.on_main(commit)
+    runner.callbacks("on_save", runner, path)
+    return path
+
+
+def load(runner: AccelerateRunner, path: Path, *, strict: bool = True) -> None:
+    """Read a checkpoint file on every process, and take it."""
+    restore(runner, read_checkpoint(path), path, strict=strict)
+
+
+def restore(
+    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True
+) -> None:
+    """Take a checkpoint: everything is compared before anything is changed."""
+    runner.prepare()
+    data, run = checkpoint["data"], checkpoint["run"]
+    adopt_drawn_seed(runner, checkpoint["config"])
+    check_model(runner.unwrapped_model, checkpoint["model"], path)
+    reasons = check_run(runner, run) + restore_loaders(runner, data)
+    if reasons and strict and not runner.config.elastic:
+        raise ResumeError(f"{path} cannot be continued exactly: {'; '.join(reasons)}")
+    if runner.model is not None:
+        runner.unwrapped_model.load_state_dict(checkpoint["model"])
+    runner.optimization.load_state_dict(checkpoint)
+    for name in ("epoch", "global_step", "batch_index"):
+        setattr(runner.counters, name, data[name])
+    runner.history.restore(checkpoint["results"])
+    runner.clock.before = run["seconds"]
+    runner.last_evaluation = Moment(**data["last_evaluation"])
+    if run["world_size"] == runner.world_size:
+        runner.load_loop_state(data["open"][runner.rank])
+        runner.pending_rng = checkpoint["rng"][runner.rank]
+    restore_callbacks(runner, checkpoint["callbacks"])
+    runner.resume_report = {"exact": not reasons, "reasons": reasons, "checkpoint": path.name}
+    runner.callbacks("on_load", runner, checkpoint)
+
+
+def adopt_drawn_seed(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
+    """Go on with the seed that the run drew, where this process was not given one either."""
+    if runner.config.drawn_seed and saved["seed"] != runner.config.seed:
+        runner.config.record_drawn_seed(saved["seed"])
+        runner.forget_loaders()
+
+
+def restore_loaders(runner: AccelerateRunner, data: Mapping[str, Any]) -> list[str]:
+    """Set the loaders of training to where they were; returns why they are not exactly there."""
+    states = data["loaders"]
+    own = states[runner.rank] if len(states) == runner.world_size else states[0]
+    reasons: list[str] = []
+    for split, state in own.items():
+        if split in runner.splits:
+            reasons += runner.loader(split).load_state_dict(state, elastic=runner.config.elastic)
+    return reasons
+
+
+def restore_callbacks(runner: AccelerateRunner, states: Mapping[str, dict[str, Any]]) -> None:
+    """Give each callback its state by name, and report in one line which came and went."""
+    names = {callback.name for callback in runner.callbacks}
+    for callback in runner.callbacks:
+        if callback.name in states:
+            callback.load_state_dict(states[callback.name])
+    runner.foreign_state = {name: state for name, state in states.items() if name not in names}
+    added = sorted(names - states.keys())
+    removed = sorted(name for name, state in runner.foreign_state.items() if state)
+    if added or removed:
+        lists = (
+            f"{word}: {', '.join(found)}"
+            for word, found in (("new", added), ("gone", removed))
+            if found
+        )
+        runner.logger.warning(
+            "the callbacks differ from those of the checkpoint (%s)", "; ".join(lists)
+        )
+
+
+def check_run(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
+    """What of the run itself makes an exact continuation impossible."""
+    reasons = []
+    for name, now in (("world_size", runner.world_size), ("accum_steps", runner.accum_steps)):
+        if run[name] != now:
+            reasons.append(f"{name} was {run[name]}, now it is {now}")
+    return reasons
+
+
+def check_model(model: nn.Module | None, state: Mapping[str, Any] | None, path: Path) -> None:
+    """Compare names and shapes of the weights before any is changed."""
+    if model is None or state is None:
+        return
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    for name, tensor in own.items():
+        if name in state and getattr(tensor, "shape", None) != getattr(state[name], "shape", None):
+            problems.append(
+                f"{name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
+            )
+    if problems:
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(f"{path} does not fit the model: {shown}")
+
+
+def model_state(runner: AccelerateRunner) -> Any:
+    """The weights under the names of the plain model."""
+    if runner.model is None:
+        return None
+    if runner.optimization.direct:
+        return runner.unwrapped_model.state_dict()
+    return runner.unwrapped_model.state_dict()
+
+
+def load_model(runner: AccelerateRunner, state: Any) -> None:
+    """Load the weights."""
+    if runner.model is not None:
+        runner.unwrapped_model.load_state_dict(state)
+
+
+def build(cls: Callable[..., Any], path: Path, parts: Mapping[str, Any]) -> Any:
+    """A runner with the configuration of a checkpoint, that has taken its state."""
+    from danling.config import Config
+
+    checkpoint = read_checkpoint(path)
+    config = parts.get("config") or Config.from_saved(checkpoint["config"])
+    runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
+    restore(runner, checkpoint, path)
+    return runner
+
+
+def restore_rng(runner: AccelerateRunner) -> None:
+    """Put the random streams back, once, right before the first batch after a resume."""
+    state, runner.pending_rng = runner.pending_rng, None
+    if state is not None:
+        set_rng_state(state)
+
+
+def resume(runner: AccelerateRunner) -> None:
+    """Load the checkpoint that the run goes on from, if there is one; what `_open` calls."""
+    which, message = runner.resumption()
+    if message:
+        runner.logger.info("%s", message)
+    if which is None:
+        return
+    for line in runner.world.on_main(runner.checkpoints.clean):
+        runner.logger.warning("checkpoints: %s", line)
+    if which == "latest" and runner.world.on_main(runner.checkpoints.is_empty):
+        runner.logger.info("it has no checkpoint yet: training starts from its beginning")
+        return
+    checkpoint, path = runner.world.on_main(lambda: runner.checkpoints.load(which))
+    restore(runner, checkpoint, path)
+    report_differences(runner, checkpoint["config"])
+    reasons = (runner.resume_report or {}).get("reasons")
+    runner.logger.info(
+        "resumed from %s at epoch %d, global step %d: %s",
+        path,
+        runner.epoch,
+        runner.global_step,
+        f"not exactly, since {'; '.join(reasons)}" if reasons else "exactly",
+    )
+
+
+def report_differences(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
+    """Print what the configuration now says otherwise: it wins."""
+    for key, (old, new) in runner.config.diff(type(runner.config)(saved)).items():
+        runner.logger.info("config: %s was %r, now it is %r", key, old, new)

@@ -1,0 +1,143 @@
+"""Which checkpoints there are, read from the files themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from danling.commit import SUFFIX
+from danling.errors import CheckpointError
+from danling.trailer import Trailer
+from danling.validation import is_intact, trailer_of
+
+__all__ = ["Catalog", "Entry", "is_name", "is_numbered"]
+
+_NUMBERED = re.compile(r"(epoch|step)-(0|[1-9]\d{0,18})")
+_FIXED = re.compile(r"latest|previous|best(-[A-Za-z0-9][\w.=-]{0,99})?", re.ASCII)
+
+_Signature = tuple[int, int, int, int]
+
+
+def is_name(name: str) -> bool:
+    """Whether a checkpoint may have this name: `latest`, `best-loss`, `epoch-10`, not `epoch-x`."""
+    return bool(_FIXED.fullmatch(name)) or is_numbered(name)
+
+
+def is_numbered(name: str) -> bool:
+    """Whether this is the name of one epoch or step, which rotation may remove."""
+    return bool(_NUMBERED.fullmatch(name))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in the directory of checkpoints.
+
+    Attributes:
+        name: The name without `.pth`.
+        path: The file.
+        trailer: What the file says about itself.
+    """
+
+    name: str
+    path: Path
+    trailer: Trailer
+
+    @property
+    def global_step(self) -> int:
+        return self.trailer.global_step
+
+    @property
+    def epoch(self) -> int:
+        return self.trailer.epoch
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content: equal for the names of one commit, on every machine."""
+        return self.trailer.sha256
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self.trailer.metrics
+
+    def row(self) -> dict[str, Any]:
+        """The entry as it stands in `index.json`."""
+        return {
+            "sha256": self.digest,
+            "size": self.path.stat().st_size,
+            "global_step": self.global_step,
+            "epoch": self.epoch,
+            "serial": self.trailer.serial,
+            "metrics": dict(self.metrics),
+        }
+
+
+class Catalog:
+    """Lists a directory; what was read of a file is remembered until the file changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._trailers: dict[_Signature, Trailer] = {}
+        self._intact: set[_Signature] = set()
+
+    def files(self) -> dict[str, Path]:
+        """Everything that has the name of a checkpoint, whatever it is."""
+        with suppress(FileNotFoundError):
+            paths = (self._directory / name for name in sorted(os.listdir(self._directory)))
+            return {
+                path.stem: path for path in paths if path.suffix == SUFFIX and is_name(path.stem)
+            }
+        return {}
+
+    def entries(self) -> list[Entry]:
+        """The files with a readable trailer, newest first."""
+        known, self._trailers = self._trailers, {}
+        found = []
+        for name, path in self.files().items():
+            signature = _signature(path)
+            if signature is None:
+                continue
+            trailer = known.get(signature) or _trailer(path)
+            if trailer is not None:
+                self._trailers[signature] = trailer
+                found.append(Entry(name, path, trailer))
+        return sorted(found, key=_newest_first)
+
+    def trust(self, path: Path) -> None:
+        """Takes a file that was just written as intact, so that it is not read again for that."""
+        signature = _signature(path)
+        if signature is not None:
+            self._intact.add(signature)
+
+    def intact(self, entry: Entry) -> bool:
+        """Whether the content of a file is what was written."""
+        signature = _signature(entry.path)
+        if signature not in self._intact and is_intact(entry.path):
+            self.trust(entry.path)
+        return signature in self._intact
+
+
+def _newest_first(entry: Entry) -> tuple[int, int, str]:
+    # the name breaks the tie of one commit: `latest` before `epoch-10` in messages
+    return (-entry.trailer.serial, -entry.global_step, "" if entry.name == "latest" else entry.name)
+
+
+def _trailer(path: Path) -> Trailer | None:
+    try:
+        return trailer_of(path)
+    except CheckpointError:
+        return None
+
+
+def _signature(path: Path) -> _Signature | None:
+    """Changes when the content does; None if there is no regular file."""
+    with suppress(FileNotFoundError):
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return None

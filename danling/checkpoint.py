@@ -1,0 +1,295 @@
+"""The checkpoints of one run: commit, load, and what is kept.
+
+    checkpoints/
+      latest.pth      the newest, in the same file as the numbered and best names of its commit
+      previous.pth    the one before, in another file
+      best.pth        best-NAME.pth
+      epoch-10.pth    step-1200.pth
+      index.json      a list of them for people and tools; never read back
+
+Everything is found from the files themselves (see `danling.trailer`): a directory that was moved,
+copied or tidied by hand works as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from danling import filesystem
+from danling.catalog import Catalog, Entry, is_name, is_numbered
+from danling.commit import TEMPORARY, CheckpointDirectory
+from danling.encoding import encode
+from danling.errors import CheckpointError
+from danling.failpoints import failpoint
+from danling.fallback import load_newest
+from danling.jsonable import dumps
+from danling.snapshot import Snapshot, on_host
+from danling.trailer import Trailer
+from danling.validation import FORMAT, read_checkpoint
+
+__all__ = ["CheckpointStore"]
+
+_ORPHAN = re.compile(rf"{re.escape(TEMPORARY)}[\w.=-]+\.\d+\.\d+", re.ASCII)
+_HEADROOM = 1.1  # of the size of the last checkpoint
+_logger = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """Writes, reads and tidies the directory of a run's checkpoints.
+
+    One process writes (it holds the lock of the run), any number read. A save that returned is
+    durable; one that failed or was killed leaves what was there before.
+
+    Args:
+        directory: Usually `{run}/checkpoints`; created by the first commit, if `{run}` is there.
+        run: uuid of the run, written into each file and compared when one is read.
+        keep_previous: Whether the file that `latest.pth` replaces stays as `previous.pth`.
+
+    Example:
+        >>> store = CheckpointStore(getfixture("tmp_path") / "checkpoints")
+        >>> _ = store.commit({"model": {}}, ["latest", "epoch-1"], global_step=40, epoch=1)
+        >>> _ = store.commit({"model": {}}, ["latest", "best"], global_step=80, epoch=2)
+        >>> [(entry.name, entry.global_step) for entry in store.candidates()]
+        [('latest', 80), ('best', 80), ('epoch-1', 40), ('previous', 40)]
+        >>> checkpoint, path = store.load("latest")
+        >>> path.name, checkpoint["format"]
+        ('latest.pth', 1)
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        run: str | None = None,
+        keep_previous: bool = True,
+    ) -> None:
+        self.directory = Path(directory)
+        self.run = run
+        self._files = CheckpointDirectory(self.directory, keep_previous)
+        self._catalog = Catalog(self.directory)
+
+    def commit(
+        self,
+        checkpoint: Mapping[str, Any] | Snapshot,
+        names: Sequence[str],
+        *,
+        global_step: int,
+        epoch: int,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Writes a checkpoint once, under all of `names`; durable when it returns.
+
+        Args:
+            checkpoint: Values by top-level key; `format` and `run` are added where missing.
+            names: `latest`, `best`, `best-NAME`, `epoch-N` or `step-N`.
+            global_step: Optimizer steps completed.
+            epoch: Epochs completed.
+            metrics: Numbers for the choice of what to keep, found again in `candidates`.
+
+        Returns:
+            The file of the first name.
+
+        Raises:
+            CheckpointError: It cannot be encoded or written; `errno` tells a full disk from the
+                rest. What was there before can still be loaded.
+        """
+        names = _checked(names)
+        payload = self._payload(checkpoint)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        trailer = Trailer(names, self._next_serial(), global_step, epoch, self.run, numbers)
+        path = self._files.file(names[0])
+        with _translated(f"the checkpoint of step {global_step} was not saved", path):
+            self._files.prepare()
+            temporary, _ = self._files.write(payload, trailer)
+            self._files.publish(temporary, names)
+        self._catalog.trust(path)
+        self._write_index()
+        return path
+
+    def load(self, which: str | Path = "latest") -> tuple[dict[str, Any], Path]:
+        """Reads a checkpoint of this directory, or any file.
+
+        `"latest"` is the newest valid one: what is damaged is set aside as `*.corrupt-N`, with a
+        warning, and the next older one is tried. Any other name, and a path, is that file or an
+        error. A path may lead to another run.
+
+        Returns:
+            The checkpoint, on the CPU, and the file that it was read from.
+
+        Raises:
+            CheckpointError: There is none, or none that is valid: the message lists each file and
+                its cause. `errno` is ENOENT where nothing was ever saved.
+        """
+        if which == "latest":
+            return load_newest(self._catalog, self.directory, self.run)
+        if not is_name(str(which)):
+            return read_checkpoint(which), Path(which)
+        path = self._files.file(str(which))
+        if not os.path.lexists(path):
+            there = ", ".join(self._catalog.files()) or "none"
+            message = f"there is no checkpoint {which!r}; in the directory are: {there}"
+            raise CheckpointError(errno.ENOENT, message, str(path))
+        return read_checkpoint(path, run=self.run), path
+
+    def candidates(self) -> list[Entry]:
+        """The checkpoints of this run, newest first, without those that lost their end."""
+        entries = self._catalog.entries()
+        return [entry for entry in entries if self.run in (None, entry.trailer.run)]
+
+    def is_empty(self) -> bool:
+        """Whether no save ever ended here: a run may start afresh, as nothing can be lost.
+
+        What was left by a save that never ended does not count, a damaged checkpoint does.
+        """
+        if self._catalog.files():
+            return False
+        return not any(self.directory.glob("*.corrupt-*"))
+
+    def rotate(self, keep: Collection[str]) -> list[str]:
+        """Removes the numbered names (`epoch-N`, `step-N`) that are not in `keep`.
+
+        Nothing else is ever removed, and nothing at all unless a valid checkpoint stays. A name
+        that cannot be removed is a warning, and tried again next time.
+
+        Returns:
+            The names that were removed.
+        """
+        entries = self.candidates()
+        doomed = [e for e in entries if is_numbered(e.name) and e.name not in keep]
+        if not doomed:
+            return []
+        if not any(self._catalog.intact(e) for e in entries if e not in doomed):
+            _logger.warning("%s: nothing is removed, as no other is valid", self.directory)
+            return []
+        removed = [entry.name for entry in doomed if self._remove(entry.path)]
+        if removed:
+            self._write_index()
+        return removed
+
+    def clean(self) -> list[str]:
+        """Tidies up after a process that died in a save; only for who holds the lock of the run.
+
+        Files that were never committed are removed. `latest` and `best` are given to the newest
+        checkpoint that was to have them.
+
+        Returns:
+            A line for the log about each change.
+
+        Raises:
+            CheckpointError: The disk refuses a change.
+        """
+        done = []
+        with _translated("the checkpoints cannot be tidied up", self.directory):
+            for name in sorted(os.listdir(self.directory)) if self.directory.is_dir() else ():
+                if _ORPHAN.fullmatch(name) and self._remove(self.directory / name):
+                    done.append(f"removed {name}, which was never committed")
+            entries = self.candidates()
+            current = {entry.name: entry for entry in entries}
+            wanted: dict[str, Entry] = {}
+            for entry in entries:
+                for name in entry.trailer.names:
+                    wanted.setdefault(name, entry)
+            for name, entry in wanted.items():
+                if not is_numbered(name) and self._repair(name, entry, current.get(name)):
+                    done.append(f"{name} is step {entry.global_step} again, as {entry.name}")
+        return done
+
+    def preflight(self, expected_bytes: int | None = None) -> None:
+        """Fails before the first step where the first save would; warns when space is short.
+
+        Args:
+            expected_bytes: Size of a checkpoint; that of the newest here if None.
+
+        Raises:
+            CheckpointError: The directory cannot be made, or files cannot be written in it.
+        """
+        with _translated("checkpoints cannot be saved", self.directory):
+            self._files.prepare()
+            self._files.probe()
+            free = _free_bytes(self.directory)
+            entries = self.candidates() if expected_bytes is None else []
+            size = entries[0].path.stat().st_size if entries else expected_bytes or 0
+        if free is not None and free < size * _HEADROOM:
+            _logger.warning(
+                "%s: %.1f MB are free, and a checkpoint takes %.1f MB",
+                self.directory,
+                free / 1e6,
+                size / 1e6,
+            )
+
+    def _payload(self, checkpoint: Mapping[str, Any] | Snapshot) -> Any:
+        if isinstance(checkpoint, Snapshot):
+            payload = checkpoint.payload
+        else:
+            payload = on_host(encode(dict(checkpoint)))
+        run = {} if self.run is None else {"run": {"uuid": self.run}}
+        return {"format": FORMAT, **run, **payload}
+
+    def _next_serial(self) -> int:
+        return max((entry.trailer.serial for entry in self.candidates()), default=0) + 1
+
+    def _repair(self, name: str, wanted: Entry, current: Entry | None) -> bool:
+        newer = current is None or current.trailer.serial < wanted.trailer.serial
+        if not newer or not self._catalog.intact(wanted):
+            return False
+        self._files.publish(self._files.link_temporary(wanted.path), [name])
+        return True
+
+    def _write_index(self) -> None:
+        """The list for people: it failing is no reason to lose a checkpoint that was saved."""
+        try:
+            rows = {entry.name: entry.row() for entry in self.candidates()}
+            text = dumps({"schema": 1, "checkpoints": rows}, indent=2)
+            self._files.write_text("index.json", text + "\n")
+            failpoint("checkpoint.after_index")
+        except OSError as error:
+            _logger.warning("%s/index.json was not written: %s", self.directory, error)
+
+    def _remove(self, path: Path) -> bool:
+        failpoint("checkpoint.before_unlink")
+        try:
+            filesystem.unlink(path)
+        except FileNotFoundError:  # somebody else did
+            return False
+        except OSError as error:
+            _logger.warning(
+                "%s cannot be removed (%s): tried again next time", path, error.strerror
+            )
+            return False
+        return True
+
+
+def _checked(names: Sequence[str]) -> tuple[str, ...]:
+    for name in names:
+        if not is_name(name) or name == "previous":
+            raise CheckpointError(
+                f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
+                "'epoch-10' and 'step-1200'"
+            )
+    if not names:
+        raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")
+    return tuple(dict.fromkeys(names))
+
+
+def _free_bytes(path: Path) -> int | None:
+    if not hasattr(os, "statvfs"):
+        return None
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def _translated(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(error.errno, f"{what}: {error.strerror}", str(path)) from error

@@ -1,0 +1,111 @@
+"""Evaluation and prediction: no gradients, nothing drawn from training's randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from danling.averages import Averages, Total
+from danling.batch import read_output, sample_count
+from danling.errors import DataError
+from danling.metrics import compute, reset
+from danling.seed import isolated_rng
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner
+
+__all__ = ["evaluate_split", "evaluation_mode", "predict_split", "reduce_totals"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
+    """Evaluation mode without gradients; random streams and modes of modules are put back."""
+    training = (
+        [module for module in model.modules() if module.training] if model is not None else []
+    )
+    with isolated_rng(), torch.no_grad():
+        if model is not None:
+            model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
+    """Means over the samples of a split, on the host, over all processes."""
+    hooks, loader, averages = runner.callbacks, runner.loader(split), Averages()
+    metrics = runner.metrics_of(split)
+    reset(metrics)
+    hooks("on_evaluate_start", runner, split)
+    with runner.logging_to(averages, split):
+        for batch in loader.iterate(0):
+            hooks("on_evaluate_batch_start", runner, batch)
+            output = runner.evaluate_step(batch)
+            loss, values, samples = read_output(output)
+            count = samples if samples is not None else sample_count(batch) or 1
+            averages.add(f"{split}/loss", scalar_of(loss), count)
+            for name, value in values.items():
+                averages.add(f"{split}/{name}", scalar_of(value), count)
+            hooks("on_evaluate_batch_end", runner, batch, output)
+    totals = reduce_totals(averages.take(), runner.world.gather)
+    if not totals:
+        raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
+    result = {tag.removeprefix(f"{split}/"): total.mean for tag, total in totals.items()}
+    result |= compute(metrics)
+    hooks("on_evaluate_end", runner, split, result)
+    return result
+
+
+def predict_split(runner: AccelerateRunner, split: str) -> Any:
+    """The outputs of a split, once for each sample and in order."""
+    hooks, loader = runner.callbacks, runner.loader(split)
+    hooks("on_predict_start", runner, split)
+    outputs: list[tuple[int, Any]] = []
+    for index, batch in enumerate(loader.iterate(0)):
+        output = runner.predict_step(batch)
+        hooks("on_predict_batch_end", runner, batch, output)
+        outputs.append((loader.positions(index)[0], to_host(output)))
+    hooks("on_predict_end", runner, split)
+    gathered = [pair for part in runner.world.gather(outputs) for pair in part]
+    ordered = [output for _, output in sorted(gathered, key=itemgetter(0))]
+    return torch.cat(ordered) if ordered and all(map(is_batched, ordered)) else ordered
+
+
+def is_batched(output: Any) -> bool:
+    """Whether an output is a tensor with a dimension of samples."""
+    return isinstance(output, Tensor) and output.ndim > 0
+
+
+def reduce_totals(
+    totals: Mapping[str, Total],
+    gather: Callable[[dict[str, list[float]]], list[dict[str, list[float]]]],
+) -> dict[str, Total]:
+    """Add the totals of all processes."""
+    reduced: dict[str, Total] = {}
+    for part in gather({name: total.state() for name, total in totals.items()}):
+        for name, state in part.items():
+            reduced[name] = reduced.get(name, Total()) + Total.of(state)
+    return reduced
+
+
+def scalar_of(value: Any) -> Any:
+    """A value that can be kept: a tensor without its graph."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def to_host(output: Any) -> Any:
+    """Copy the tensors of an output to the CPU."""
+    if isinstance(output, Tensor):
+        return output.detach().cpu()
+    if isinstance(output, Mapping):
+        return {key: to_host(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [to_host(value) for value in output]
+    return output

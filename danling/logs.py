@@ -1,0 +1,129 @@
+"""The logger of a run: its own handlers, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from danling.attempts import Attempts
+
+__all__ = ["close_logger", "open_logger"]
+
+
+def open_logger(
+    name: str,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    console: bool = True,
+    level: int = logging.INFO,
+) -> logging.Logger:
+    r"""Give a logger its handlers: each message once in the file and once on the console.
+
+    The root logger is neither used nor changed. Opening a logger again replaces its handlers.
+
+    Args:
+        name: Of the logger; one per run.
+        path: A file to append to, which gets everything from DEBUG on; None for none.
+        console: Whether to write to stderr, around a progress bar that is there.
+        level: The least level that goes to the console.
+
+    Raises:
+        OSError: The file cannot be opened.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "run.log"
+        >>> logger = open_logger("danling.run.1f", path, console=False)
+        >>> logger.info("epoch 1/3")
+        >>> close_logger(logger)
+        >>> path.read_text().split(maxsplit=2)[2:]
+        ['INFO     epoch 1/3\n']
+    """
+    logger = logging.getLogger(name)
+    close_logger(logger)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False  # handlers of the root logger would print every line twice
+    if path is not None:
+        logger.addHandler(_FileHandler(Path(path)))
+    if console:
+        logger.addHandler(_ConsoleHandler(level))
+    if not logger.handlers:  # without any, Python prints warnings by itself
+        logger.addHandler(logging.NullHandler())
+    return logger
+
+
+def close_logger(logger: logging.Logger) -> None:
+    """Take the handlers away and close them."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):  # a full disk was reported when it happened
+            handler.close()
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a file; when it cannot, says so once and lets the training go on."""
+
+    def __init__(self, path: Path) -> None:
+        half_line = _ends_in_a_half_line(path)
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
+        self._attempts = Attempts(f"writing {path.name}")
+        if half_line:  # left by a process that was killed
+            self.stream.write("\n")
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):  # a wrong message, which Python reports well
+            super().handleError(record)
+            return
+        with self._attempts.caught(_LAST_RESORT):
+            raise error
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes to the stderr of the moment, above the progress bars of tqdm."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.setFormatter(_ConsoleFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            _write_line(self.format(record))
+        except (OSError, ValueError):  # a closed terminal; there is nobody left to tell
+            return
+        except Exception:
+            self.handleError(record)
+
+
+class _ConsoleFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if record.levelno < logging.WARNING:
+            return line
+        time, _, message = line.partition(" ")
+        return f"{time} {record.levelname.lower()}: {message}"
+
+
+def _write_line(line: str) -> None:
+    tqdm = sys.modules.get("tqdm")
+    if sys.stderr is None:
+        return
+    if tqdm is not None:  # its `write` takes away the bars and puts them back
+        tqdm.tqdm.write(line, file=sys.stderr)
+    else:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _ends_in_a_half_line(path: Path) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False
+
+
+_LAST_RESORT = logging.Logger("danling.console")  # of no hierarchy: for what a handler has to say
+_LAST_RESORT.addHandler(_ConsoleHandler(logging.WARNING))

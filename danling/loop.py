@@ -1,0 +1,307 @@
+"""What is open in a training: the training, an epoch, a batch; and how each of them ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from danling.averages import Averages, Meter
+from danling.batch import checked_scalar
+from danling.errors import ConfigError, RunError
+from danling.evaluation import reduce_totals
+from danling.metrics import compute, is_stateful, load_metric_state, metric_state, reset
+from danling.parts import PartsRunner
+from danling.triggers import Every, Moment
+from danling.window import OpenBatch
+
+__all__ = ["LoopRunner"]
+
+
+class LoopRunner(PartsRunner):
+    """The state of the loop: `AccelerateRunner` drives it; a loop left early is closed here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.evaluating: str | None = None
+        self.is_log_step = False
+        self._trained: set[str] = set()  # splits whose batches were asked for
+        self.pending_rng: dict[str, Any] | None = (
+            None  # of a checkpoint, until the first batch after it
+        )
+        self.foreign_state: dict[
+            str, Any
+        ] = {}  # of callbacks that the checkpoint had and this run has not
+        self._epochs_token: object | None = (
+            None  # of the iterator that is valid, while a training is open
+        )
+        self._batches_token: object | None = None  # likewise, while an epoch is open
+        self._batch: OpenBatch | None = None
+        self._exhausted = False  # every batch of the epoch was used
+        self._left = False  # a `break` ended the batches
+        self._at_safe_point = False
+        self._meter = Meter()
+        self._evaluation_averages: Averages | None = None
+        self._evaluated: dict[str, dict[str, float]] = {}  # of the epoch that ends
+        self.last_evaluation = Moment()
+        self._log_interval, self._poll_interval = 50, 10
+        self._max_epochs: int | None = None
+        self._max_steps: int | None = None
+        self._evaluate_every: Every | None = None
+
+    # The run
+
+    def _open(self) -> None:
+        config = self.config
+        self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
+        self._max_epochs, self._max_steps = config.max_epochs, config.max_steps
+        self._evaluate_every = (
+            None if config.evaluate_every is None else Every(config.evaluate_every)
+        )
+        self.prepare()
+        super()._open()
+
+    def _finish(self) -> None:
+        self._end_training()
+
+    def _unwind(self, error: BaseException | None) -> None:
+        self._epochs_token = self._batches_token = self._batch = None
+        super()._unwind(error)
+
+    # The training
+
+    def _check_limits(self) -> None:
+        if self.config.max_epochs is None and self.config.max_steps is None:
+            raise ConfigError(
+                "nothing says when training ends: set max_epochs or max_steps in the configuration"
+            )
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the training ends at this point: a limit is reached or a stop was asked for."""
+        return self._is_cut() or (
+            self._max_epochs is not None and self.counters.epoch >= self._max_epochs
+        )
+
+    def _is_cut(self) -> bool:
+        """Whether the training ends even within an epoch."""
+        return self.stop_reason is not None or (
+            self._max_steps is not None and self.counters.global_step >= self._max_steps
+        )
+
+    def _start_training(self) -> object:
+        self._end_training()
+        self._epochs_token = token = object()
+        if self.model is not None:
+            self.model.train()
+        self.callbacks("on_train_start", self)
+        self.clock.start()
+        if self.is_ending:
+            limit = f"epoch {self.epoch}, global step {self.global_step} is the limit of this run"
+            self.logger.warning("nothing to do: %s", self.stop_reason or limit)
+        return token
+
+    def _end_training(self) -> None:
+        """Close what is open, innermost first, and fire the hooks of its end."""
+        if self._epochs_token is None:
+            return
+        if self._batches_token is not None:
+            self._end_epoch(cut=True)
+        if self._meter:
+            self._log_window()
+        self._epochs_token = None
+        self.clock.stop()
+        self.callbacks("on_train_end", self)
+
+    # The epoch
+
+    def _start_epoch(self) -> None:
+        self._batches_token = object()
+        self._exhausted = self._left = self.epoch_complete = False
+        self._evaluated = {}
+        if self.counters.batch_index == 0:  # else the run is resumed within it
+            reset(self.metrics_of("train"))
+            self.callbacks("on_epoch_start", self)
+
+    def _end_epoch(self, *, cut: bool = False) -> None:
+        """End the open epoch; one that was cut counts as not completed."""
+        self._settle()
+        self.epoch_complete = self._exhausted or not (cut or self._is_cut())
+        self._batches_token = None
+        if self.epoch_complete:
+            self.counters.epoch += 1
+            self.counters.batch_index = 0
+            self.optimization.end_epoch()
+        self._add_result(self._epoch_result(), scored=self.epoch_complete)
+        self.callbacks("on_epoch_end", self)
+        self.agree()
+        if self.epoch_complete:
+            self.callbacks("on_checkpoint", self)
+
+    def _epoch_result(self) -> dict[str, Any]:
+        totals = reduce_totals(self._meter.end_epoch(), self.world.gather)
+        train = {
+            tag.removeprefix("train/"): total.mean
+            for tag, total in totals.items()
+            if tag.startswith("train/")
+        }
+        train |= compute(self.metrics_of("train")) if train else {}
+        result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
+        return result | ({"train": train} if train else {}) | self._evaluated
+
+    # Evaluation within a training
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
+        every = self._evaluate_every
+        if (
+            every is None
+            or (every.unit == "epochs" and not self._exhausted)
+            or not self.evaluation_splits
+        ):
+            return
+        now = self.now()
+        if self._exhausted:
+            now = replace(now, epoch=now.epoch + 1)
+        elif self._batch is None or not self._batch.stepped:
+            return
+        if every.is_due(now, self.last_evaluation):
+            self.last_evaluation = now
+            self.evaluate()
+
+    def _add_evaluation(self, results: Mapping[str, dict[str, float]]) -> None:
+        """Keep results for the epoch that ends, or as a result of their own within one."""
+        self.evaluations += 1
+        if self._exhausted or self._left:
+            self._evaluated |= results
+        else:
+            self._add_result(
+                {"epoch": self.epoch, "global_step": self.global_step, **results}, scored=True
+            )
+        metrics = {
+            f"{split}/{name}": value
+            for split, result in results.items()
+            for name, value in result.items()
+        }
+        self.callbacks("on_log", self, metrics)
+        self.agree()
+
+    def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
+        self.history.add(result, scored=scored)
+        if scored and self.latest_score is not None:
+            self.optimization.end_evaluation(self.latest_score)
+
+    # The batch
+
+    def _require_batch(self) -> OpenBatch:
+        if self._batch is None:
+            raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
+        return self._batch
+
+    def _end_batch(self) -> None:
+        """Close the batch in hand; evaluation within it closes it early, before it starts."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        self.counters.batch_index += 1
+        self.callbacks("on_batch_end", self, batch.batch, batch.output)
+        if batch.stepped:
+            self._at_safe_point = True
+            if self.is_log_step:
+                self._log_window()
+                self.is_log_step = False
+            if self.counters.global_step % self._poll_interval == 0:
+                self.agree()
+
+    def _pass_safe_point(self) -> None:
+        """Fire `on_checkpoint` for the step that was taken, after the evaluation due at it."""
+        if self._at_safe_point:
+            self._at_safe_point = False
+            self.callbacks("on_checkpoint", self)
+
+    def _settle(self) -> None:
+        """Close the batch that a `break` left open."""
+        if self._batch is not None and not self._batch.window.closes:
+            self.logger.warning(
+                "the epoch was left within an accumulation window: its gradients are dropped"
+            )
+            self.optimization.discard()
+        self._end_batch()
+        self._pass_safe_point()
+
+    # Logging
+
+    def log(self, name: str | Mapping[str, Any], value: Any = None) -> None:
+        """Average a value until the log interval; it stays on its device until then.
+
+        Within an evaluation it becomes part of the split's result. A name without a split gets that
+        of what runs.
+
+        Args:
+            name: The name, or several values by name.
+            value: A scalar, of this process; the means are over all of them.
+
+        Example:
+            >>> runner.log("aux", aux_loss)             # doctest: +SKIP
+            >>> runner.log({"optim/temperature": 0.5})  # doctest: +SKIP
+        """
+        values = name if isinstance(name, Mapping) else {name: value}
+        split = self.evaluating or "train"
+        averages = (
+            self._evaluation_averages if self._evaluation_averages is not None else self._meter
+        )
+        for key, item in values.items():
+            averages.add(key if "/" in key else f"{split}/{key}", checked_scalar(key, item))
+
+    @contextmanager
+    def logging_to(self, averages: Averages, split: str) -> Iterator[None]:
+        """Let `log` feed the averages of an evaluation."""
+        self._evaluation_averages, self.evaluating = averages, split
+        try:
+            yield
+        finally:
+            self._evaluation_averages = self.evaluating = None
+
+    def _log_window(self) -> None:
+        """Give the means since the last log to `on_log`."""
+        if not self.callbacks.hears("on_log"):
+            return
+        totals = reduce_totals(self._meter.end_window(), self.world.gather)
+        metrics = {tag: total.mean for tag, total in totals.items()}
+        bad = {tag: total.nonfinite for tag, total in totals.items() if total.nonfinite}
+        if bad:
+            metrics["train/nonfinite"] = float(sum(bad.values()))
+            self.logger.warning(
+                "values that are not finite by global step %d: %s", self.global_step, bad
+            )
+        self.callbacks("on_log", self, metrics | self.optimization.learning_rates())
+
+    # State
+
+    def loop_state(self) -> dict[str, Any]:
+        """What is open in this process: averages, values not yet logged, metrics."""
+        metrics = self.metrics_of("train")
+        return {
+            "meter": self._meter.state_dict(),
+            "metrics": {
+                name: metric_state(metric)
+                for name, metric in metrics.items()
+                if is_stateful(metric)
+            },
+        }
+
+    def loader_states(self) -> dict[str, Any]:
+        """Where the loaders are that the training has used."""
+        return {
+            split: self.loader(split).state_dict(self.epoch, self.batch_index)
+            for split in sorted(self._trained)
+        }
+
+    def load_loop_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was open."""
+        self._meter.load_state_dict(state["meter"])
+        metrics = self.metrics_of("train")
+        for name, metric in state["metrics"].items():
+            if name in metrics:
+                load_metric_state(metrics[name], metric)

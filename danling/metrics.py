@@ -1,0 +1,123 @@
+"""Metrics: functions of (output, target), and objects with `update`, `compute` and `reset`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any, Final
+
+from torch import Tensor
+
+from danling.errors import MetricError
+
+__all__ = [
+    "RESERVED",
+    "compute",
+    "is_stateful",
+    "load_metric_state",
+    "measure",
+    "metric_state",
+    "own_copies",
+    "reset",
+]
+
+RESERVED: Final = frozenset({"loss", "n"})
+"""What the output of a step holds besides metrics."""
+
+
+def is_stateful(metric: Any) -> bool:
+    """Whether a metric is an object that accumulates, and not a function."""
+    return all(hasattr(metric, method) for method in ("update", "compute", "reset"))
+
+
+def own_copies(metrics: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """Copies for one split: an epoch of training is open while another split is evaluated."""
+    for name, metric in metrics.items():
+        if name in RESERVED:
+            raise MetricError(
+                f"a metric cannot be named {name!r}: that is what a step calls its own"
+            )
+        if not is_stateful(metric) and not callable(metric):
+            raise MetricError(
+                f"the metric {name!r} is neither a function nor has it update, compute and reset"
+            )
+    copies = {name: copy.deepcopy(metric) for name, metric in metrics.items()}
+    for metric in copies.values():
+        if callable(getattr(metric, "to", None)):  # a module, or one like torcheval's
+            metric.to(device)
+    return copies
+
+
+def reset(metrics: Mapping[str, Any]) -> None:
+    """Let the metrics that are objects forget what they accumulated."""
+    for metric in metrics.values():
+        if is_stateful(metric):
+            metric.reset()
+
+
+def measure(metrics: Mapping[str, Any], output: Any, target: Any) -> dict[str, Any]:
+    """Update the metrics that are objects, and compute those that are functions."""
+    output = output.detach() if isinstance(output, Tensor) else output
+    values = {}
+    for name, metric in metrics.items():
+        if is_stateful(metric):
+            metric.update(output, target)
+        else:
+            values[name] = single(name, metric(output, target))
+    return values
+
+
+def single(name: str, value: Any) -> Any:
+    """The value of a metric, if it is one number."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise MetricError(
+            f"the metric {name!r} gave shape {tuple(value.shape)}: reduce it, as with .mean()"
+        )
+    if not isinstance(value, Tensor | Real):
+        raise MetricError(f"the metric {name!r} gave a {type(value).__name__}, which is no number")
+    return value
+
+
+def compute(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The values of the metrics that are objects; one that returns a mapping gives several."""
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        if is_stateful(metric):
+            value = metric.compute()
+            if isinstance(value, Mapping):
+                values |= {f"{name}/{key}": number(name, item) for key, item in value.items()}
+            else:
+                values[name] = number(name, value)
+    return values
+
+
+def number(name: str, value: Any) -> float:
+    """The value of a metric on the host."""
+    return float(single(name, value))
+
+
+def metric_state(metric: Any) -> dict[str, Any]:
+    """What a metric has accumulated."""
+    if hasattr(
+        metric, "_defaults"
+    ):  # torchmetrics: its state_dict leaves out what is not persistent
+        return {name: getattr(metric, name) for name in (*metric._defaults, "_update_count")}
+    if hasattr(metric, "state_dict"):
+        return dict(metric.state_dict())
+    return dict(vars(metric))
+
+
+def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
+    """Go on accumulating."""
+    if hasattr(metric, "state_dict") and not hasattr(metric, "_defaults"):
+        metric.load_state_dict(state)
+        return
+    for name, value in state.items():
+        setattr(
+            metric,
+            name,
+            value.to(metric.device)
+            if isinstance(value, Tensor) and hasattr(metric, "device")
+            else value,
+        )

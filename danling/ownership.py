@@ -1,0 +1,284 @@
+"""Which run this is: its ids, the directory it owns, and the run that it goes on with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+from danling import identity
+from danling.errors import ResumeError, RunDirectoryError, RunError
+from danling.lock import DirectoryLock
+from danling.record import RunFile, RunPaths, claim
+from danling.runs import FoundRun, find_job, find_runs
+
+if TYPE_CHECKING:
+    from danling.base_runner import BaseRunner
+    from danling.checkpoint import CheckpointStore
+
+__all__ = ["Owned", "Ownership", "Plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rank 0 decided for all: the directory, and where the run in it goes on from."""
+
+    path: str
+    uuid: str
+    experiment_uuid: str
+    run_uuid: str
+    checkpoint: str | None = None
+    message: str = ""
+
+
+class Ownership:
+    """The identity and the directory of a runner; the directory is claimed when the run opens.
+
+    Args:
+        runner: Whose.
+    """
+
+    def __init__(self, runner: BaseRunner) -> None:
+        self._runner = runner
+        self._code: identity.Code | None = None
+        self._experiment_uuid: UUID | None = None
+        self._run_uuid: UUID | None = None
+        self._uuid: UUID | None = None
+        self._paths: RunPaths | None = None
+        self._lock: DirectoryLock | None = None
+        self._store: CheckpointStore | None = None
+        self.checkpoint: str | None = None  # name or path of the one to load when the run opens
+        self.message = ""  # on why it is this directory
+
+    # Identity
+
+    @property
+    def code(self) -> identity.Code:
+        if self._code is None:
+            self._code = identity.read_code(main_folder(), exclude=[self._project_root])
+        return self._code
+
+    @property
+    def experiment_uuid(self) -> UUID:
+        if self._experiment_uuid is None:
+            self._experiment_uuid = identity.experiment_uuid(self.code)
+        return self._experiment_uuid
+
+    @property
+    def run_uuid(self) -> UUID:
+        if self._run_uuid is None:
+            self._run_uuid = identity.run_uuid(self.experiment_uuid, self._runner.config.semantic())
+        return self._run_uuid
+
+    @property
+    def uuid(self) -> UUID:
+        if self._uuid is None:
+            self._uuid = self._runner.world.broadcast(uuid4())
+        return self._uuid
+
+    @property
+    def name(self) -> str:
+        config = self._runner.config
+        return identity.run_name(config.experiment_name, config.run_name)
+
+    @property
+    def _project_root(self) -> Path:
+        return Path(self._runner.config.project_root)
+
+    @property
+    def id(self) -> str:
+        return identity.run_identifier(self.experiment_uuid.hex, self.run_uuid.hex, self.uuid.hex)
+
+    # The directory
+
+    @property
+    def claimed(self) -> bool:
+        return self._paths is not None
+
+    @property
+    def paths(self) -> RunPaths:
+        if self._paths is None:
+            raise RunError("this run has no directory: RunDirectory makes it when the run opens")
+        return self._paths
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        from danling.checkpoint import CheckpointStore
+
+        if self._store is None:
+            self._store = CheckpointStore(self.paths.checkpoints, run=str(self.uuid))
+        return self._store
+
+    def claim(self) -> Path:
+        """Claim the directory; a collective."""
+        plan = self._runner.world.on_main(self._claim)
+        self._experiment_uuid, self._run_uuid = UUID(plan.experiment_uuid), UUID(plan.run_uuid)
+        self._uuid = UUID(plan.uuid)
+        self._paths = RunPaths(Path(plan.path), self._runner.config.checkpoint_dir_name)
+        self.checkpoint, self.message = plan.checkpoint, plan.message
+        return self._paths.path
+
+    def release(self) -> None:
+        """Unlock the directory; it stays the run's own."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _claim(self) -> Plan:
+        plan = self._decide()
+        lock = DirectoryLock(plan.path, run=plan.uuid)
+        lock.acquire()
+        self._lock = lock
+        return plan
+
+    def _decide(self) -> Plan:
+        """Which directory: that of the same job, of the run that is resumed, or a new one."""
+        root, resume = self._project_root, self._runner.config.resume
+        if self._paths is not None:  # a second train() goes on where the first one ended
+            return self._own(self._paths.path, self.uuid)
+        if job := find_job(root, run_id=self.run_uuid.hex, name=self.name):
+            return self._continue(job, "latest", "restarted by the same job: ")
+        if not resume:
+            return self._fresh()
+        if resume not in (True, "auto", "latest", "best"):
+            return self._at(Path(str(resume)))
+        runs = find_runs(root, self.run_uuid.hex)
+        if resume in (True, "auto"):
+            runs = [run for run in runs if run.unfinished and not run.locked]
+        if runs:
+            return self._continue(runs[0], "best" if resume == "best" else "latest", "")
+        if resume in (True, "auto"):
+            return self._fresh(
+                f"resume='auto' found no unfinished run of this code and configuration in {root}: "
+                "a new one starts"
+            )
+        raise ResumeError(
+            f"resume={resume!r}: there is no run of this code and configuration in {root}; "
+            "give the path of a run or of a checkpoint instead"
+        )
+
+    def _fresh(self, message: str = "") -> Plan:
+        path, uuid = claim(
+            self._project_root, self.name, self.experiment_uuid.hex, self.run_uuid.hex
+        )
+        return self._own(path, uuid, message)
+
+    def _at(self, path: Path) -> Plan:
+        """The run of a checkpoint file, or of a run's directory."""
+        if not path.exists():
+            raise ResumeError(f"resume={str(path)!r}: there is nothing at this path")
+        directory = path if path.is_dir() else path.parent.parent
+        try:
+            run = FoundRun(directory, RunFile.read(RunPaths(directory).run_json).data)
+        except RunDirectoryError as error:
+            raise ResumeError(
+                f"resume={str(path)!r} is not in the directory of a run ({error.strerror}); "
+                "to start a new run from it, use AccelerateRunner.from_checkpoint"
+            ) from error
+        return self._continue(run, "latest" if path.is_dir() else str(path), "")
+
+    def _continue(self, run: FoundRun, checkpoint: str, reason: str) -> Plan:
+        message = f"{reason}going on in {run.path} ({run.status})"
+        data = run.data
+        return Plan(
+            path=str(run.path),
+            uuid=str(data["uuid"]),
+            experiment_uuid=str(data["experiment_uuid"]),
+            run_uuid=str(data["run_uuid"]),
+            checkpoint=checkpoint,
+            message=message,
+        )
+
+    def _own(self, path: Path, uuid: UUID, message: str = "") -> Plan:
+        experiment, run = str(self.experiment_uuid), str(self.run_uuid)
+        return Plan(str(path), str(uuid), experiment, run, message=message)
+
+
+class Owned:
+    """What a runner shows of its identity and its directory."""
+
+    _ownership: Ownership
+
+    @property
+    def experiment_uuid(self) -> UUID:
+        """Identity of the code: of the commit, and of the exact working tree when that is dirty."""
+        return self._ownership.experiment_uuid
+
+    @property
+    def experiment_id(self) -> str:
+        return self.experiment_uuid.hex
+
+    @property
+    def run_uuid(self) -> UUID:
+        """Identity of code and configuration: the same on every machine and in every process."""
+        return self._ownership.run_uuid
+
+    @property
+    def run_id(self) -> str:
+        return self.run_uuid.hex
+
+    @property
+    def uuid(self) -> UUID:
+        """Random identity of this run, drawn when its directory is claimed."""
+        return self._ownership.uuid
+
+    @property
+    def name(self) -> str:
+        """`{experiment_name}-{run_name}`"""
+        return self._ownership.name
+
+    @property
+    def id(self) -> str:
+        """`{experiment_id:.8}-{run_id:.8}-{uuid:.8}`"""
+        return self._ownership.id
+
+    @property
+    def paths(self) -> RunPaths:
+        """Where each file of the run is.
+
+        Raises:
+            RunError: No directory was claimed.
+        """
+        return self._ownership.paths
+
+    @property
+    def has_dir(self) -> bool:
+        """Whether the run has a directory."""
+        return self._ownership.claimed
+
+    @property
+    def dir(self) -> Path:
+        return self.paths.path
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        return self.paths.checkpoints
+
+    @property
+    def log_path(self) -> Path:
+        return self.paths.log
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The checkpoint files of the run."""
+        return self._ownership.checkpoints
+
+    def claim_directory(self) -> Path:
+        """Make a directory, or take that of the run to resume; what `RunDirectory` calls."""
+        return self._ownership.claim()
+
+    def resumption(self) -> tuple[str | None, str]:
+        """Name or path of the checkpoint to go on from, and a line on why it is this run."""
+        return self._ownership.checkpoint, self._ownership.message
+
+    def release_directory(self) -> None:
+        """Let other processes work in the directory again."""
+        self._ownership.release()
+
+
+def main_folder() -> Path:
+    """Where the main script is; the current folder in a notebook."""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    return Path(script).resolve().parent if script else Path.cwd()

@@ -1,0 +1,167 @@
+"""Batches of what can only be read from its start, or from a state of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count
+from typing import Any
+
+import torch
+
+from danling.errors import DataError
+from danling.keyed import Treatment, keyed_rng, purity, watched
+from danling.sampling import Sharding, set_epoch
+from danling.seed import derive
+
+__all__ = ["StreamSource"]
+
+HELD_STATES = 3  # the batch that is trained on may be two behind the last one that was read
+
+
+class StreamSource:
+    """Batches of an iterable, a function that returns one, or a loader with a state of its own.
+
+    Every rank reads the whole stream and takes every `world_size`-th batch; in training the last
+    batches that do not suffice for every rank are left out. The stream is begun, and every batch
+    read, under generators seeded with (seed, epoch, position) and put back afterwards.
+
+    Args:
+        source: Anything with `__iter__`, or a function that returns it, anew for each epoch.
+        sharding: With a size of one.
+        keyed: Whether generators of this process are seeded while the stream is read.
+        replays: Whether to begin at the start even where the stream has a state.
+        seed: Of this split.
+        length: Batches of an epoch over all ranks; None when nobody knows.
+        dataset: Of the user, when `source` is our own `DataLoader` of it.
+        generator: Of that `DataLoader`.
+
+    Attributes:
+        kind: `"stateful"` when the source, or its dataset, has `state_dict` and `load_state_dict`
+            and they are to be used, else `"iterable"`.
+        doubts: Why batches from the middle of an epoch on may differ from those of a whole epoch.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        sharding: Sharding,
+        *,
+        keyed: bool,
+        replays: bool,
+        seed: int,
+        length: int | None = None,
+        dataset: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        subject = source if dataset is None else dataset
+        self.name: str = getattr(subject, "__qualname__", type(subject).__qualname__)
+        self.sharding = sharding
+        self.items = length
+        self._source = source
+        self._seed = seed
+        self._generator = generator
+        self._workers = int(getattr(source, "num_workers", 0))
+        self._has_state = hasattr(subject, "state_dict") and hasattr(subject, "load_state_dict")
+        self._is_ours = dataset is not None
+        in_workers = self._is_ours and self._workers > 0
+        self._owner = subject if self._has_state and not replays and not in_workers else None
+        self.kind = "iterable" if self._owner is None else "stateful"
+        self._treatment: Treatment = "keyed"
+        if not keyed or in_workers:
+            self._treatment = "free"
+        elif purity(subject) == "declared":
+            self._treatment = "watched"
+        self.doubts = self._doubts(keyed)
+        self._was_read = False
+        self._states: deque[tuple[int, Any]] = deque(maxlen=HELD_STATES)
+
+    @property
+    def obstacle(self) -> tuple[str, str]:
+        """Why a stream without a state cannot begin in the middle, and what would change that."""
+        if self._has_state and self._workers:
+            workers = f"the state of {self.name} is spread over {self._workers} workers"
+            return workers, "set num_workers=0 or use torchdata's StatefulDataLoader"
+        without = f"{self.name} is read from its start, without state_dict()/load_state_dict()"
+        return without, "implement both methods"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a position in an epoch to mean the same."""
+        return {"sampler": self.name, "samples": self.items, "workers": self._workers}
+
+    def state_at(self, offset: int) -> Any:
+        """The stream's own state after its first `offset` batches.
+
+        Raises:
+            DataError: That batch is not among the last few that were read.
+        """
+        for position, state in self._states:
+            if position == offset:
+                return state
+        held = ", ".join(str(position) for position, _ in self._states) or "none"
+        raise DataError(f"the state of {self.name} after batch {offset} is gone; held are {held}")
+
+    def hold_state(self, offset: int, state: Any) -> None:
+        """Begin from this state when the batches from number `offset` on are asked for."""
+        self._states.clear()
+        self._states.append((offset, state))
+
+    def batches(self, epoch: int, offset: int) -> Iterator[Any]:
+        """This rank's batches of an epoch, from number `offset` on."""
+        stream = self._read(epoch, offset)
+        if self.sharding.world_size == 1:
+            return stream
+        return (batch for _, (batch,) in self.sharding.batches(stream, offset))
+
+    def _read(self, epoch: int, offset: int) -> Iterator[Any]:
+        start, iterator = self._begin(epoch, offset)
+        world_size = self.sharding.world_size
+        for position in count(start):
+            with self._streams("batch", epoch, position):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    break
+                if self._owner is not None and (position + 1 - offset) % world_size == 0:
+                    self._states.append((position + 1, copy.deepcopy(self._owner.state_dict())))
+            self._was_read = True
+            if position >= offset:
+                yield batch
+        if position == 0 and self._was_read:
+            raise DataError(
+                f"{self.name} gave no batch in epoch {epoch}, but it did before: an iterator can "
+                "be read only once. Hand over an iterable, or the function that returns it"
+            )
+
+    def _begin(self, epoch: int, offset: int) -> tuple[int, Iterator[Any]]:
+        held = [state for position, state in self._states if position == offset]
+        resumes = self._owner is not None and offset > 0 and len(held) > 0
+        source = self._source
+        if self._generator is not None:
+            self._generator.manual_seed(derive(self._seed, "workers", epoch))
+        with self._streams("epoch", epoch):
+            for part in ("dataset", "sampler", "batch_sampler"):
+                set_epoch(getattr(source, part, None), epoch)
+            set_epoch(source, epoch)
+            if resumes and self._owner is not None:
+                self._owner.load_state_dict(copy.deepcopy(held[-1]))
+            iterator = iter(source if hasattr(source, "__iter__") else source())
+        return (offset if resumes else 0), iterator
+
+    def _doubts(self, keyed: bool) -> list[str]:
+        if not keyed:
+            return [f"keyed is False: what {self.name} draws at random is not restored"]
+        if self._workers and not self._is_ours and self._treatment != "watched":
+            return [f"what the workers of {self.name} draw at random may not be restored"]
+        return []
+
+    def _streams(self, *words: int | str) -> AbstractContextManager[None]:
+        """The state of this process's generators while the stream is read."""
+        if self._treatment == "keyed":
+            return keyed_rng(derive(self._seed, *words))
+        if self._treatment == "watched":
+            return watched(self.name, python=words[-1] == 0)
+        return nullcontext()

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import torch
+
+from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.learning_rate_monitor import LearningRateMonitor
+
+
+def logged(make_runner, callback, **arguments) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = []
+    keep = LambdaCallback(on_log=lambda runner, metrics: rows.append(dict(metrics)))
+    make_runner([callback, keep], max_epochs=1, **arguments).train()
+    return [row for row in rows if "train/loss" in row]
+
+
+def test_momentum_and_weight_decay_are_logged_beside_the_learning_rate(make_runner):
+    rows = logged(make_runner, LearningRateMonitor())
+
+    assert [row["optim/momentum/0"] for row in rows] == [0.9, 0.9, 0.9]
+    assert [row["optim/weight_decay/0"] for row in rows] == [0.01, 0.01, 0.01]
+
+
+def test_the_momentum_of_adam_is_its_first_beta(make_runner):
+    rows = logged(make_runner, LearningRateMonitor(weight_decay=False), optimizer="adamw")
+
+    assert rows[0]["optim/momentum/0"] == 0.9
+    assert "optim/weight_decay/0" not in rows[0]
+
+
+def test_groups_have_their_names_and_optimizers_too(make_runner):
+    model = torch.nn.Linear(1, 1)
+    groups = [
+        {"params": [model.weight], "name": "weights", "weight_decay": 0.1},
+        {"params": [model.bias], "weight_decay": 0.0},
+    ]
+    optimizers = {"generator": torch.optim.SGD(groups, lr=0.1, momentum=0.5)}
+    logs: dict[str, float] = {}
+
+    class Recorder:
+        is_log_step = True
+        optimizer = optimizers
+        log = staticmethod(logs.__setitem__)
+
+    LearningRateMonitor().on_step(Recorder())
+
+    assert logs == {
+        "optim/momentum/generator/weights": 0.5,
+        "optim/weight_decay/generator/weights": 0.1,
+        "optim/momentum/generator/1": 0.5,
+        "optim/weight_decay/generator/1": 0.0,
+    }

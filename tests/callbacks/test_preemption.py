@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.preemption import Preemption
+from danling.errors import CallbackError
+
+SCRIPT = """
+import sys, time, torch, danling as dl
+from danling.callbacks import LambdaCallback
+data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randn(40, 1))
+model = torch.nn.Linear(4, 1)
+def tell(runner):
+    time.sleep(0.01)
+    if runner.global_step == 3:
+        print("ready", flush=True)
+runner = dl.AccelerateRunner(
+    dict(seed=0, max_epochs=100, dataloader=dict(batch_size=4, num_workers={workers})),
+    model=model, criterion=torch.nn.MSELoss(), optimizer=torch.optim.SGD(model.parameters(), 0.01),
+    datasets=dict(train=data, val=data), callbacks=[LambdaCallback(on_step=tell)],
+)
+runner.train()
+print("after the training", flush=True)
+"""
+
+
+def interrupted(directory: Path, *signals: int, workers: int = 0) -> tuple[int, str, str]:
+    """Exit code and output of a training that gets signals in its third step."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(workers=workers)],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for number in signals:
+        os.killpg(child.pid, number)  # as a terminal and most schedulers do
+        time.sleep(0.005)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out, err
+
+
+def status_of_the_run(directory: Path) -> str:
+    (record,) = directory.glob("experiments/*/run.json")
+    return json.loads(record.read_text())["status"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_preempted_run_saves_and_leaves(tmp_path: Path, number: int, workers: int):
+    code, out, err = interrupted(tmp_path, number, workers=workers)
+
+    assert code == 128 + number, err
+    assert "after the training" not in out
+    assert status_of_the_run(tmp_path) == "preempted"
+    assert len(list(tmp_path.glob("experiments/*/checkpoints/latest.pth"))) == 1
+
+
+def test_ctrl_c_saves_and_interrupts_the_script(tmp_path: Path):
+    code, out, err = interrupted(tmp_path, signal.SIGINT)
+
+    assert code in (-signal.SIGINT, 130)
+    assert "Ctrl-C again stops at once" in err
+    assert "KeyboardInterrupt" in err
+    assert "after the training" not in out
+    assert status_of_the_run(tmp_path) == "interrupted"
+    assert len(list(tmp_path.glob("experiments/*/checkpoints/latest.pth"))) == 1
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path):
+    code, _, err = interrupted(tmp_path, signal.SIGINT, signal.SIGINT)
+
+    assert code in (-signal.SIGINT, 130)
+    assert "KeyboardInterrupt" in err
+    assert status_of_the_run(tmp_path) == "interrupted"
+
+
+def kill_at(step: int, number: int) -> LambdaCallback:
+    def kill(runner: Any) -> None:
+        if runner.global_step == step:
+            os.kill(os.getpid(), number)
+
+    return LambdaCallback(name="kill", on_step=kill)
+
+
+def test_the_training_ends_after_the_step_of_the_signal(make_runner):
+    runner = make_runner([Preemption(), kill_at(4, signal.SIGTERM)], max_epochs=9)
+
+    with pytest.raises(SystemExit) as exit_code:
+        runner.train()
+
+    assert exit_code.value.code == 143
+    assert 4 <= runner.global_step <= 5
+    assert runner.status == "preempted"
+
+
+def test_a_signal_during_an_evaluation_is_not_lost(make_runner):
+    def kill(runner, batch, output):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    runner = make_runner([Preemption(), LambdaCallback(on_evaluate_batch_end=kill)], max_epochs=9)
+
+    with pytest.raises(SystemExit):
+        runner.train()
+
+    assert runner.epoch <= 1
+
+
+def test_a_handler_that_was_there_is_called_and_put_back(make_runner):
+    heard: list[int] = []
+
+    def own(number, frame):
+        heard.append(number)
+
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with pytest.raises(SystemExit):
+            make_runner([Preemption(), kill_at(2, signal.SIGTERM)]).train()
+        after = signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert heard == [signal.SIGTERM]
+    assert after is own
+
+
+def test_handlers_are_put_back_after_an_exception(make_runner):
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+
+    def fail(runner):
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        make_runner([Preemption(), LambdaCallback(on_step=fail)]).train()
+
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(make_runner):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as under nohup
+    try:
+        runner = make_runner([Preemption(), kill_at(2, signal.SIGINT)])
+        runner.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert runner.status == "finished"
+
+
+def test_a_handler_that_was_installed_meanwhile_is_left(make_runner):
+    def own(number, frame):
+        """Of another library."""
+
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        install = LambdaCallback(on_train_start=lambda _: signal.signal(signal.SIGUSR1, own))
+        make_runner([Preemption(), install]).train()
+        after = signal.getsignal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+    assert after is own
+
+
+def test_another_thread_trains_without_handlers(make_runner):
+    runner = make_runner([Preemption()])
+    thread = threading.Thread(target=runner.train)
+
+    thread.start()
+    thread.join()
+
+    assert runner.status == "finished"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_child_process_dies_of_a_signal_as_it_did_before(make_runner, number: int):
+    codes: list[int] = []
+
+    def fork(runner):
+        if runner.global_step != 2:
+            return
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                os._exit(77)
+            os._exit(0)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    runner = make_runner([Preemption(), LambdaCallback(on_step=fork)])
+    runner.train()
+
+    assert codes == [77 if number == signal.SIGINT else -number]
+    assert runner.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"),
+    [
+        (90, 90),
+        (1.5, 1.5),
+        ("1h30m", 5400),
+        ("2d 1h", 176400),
+        ("45 min", 2700),
+        ("1.5h", 5400),
+        (timedelta(minutes=2), 120),
+    ],
+)
+def test_a_duration_is_seconds_or_a_timedelta_or_text(duration: Any, seconds: float):
+    assert Preemption(max_time=duration).max_time == seconds
+
+
+@pytest.mark.parametrize("duration", ["soon", "1h30", "", 0, -5, float("nan"), True, "5 weeks"])
+def test_a_duration_that_cannot_be_meant_is_an_error_at_once(duration: Any):
+    with pytest.raises(CallbackError, match="a timedelta, or '1h30m'"):
+        Preemption(max_time=duration)
+
+
+def test_the_training_stops_before_its_time_is_up(make_runner):
+    slow = LambdaCallback(on_step=lambda runner: time.sleep(0.01))
+    started = time.monotonic()
+
+    runner = make_runner([Preemption(max_time=0.5), slow], max_epochs=1000)
+    runner.train()
+
+    assert 0.2 < time.monotonic() - started < 0.6
+    assert runner.stop_reason == "max_time of 0.5 s is reached"
+    assert runner.status == "stopped"
+
+
+def test_it_stops_early_enough_for_a_save_as_long_as_the_longest(make_runner):
+    stopped: list[float] = []
+
+    class SlowSave(Preemption):
+        """The hooks as a save of 0.2 s would have them fired."""
+
+        def on_checkpoint(self, runner):
+            super().on_checkpoint(runner)
+            if runner.global_step == 2:
+                time.sleep(0.2)
+                super().on_save(runner, Path("latest.pth"))
+
+    slow = LambdaCallback(
+        on_step=lambda runner: time.sleep(0.01),
+        on_train_end=lambda runner: stopped.append(time.monotonic()),
+    )
+    started = time.monotonic()
+    make_runner([SlowSave(max_time=1.0), slow], max_epochs=1000).train()
+
+    assert 0.4 < stopped[0] - started < 0.8
+
+
+def test_the_end_of_a_slurm_job_preempts(make_runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 2))
+    slow = LambdaCallback(on_step=lambda runner: time.sleep(0.01))
+    started = time.monotonic()
+
+    runner = make_runner([Preemption(), slow], max_epochs=1000)
+    with pytest.raises(SystemExit):
+        runner.train()
+
+    assert time.monotonic() - started < 2.1
+    assert runner.status == "preempted"

@@ -1,0 +1,159 @@
+"""What the directory has is read from its files, whatever else lies there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from danling.catalog import Catalog, is_name, is_numbered
+from danling.checkpoint import CheckpointStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+def save(store: CheckpointStore, step: int, *names: str, loss: float = 0.0) -> Path:
+    names = names or ("latest",)
+    return store.commit(
+        {"model": {}}, names, global_step=step, epoch=step // 10, metrics={"loss": loss}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "numbered"),
+    [
+        ("latest", True, False),
+        ("previous", True, False),
+        ("best", True, False),
+        ("best-loss", True, False),
+        ("best-val_acc.1", True, False),
+        ("epoch-0", True, True),
+        ("step-1200", True, True),
+        ("epoch-x", False, False),
+        ("epoch-010", False, False),
+        ("epoch--1", False, False),
+        ("epoch-1 ", False, False),
+        ("epoch-1\n", False, False),
+        ("epoch-٣", False, False),
+        ("best-", False, False),
+        ("best-a/b", False, False),
+        ("best-..", False, False),
+        ("../latest", False, False),
+        ("", False, False),
+    ],
+)
+def test_names_are_few_and_flat(name: str, valid: bool, numbered: bool):
+    assert is_name(name) is valid
+    assert is_numbered(name) is numbered
+
+
+def test_the_newest_comes_first_with_what_its_file_says(store: CheckpointStore):
+    save(store, 10, "latest", "epoch-1", loss=0.5)
+    save(store, 20, "latest", "epoch-2", "best", loss=0.25)
+
+    found = store.candidates()
+
+    assert [(entry.name, entry.global_step, entry.epoch) for entry in found] == [
+        ("latest", 20, 2),
+        ("best", 20, 2),
+        ("epoch-2", 20, 2),
+        ("epoch-1", 10, 1),
+        ("previous", 10, 1),
+    ]
+    assert [entry.metrics["loss"] for entry in found] == [0.25, 0.25, 0.25, 0.5, 0.5]
+    assert len({entry.digest for entry in found}) == 2
+
+
+def test_times_and_numbers_in_names_decide_nothing(store: CheckpointStore):
+    for step in (9, 10, 100):
+        save(store, step, f"step-{step}")
+    for age, path in enumerate(sorted(store.directory.glob("step-*"))):
+        os.utime(path, (time.time() + age, time.time() - 1e6 * age))
+
+    assert [entry.name for entry in store.candidates()] == ["step-100", "step-10", "step-9"]
+
+
+def test_a_copy_of_the_directory_is_the_same(store: CheckpointStore, tmp_path: Path):
+    save(store, 10, "latest", "best")
+    save(store, 20, "latest")
+    for path in list(store.directory.iterdir()):
+        (tmp_path / "moved").mkdir(exist_ok=True)
+        shutil.copyfile(path, tmp_path / "moved" / path.name)  # no links, new times
+
+    moved = CheckpointStore(tmp_path / "moved")
+
+    def plain(s: CheckpointStore) -> list[tuple[str, str]]:
+        return [(entry.name, entry.digest) for entry in s.candidates()]
+
+    assert plain(moved) == plain(store)
+    assert moved.load("best")[0]["format"] == 1
+
+
+def test_strays_are_no_checkpoints(store: CheckpointStore):
+    path = save(store, 10)
+    strays = [".nfs0001", "latest.pth~", "epoch-x.pth", "#latest.pth#", "latest (1).pth", "a.pth"]
+    for name in strays:
+        shutil.copyfile(path, store.directory / name)
+    (store.directory / "epoch-3.pth").mkdir()
+    (store.directory / "epoch-4.pth").symlink_to(path)
+    (store.directory / "epoch-5.pth").write_bytes(b"torn")
+
+    assert [entry.name for entry in store.candidates()] == ["latest"]
+    assert set(strays) <= {found.name for found in store.directory.iterdir()}
+
+
+def test_a_missing_directory_has_none(tmp_path: Path):
+    catalog = Catalog(tmp_path / "nowhere")
+
+    assert catalog.files() == {}
+    assert catalog.entries() == []
+
+
+def test_a_file_is_read_again_only_when_it_changed(store: CheckpointStore, monkeypatch):
+    save(store, 10)
+    catalog = Catalog(store.directory)
+    catalog.entries()
+    opened: list[object] = []
+    real_open = os.open
+    monkeypatch.setattr(os, "open", lambda *a, **k: opened.append(a[0]) or real_open(*a, **k))
+
+    catalog.entries()
+    unchanged = len(opened)
+    monkeypatch.undo()
+    save(store, 20)
+
+    assert unchanged == 0
+    assert catalog.entries()[0].global_step == 20
+
+
+def test_two_hundred_files_are_listed_in_a_blink(store: CheckpointStore):
+    path = save(store, 10, "epoch-1")
+    for number in range(2, 202):
+        shutil.copyfile(path, store.directory / f"epoch-{number}.pth")
+    start = time.perf_counter()
+
+    found = Catalog(store.directory).entries()
+
+    assert len(found) == 201
+    assert time.perf_counter() - start < 0.5
+
+
+def test_damage_in_place_is_noticed_although_the_file_was_trusted(store: CheckpointStore):
+    path = save(store, 10)
+    catalog = Catalog(store.directory)
+    catalog.trust(path)
+    entry = catalog.entries()[0]
+    assert catalog.intact(entry)
+
+    with open(path, "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    os.utime(path, ns=(0, 0))
+
+    assert not catalog.intact(entry)

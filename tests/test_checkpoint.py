@@ -1,0 +1,431 @@
+"""The store: names, retention, tidying up, and what is found before the first step."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from danling import filesystem
+from danling.checkpoint import CheckpointStore
+from danling.errors import CheckpointError
+from danling.snapshot import snapshot
+from danling.validation import is_intact
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", run="our-run")
+
+
+def save(store: CheckpointStore, step: int, *names: str, **metrics: float) -> Path:
+    payload = {"model": {"step": torch.tensor(step)}}
+    return store.commit(
+        payload, names or ("latest",), global_step=step, epoch=step // 10, metrics=metrics
+    )
+
+
+def names(store: CheckpointStore) -> set[str]:
+    return {path.stem for path in store.directory.glob("*.pth")}
+
+
+def step_of(store: CheckpointStore, which: str) -> int:
+    return int(store.load(which)[0]["model"]["step"])
+
+
+def test_one_commit_is_one_file_under_all_its_names(store):
+    path = save(store, 10, "latest", "best", "epoch-1")
+
+    assert path == store.directory / "latest.pth"
+    assert names(store) == {"latest", "best", "epoch-1"}
+    assert {p.stat().st_ino for p in store.directory.glob("*.pth")} == {path.stat().st_ino}
+
+
+def test_the_file_before_stays_as_previous(store):
+    for step in (10, 20, 30):
+        save(store, step)
+
+    assert names(store) == {"latest", "previous"}
+    assert (step_of(store, "latest"), step_of(store, "previous")) == (30, 20)
+
+
+def test_previous_can_be_turned_off(tmp_path: Path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep_previous=False)
+
+    for step in (10, 20):
+        save(store, step)
+
+    assert names(store) == {"latest"}
+
+
+def test_best_stays_when_latest_goes_on(store):
+    save(store, 10, "latest", "best")
+    save(store, 20, "latest")
+    save(store, 30, "best-loss")
+
+    assert step_of(store, "best") == 10
+    assert step_of(store, "latest") == 30  # the newest, whatever its name
+    assert step_of(store, "best-loss") == 30
+
+
+def test_the_same_step_saved_twice_is_the_later_one(store):
+    store.commit({"model": {"step": torch.tensor(1)}}, ["step-10"], global_step=10, epoch=0)
+    store.commit({"model": {"step": torch.tensor(2)}}, ["epoch-1"], global_step=10, epoch=1)
+
+    assert step_of(store, "latest") == 2
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/abs", "..", "", "previous", "index", "epoch-x"])
+def test_other_names_are_refused_before_anything_is_written(store, name: str):
+    with pytest.raises(CheckpointError, match="is no name of a checkpoint; valid are 'latest'"):
+        save(store, 10, "latest", name)
+
+    assert not store.directory.exists()
+
+
+def test_a_checkpoint_needs_a_name(store):
+    with pytest.raises(CheckpointError, match="needs a name"):
+        store.commit({}, [], global_step=0, epoch=0)
+
+
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(store):
+    save(store, 10)
+    before = {path.name: path.read_bytes() for path in store.directory.iterdir()}
+
+    with pytest.raises(CheckpointError, match=r"callbacks\['timer'\]\['clock'\] is _thread\.lock"):
+        store.commit(
+            {"callbacks": {"timer": {"clock": threading.Lock()}}},
+            ["latest"],
+            global_step=20,
+            epoch=2,
+        )
+
+    assert {path.name: path.read_bytes() for path in store.directory.iterdir()} == before
+
+
+def test_what_is_nested_as_deep_as_is_accepted_is_read_back(store):
+    def nested(depth: int) -> list[object]:
+        deep: list[object] = []
+        for _ in range(depth):
+            deep = [deep]
+        return deep
+
+    with pytest.raises(CheckpointError, match="nested deeper than 100 levels"):
+        store.commit({"callbacks": nested(101)}, ["latest"], global_step=1, epoch=0)
+    store.commit({"callbacks": nested(98)}, ["latest"], global_step=1, epoch=0)
+
+    assert store.load()[0]["callbacks"] == nested(98)
+
+
+def test_a_snapshot_is_committed_as_it_was_taken(store):
+    weight = torch.zeros(2)
+    taken = snapshot({"model": {"step": weight}})
+    weight.fill_(9)
+
+    path = store.commit(taken, ["latest"], global_step=1, epoch=0)
+
+    checkpoint, _ = store.load(path)
+    assert checkpoint["model"]["step"].tolist() == [0, 0]
+    assert checkpoint["run"] == {"uuid": "our-run"}
+
+
+def test_the_caller_s_entries_win_and_its_mapping_is_not_changed(store):
+    payload = {"model": {}, "run": {"uuid": "our-run", "launch": 3}}
+
+    path = store.commit(payload, ["latest"], global_step=1, epoch=0)
+
+    assert store.load(path)[0]["run"] == {"uuid": "our-run", "launch": 3}
+    assert list(payload) == ["model", "run"]
+
+
+def test_the_index_is_json_for_people_and_never_read(store):
+    save(store, 10, "latest", "epoch-1", loss=math.nan, accuracy=0.5)
+    index = store.directory / "index.json"
+    row = json.loads(index.read_text())["checkpoints"]["epoch-1"]
+
+    assert row["metrics"] == {"loss": "NaN", "accuracy": 0.5}
+    assert (row["global_step"], row["epoch"], row["serial"]) == (10, 1, 1)
+    assert row["size"] == (store.directory / "latest.pth").stat().st_size
+    for text in ("", "{", '{"checkpoints": {"epoch-99": {}}}'):
+        index.write_text(text)
+        fresh = CheckpointStore(store.directory, run="our-run")
+        assert [entry.name for entry in fresh.candidates()] == ["latest", "epoch-1"]
+        assert math.isnan(fresh.candidates()[0].metrics["loss"])
+
+
+def test_an_index_that_cannot_be_written_is_a_warning(store, monkeypatch, caplog):
+    (store.directory / "index.json").mkdir(parents=True)
+
+    save(store, 10)
+
+    assert step_of(store, "latest") == 10
+    assert "index.json was not written" in caplog.text
+    assert not any(path.name.startswith(".tmp") for path in store.directory.iterdir())
+
+
+# ---- retention
+
+
+def test_rotation_removes_numbered_names_only(store):
+    save(store, 10, "latest", "best", "epoch-1")
+    save(store, 20, "latest", "epoch-2", "best-loss")
+    save(store, 30, "latest", "epoch-3", "step-30")
+
+    removed = store.rotate(["epoch-3"])
+
+    assert sorted(removed) == ["epoch-1", "epoch-2", "step-30"]
+    assert names(store) == {"latest", "previous", "best", "best-loss", "epoch-3"}
+    assert set(json.loads((store.directory / "index.json").read_text())["checkpoints"]) == names(
+        store
+    )
+
+
+def test_rotation_with_nothing_to_keep_leaves_latest_and_best(store):
+    save(store, 10, "latest", "best", "epoch-1")
+
+    store.rotate([])
+
+    assert names(store) == {"latest", "best"}
+    assert step_of(store, "best") == 10
+
+
+def test_rotation_never_removes_the_last_valid_file(store, caplog):
+    save(store, 10, "epoch-1")
+    save(store, 20, "latest")
+    (store.directory / "latest.pth").write_bytes(b"torn")
+
+    assert store.rotate([]) == []
+
+    assert names(store) == {"latest", "epoch-1"}
+    assert "nothing is removed" in caplog.text
+
+
+def test_rotation_looks_into_what_was_damaged_in_place_since(store):
+    save(store, 10, "epoch-1")
+    path = save(store, 20, "latest")
+    with open(path, "r+b") as file:
+        file.seek(300)
+        file.write(b"damage")
+    os.utime(path, ns=(1, 1))
+
+    assert store.rotate([]) == []
+    assert step_of(store, "latest") == 10
+
+
+def test_rotation_goes_by_the_directory_and_not_by_memory(store):
+    for step in (10, 20, 30):
+        save(store, step, "latest", f"epoch-{step // 10}")
+
+    fresh = CheckpointStore(store.directory, run="our-run")
+
+    assert sorted(fresh.rotate(["epoch-3"])) == ["epoch-1", "epoch-2"]
+
+
+def test_a_name_that_cannot_be_removed_is_a_warning_and_tried_again(store, monkeypatch, caplog):
+    save(store, 10, "epoch-1")
+    save(store, 20, "latest")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "unlink", refuse)
+        assert store.rotate([]) == []
+
+    assert "epoch-1.pth cannot be removed (Permission denied): tried again" in caplog.text
+    assert store.rotate([]) == ["epoch-1"]
+
+
+def test_what_was_deleted_by_hand_is_no_error(store):
+    save(store, 10, "latest", "epoch-1")
+    save(store, 20, "latest", "epoch-2")
+    for name in ("epoch-1", "latest", "previous"):
+        (store.directory / f"{name}.pth").unlink()
+
+    assert store.rotate([]) == []  # nothing else is left
+    save(store, 30)
+    assert store.rotate([]) == ["epoch-2"]
+    assert step_of(store, "latest") == 30
+
+
+def test_another_run_s_files_are_not_removed(store, tmp_path: Path):
+    other = CheckpointStore(tmp_path / "other", run="another-run")
+    save(other, 10, "epoch-7")
+    save(store, 10)
+    (store.directory / "epoch-7.pth").write_bytes((other.directory / "epoch-7.pth").read_bytes())
+
+    assert store.rotate([]) == []
+    assert "epoch-7" in names(store)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retention_holds_for_any_sequence_of_saves_and_restarts(tmp_path: Path, seed: int):
+    """Kept are the last n and the best, `latest` is the newest, `best` the best: always."""
+    source = random.Random(seed)
+    keep, scores = source.randint(1, 3), []
+    store = CheckpointStore(tmp_path / "checkpoints")
+    for epoch in range(1, 13):
+        scores.append(source.choice([0.1, 0.5, 0.5, 0.9]))
+        is_best = scores[-1] > max(scores[:-1], default=0)
+        save(store, 10 * epoch, "latest", f"epoch-{epoch}", *(["best"] if is_best else []))
+        if source.random() < 0.3:
+            store = CheckpointStore(tmp_path / "checkpoints")
+            store.clean()
+        kept = {f"epoch-{number}" for number in range(max(1, epoch - keep + 1), epoch + 1)}
+        store.rotate(kept)
+
+        assert names(store) - {"previous"} == {"latest", "best", *kept}
+        assert step_of(store, "latest") == 10 * epoch
+        assert step_of(store, "best") == 10 * (scores.index(max(scores)) + 1)
+        assert all(is_intact(path) for path in store.directory.glob("*.pth"))
+
+
+def test_a_reader_at_any_moment_finds_a_whole_checkpoint(store):
+    save(store, 1)
+    done = threading.Event()
+    found: list[int] = []
+
+    def read() -> None:
+        reader = CheckpointStore(store.directory, run="our-run")
+        while not done.is_set():
+            found.append(step_of(reader, "latest"))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for step in range(2, 60):
+        save(store, step, "latest", f"step-{step}")
+        store.rotate([f"step-{step}"])
+    done.set()
+    thread.join()
+
+    assert found == sorted(found)
+    assert found[-1] > 1
+    assert list(store.directory.glob("*.corrupt-*")) == []
+
+
+# ---- tidying up, and looking ahead
+
+
+def test_orphans_are_removed_and_nothing_else_is(store):
+    save(store, 10)
+    kept = [".tmp.mine", ".nfs0001", ".tmp.latest.x.1", "notes.txt", "latest.pth.corrupt-1"]
+    for name in [*kept, ".tmp.latest.99.0", ".tmp.index.json.7.12"]:
+        (store.directory / name).write_text("x")
+
+    done = store.clean()
+
+    assert done == [
+        "removed .tmp.index.json.7.12, which was never committed",
+        "removed .tmp.latest.99.0, which was never committed",
+    ]
+    assert set(kept) <= {path.name for path in store.directory.iterdir()}
+
+
+def test_names_that_a_crash_left_behind_are_given_to_the_newest(store):
+    save(store, 10, "latest", "best")
+    save(store, 20, "latest", "best", "epoch-2")
+    for name in ("latest", "best"):
+        (store.directory / f"{name}.pth").unlink()
+    os.link(store.directory / "previous.pth", store.directory / "best.pth")
+
+    done = store.clean()
+
+    assert sorted(done) == [
+        "best is step 20 again, as epoch-2",
+        "latest is step 20 again, as epoch-2",
+    ]
+    assert step_of(store, "best") == step_of(store, "latest") == 20
+    assert store.clean() == []
+
+
+def test_a_damaged_file_gets_no_name_back(store):
+    save(store, 10, "latest", "best")
+    save(store, 20, "latest", "epoch-2")
+    (store.directory / "latest.pth").unlink()
+    with open(store.directory / "epoch-2.pth", "r+b") as file:
+        file.seek(300)
+        file.write(b"damage")
+
+    CheckpointStore(store.directory, run="our-run").clean()
+
+    assert step_of(store, "latest") == 10
+
+
+def test_there_is_nothing_to_tidy_up_before_the_first_save(store):
+    assert store.clean() == []
+    assert store.candidates() == []
+    assert store.is_empty()
+
+
+def test_a_first_save_that_never_ended_leaves_an_empty_store(store):
+    store.directory.mkdir()
+    (store.directory / ".tmp.latest.99.0").write_text("x")
+
+    assert store.is_empty()
+    save(store, 10)
+    assert not store.is_empty()
+
+
+def test_a_directory_that_can_be_written_passes(store, caplog):
+    store.preflight(expected_bytes=1000)
+
+    assert list(store.directory.iterdir()) == []
+    assert caplog.text == ""
+
+
+def test_a_disk_too_small_is_a_warning_before_the_first_step(store, caplog):
+    store.preflight(expected_bytes=10**18)
+
+    assert "MB are free, and a checkpoint takes 1000000000000.0 MB" in caplog.text
+
+
+def test_the_size_of_the_next_is_guessed_from_the_last(store, monkeypatch, caplog):
+    save(store, 10)
+    real = os.statvfs(store.directory)
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*real[:4], 0, *real[5:]]))
+
+    store.preflight()
+
+    assert "0.0 MB are free" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_directory_without_permission_fails_before_the_first_step(store):
+    store.directory.mkdir()
+    store.directory.chmod(0o500)
+
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        store.preflight()
+
+
+def test_a_run_directory_that_is_not_there_fails_before_the_first_step(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="checkpoints cannot be saved: No such file"):
+        CheckpointStore(tmp_path / "nowhere" / "checkpoints").preflight()
+
+
+@pytest.mark.benchmark
+def test_a_commit_costs_little_more_than_the_write(tmp_path: Path):
+    payload = {"model": {str(index): torch.randn(1 << 20) for index in range(64)}}
+    store = CheckpointStore(tmp_path / "checkpoints")
+
+    def seconds(action: object) -> float:
+        start = time.perf_counter()
+        action()  # type: ignore[operator]
+        return time.perf_counter() - start
+
+    def plain() -> None:
+        with open(tmp_path / "plain.pth", "wb") as file:
+            torch.save(payload, file)
+            os.fsync(file.fileno())
+
+    def commit() -> None:
+        store.commit(payload, ["latest"], global_step=0, epoch=0)
+
+    assert min(seconds(commit) for _ in range(5)) < 2 * min(seconds(plain) for _ in range(5)) + 0.3

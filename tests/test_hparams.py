@@ -1,0 +1,104 @@
+"""The HParams table as the server gives it: columns of all runs, types, rows, status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from danling.config import Config
+from danling.event_file import EventWriter
+from danling.hparams import flatten, of_config, session_end, session_start
+from tests.tensorboard_server import Server
+
+
+def write_run(directory: Path, config: Config, status: str | None, accuracy: float) -> None:
+    directory.mkdir(parents=True)
+    values, group = of_config(config, "1f0c8a42")
+    with EventWriter(directory) as writer:
+        writer.add([session_start(values, group, 1.0)], step=0)
+        writer.add_scalars({"val/accuracy": accuracy}, step=10)
+        if status is not None:
+            writer.add(session_end(status, 2.0), step=10)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["rust", "python"])
+def server(request, tmp_path_factory) -> Iterator[Server]:
+    logs = tmp_path_factory.mktemp("hparams") / "logs"
+    for seed, accuracy in enumerate([0.5, 0.75, 1.0]):
+        config = Config(seed=seed, run_name=f"s{seed}", amp=True, optim={"lr": 0.1, "name": "sgd"})
+        write_run(logs / f"seed-{seed}", config, "finished", accuracy)
+    write_run(logs / "failed", Config(optim={"lr": 0.2, "momentum": 0.9}), "failed", 0.1)
+    write_run(logs / "running", Config(optim={"lr": 0.3, "betas": [0.9, 0.99]}), None, 0.2)
+    write_run(logs / "preempted", Config(optim={"lr": 0.4}), "preempted", 0.3)
+    with Server(logs, fast=request.param, runs=6) as running:
+        running.wait_until(lambda: len(running.session_groups()) == 4)
+        yield running
+
+
+def rows_by_rate(server: Server) -> dict[float, dict[str, Any]]:
+    return {row["hparams"]["optim.lr"]: row for row in server.session_groups()}
+
+
+def test_a_column_is_there_for_each_key_of_any_run_with_its_type(server: Server):
+    types = {name: column["type"] for name, column in server.hparams().items()}
+
+    assert types == {
+        "amp": "DATA_TYPE_BOOL",
+        "optim.betas": "DATA_TYPE_STRING",
+        "optim.lr": "DATA_TYPE_FLOAT64",
+        "optim.momentum": "DATA_TYPE_FLOAT64",
+        "optim.name": "DATA_TYPE_STRING",
+    }
+
+
+def test_seeds_of_one_configuration_are_one_row_with_their_mean(server: Server):
+    row = rows_by_rate(server)[0.1]
+
+    assert sorted(session["name"] for session in row["sessions"]) == ["seed-0", "seed-1", "seed-2"]
+    [metric] = [value for value in row["metricValues"] if value["name"]["tag"] == "val/accuracy"]
+    assert metric["value"] == 0.75
+
+
+def test_every_row_has_the_status_of_its_run(server: Server):
+    statuses = {
+        rate: {session["status"] for session in row["sessions"]}
+        for rate, row in rows_by_rate(server).items()
+    }
+
+    assert statuses == {
+        0.1: {"STATUS_SUCCESS"},
+        0.2: {"STATUS_FAILURE"},
+        0.3: {"STATUS_UNKNOWN"},
+        0.4: {"STATUS_UNKNOWN"},
+    }
+
+
+def test_values_that_a_table_cannot_show_become_text_or_are_left_out():
+    values = {"a": float("nan"), "b": None, "c": {}, "d": [1, {"e": 2}], "f": {"g": {"h": False}}}
+
+    assert flatten(values) == {"a": "nan", "d": '[1, {"e": 2}]', "f.g.h": False}
+
+
+def test_paths_names_and_what_was_not_set_are_no_columns():
+    config = Config(project_root="/scratch", run_name="a", seed=3, log_interval=5, max_epochs=2)
+
+    values, _ = of_config(config, "")
+
+    assert values == {"max_epochs": 2}
+
+
+def test_other_code_and_another_value_are_another_row():
+    rows = [
+        of_config(config, code)[1]
+        for config, code in [
+            (Config(lr=0.1), "a"),
+            (Config(lr=0.1, seed=7), "a"),
+            (Config(lr=0.2), "a"),
+            (Config(lr=0.1), "b"),
+        ]
+    ]
+
+    assert [rows.index(row) for row in rows] == [0, 0, 2, 3]
