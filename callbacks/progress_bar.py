@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -164,7 +165,7 @@ class _Bar:
             desc=label,
             leave=leave,
             miniters=1,
-            dynamic_ncols=True,
+            dynamic_ncols=_has_width(),
             file=sys.stderr,
         )
         self.interval = self._bar.mininterval
@@ -212,6 +213,13 @@ class _Lines:
 
 def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _has_width() -> bool:
+    """Whether the terminal knows how wide it is; in containers some say 0, and tqdm draws that."""
+    with contextlib.suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return False
 
 
 def _joined(numbers: Mapping[str, float]) -> str:

@@ -15,7 +15,7 @@ from danling.attempts import Attempts
 from danling.callback import Callback
 from danling.event_file import EventWriter, cut_events
 from danling.history import flatten
-from danling.tensorboard import split_layout
+from danling.tensorboard import best_values, split_layout
 from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class TensorBoard(Callback):
     `tensorboard --logdir experiments` shows every run there. Without arguments it has
 
     - every logged value under its tag, against the global step: `train/...`, `val/...`,
-      `optim/lr/...`, `optim/grad_norm`, `perf/steps_per_second`, and the values of each result that
-      was the best when it came, as `best/...`;
+      `optim/lr/...`, `optim/grad_norm`, `perf/steps_per_second`, and what was evaluated for each
+      result that was the best when it came, as `best/...`;
     - the HParams table: the configuration with its types, the status of the run, its last and its
       best values; runs that differ only in the seed are one row;
     - on "Custom Scalars" a chart per metric with all its splits;
@@ -281,8 +281,7 @@ class TensorBoard(Callback):
         values = flatten(runner.latest_result or {})
         step, epoch = runner.global_step, runner.epoch
         if runner.is_best:
-            best = {f"best/{tag}": value for tag, value in values.items()}
-            writer.add_scalars(writer.newer(best, step), step)
+            writer.add_scalars(writer.newer(best_values(values), step), step)
         if self.epoch_axis and runner.epoch_complete:
             by_epoch = {f"epoch/{tag}": value for tag, value in values.items()}
             writer.add_scalars(writer.newer(by_epoch, epoch), epoch)

@@ -118,6 +118,13 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
     return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
 
 
+def logits_of(result: Any) -> Any:
+    """The output proper of a model that returns an object or a mapping."""
+    if isinstance(result, Mapping):
+        return result.get("logits", result)
+    return getattr(result, "logits", result)
+
+
 def predict(model: Any, batch: Any) -> Any:
     """The output of a model for a batch, with or without a target in it."""
     if isinstance(batch, Mapping):

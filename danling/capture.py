@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from danling.base_runner import STATE_KEYS
 from danling.errors import CheckpointError, ResumeError
 from danling.seed import rng_state, set_rng_state
 from danling.triggers import Moment
@@ -27,7 +28,7 @@ def take(runner: AccelerateRunner) -> dict[str, Any]:
     return {
         "model": model_state(runner),
         **runner.optimization.state_dict(),
-        "config": runner.config.to_dict(state=True),
+        "config": runner.config.resolved() | runner.config.to_dict(state=True),
         "results": runner.results,
         "callbacks": {callback.name: callback.state_dict() for callback in runner.callbacks}
         | runner.foreign_state,
@@ -185,7 +186,8 @@ def build(cls: Callable[..., Any], path: Path, parts: Mapping[str, Any]) -> Any:
     from danling.config import Config
 
     checkpoint = read_checkpoint(path)
-    config = parts.get("config") or Config.from_saved(checkpoint["config"])
+    saved = checkpoint["config"]
+    config = parts.get("config") or Config({k: saved[k] for k in saved if k not in STATE_KEYS})
     runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
     restore(runner, checkpoint, path)
     return runner
@@ -225,5 +227,6 @@ def resume(runner: AccelerateRunner) -> None:
 
 def report_differences(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
     """Print what the configuration now says otherwise: it wins."""
-    for key, (old, new) in runner.config.diff(type(runner.config)(saved)).items():
+    own = type(runner.config)({key: saved[key] for key in saved if key not in STATE_KEYS})
+    for key, (new, old) in runner.config.diff(own).items():
         runner.logger.info("config: %s was %r, now it is %r", key, old, new)

@@ -10,7 +10,6 @@ from typing import Any
 from danling.errors import ConfigError, did_you_mean
 from danling.files import write_text
 from danling.jsonable import dumps, loads
-from danling.yaml_format import dump_yaml, load_yaml
 
 __all__ = ["read_config_file", "write_config_file"]
 
@@ -30,9 +29,7 @@ def read_config_file(path: str | PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text, at byte {error.start}") from error
-    values = loads(text, str(path)) if suffix == ".json" else load_yaml(text, str(path))
-    if values is None and suffix != ".json":
-        return {}
+    values = loads(text, str(path)) if suffix == ".json" else _read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping, and this is a {type(values).__name__}")
     return values
@@ -47,7 +44,16 @@ def write_config_file(path: str | PathLike[str], values: Mapping[str, Any]) -> N
     if _suffix(path) == ".json":
         write_text(path, dumps(values, indent=2) + "\n")
     else:
+        from danling.yaml_format import dump_yaml
+
         write_text(path, dump_yaml(values))
+
+
+def _read_yaml(text: str, path: str) -> Any:
+    from danling.yaml_format import load_yaml  # `import danling` does without it
+
+    values = load_yaml(text, path)
+    return {} if values is None else values
 
 
 def _suffix(path: str | PathLike[str]) -> str:

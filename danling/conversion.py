@@ -20,7 +20,7 @@ from danling.annotations import (
 )
 from danling.errors import ConfigError, did_you_mean
 from danling.jsonable import MAX_DEPTH, short_repr
-from danling.yaml_format import load_yaml, read_scalar
+from danling.scalars import read_scalar
 
 __all__ = ["Conversion", "NestingError"]
 
@@ -235,6 +235,8 @@ def _read_text(text: str, path: str) -> Any:
         try:
             return json.loads(text)
         except ValueError:
+            from danling.yaml_format import load_yaml  # most runs start without YAML
+
             return load_yaml(text, path)
     return read_scalar(text) if text else text
 

@@ -78,7 +78,7 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
     were_set = flatten(config.to_dict())
     values = {key: value for key, value in flatten(semantic).items() if key in were_set}
     group = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
-    return values, group
+    return values, group[:12]
 
 
 def session_start(

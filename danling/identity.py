@@ -100,7 +100,7 @@ def experiment_uuid(code: Code) -> UUID:
 
     Example:
         >>> experiment_uuid(Code(commit="0" * 40, dirty=False, source="git")).hex
-        'aa'
+        'd86a3f558d9157d19d3ebb12364edf73'
     """
     if code.source == "git" and code.dirty is False:
         return uuid5(_NAMESPACE, str(code.commit))
@@ -113,7 +113,7 @@ def run_uuid(experiment: UUID, semantic: Mapping[str, Any]) -> UUID:
 
     Example:
         >>> run_uuid(UUID(int=0), {"lr": 0.1, "seed": 0}).hex
-        'aa'
+        'e1841240e83f5e0f9ecf1a6f533f850f'
     """
     return uuid5(experiment, canonical_json(semantic))
 

@@ -182,7 +182,7 @@ def graph(model: nn.Module, inputs: Any) -> bytes:
     trace: Any = _pytorch_graph.graph
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(list(devices)), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, and torch.export draws nothing
+            warnings.simplefilter("ignore")  # torch.jit is deprecated
             traced, _ = trace(model.eval(), inputs)
     finally:
         for name, module in model.named_modules():

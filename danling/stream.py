@@ -156,6 +156,11 @@ class StreamSource:
             return [f"keyed is False: what {self.name} draws at random is not restored"]
         if self._workers and not self._is_ours and self._treatment != "watched":
             return [f"what the workers of {self.name} draw at random may not be restored"]
+        if self._owner is not None and _has_shuffle_buffer(self._owner):
+            return [
+                f"the shuffle buffer of {self.name} is not part of its state, it is filled anew: "
+                "dataloader={'resume': 'replay'} would be exact"
+            ]
         return []
 
     def _streams(self, *words: int | str) -> AbstractContextManager[None]:
@@ -165,3 +170,13 @@ class StreamSource:
         if self._treatment == "watched":
             return watched(self.name, python=words[-1] == 0)
         return nullcontext()
+
+
+def _has_shuffle_buffer(owner: Any) -> bool:
+    """Whether it is a streamed Hugging Face dataset with a buffer, which its state leaves out."""
+    part = getattr(getattr(owner, "dataset", owner), "_ex_iterable", None)
+    while part is not None:
+        if type(part).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        part = getattr(part, "ex_iterable", None)
+    return False

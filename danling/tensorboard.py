@@ -21,7 +21,7 @@ from danling.record import RunFile, RunPaths
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-__all__ = ["band_layout", "close_killed", "rebuild", "split_layout", "write_band"]
+__all__ = ["band_layout", "best_values", "close_killed", "rebuild", "split_layout", "write_band"]
 
 _NOT_METRICS: Final = ("global_step", "epoch", "time")
 
@@ -50,8 +50,9 @@ def band_layout(tags: Iterable[str]) -> Summary.Value:
         >>> band_layout(["val/loss"]).tag
         'custom_scalars__config__'
     """
+    # not regular expressions here: the page takes the three tags literally
     charts = {
-        tag: ["Margin", [f"^{re.escape(f'{tag}/{part}')}$" for part in ("mean", "min", "max")]]
+        tag: ["Margin", [f"{tag}/{part}" for part in ("mean", "min", "max")]]
         for tag in sorted(tags)
     }
     return _layout({"mean, least and greatest over the seeds": charts})
@@ -108,6 +109,17 @@ def write_band(
         if shown:
             writer.add([band_layout(shown)], step=0)
     return shown
+
+
+def best_values(values: Mapping[str, float]) -> dict[str, float]:
+    """What to show of a result that is the best: what was evaluated, else how the training went.
+
+    Example:
+        >>> best_values({"train/loss": 0.1, "val/loss": 0.2})
+        {'best/val/loss': 0.2}
+    """
+    evaluated = {tag: value for tag, value in values.items() if not tag.startswith("train/")}
+    return {f"best/{tag}": value for tag, value in (evaluated or values).items()}
 
 
 def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -229,5 +241,4 @@ def _add_best(writer: EventWriter, results: list[dict[str, Any]], config: Config
         score = values.get(monitor)
         if is_better(score, best, config.monitor_mode):
             best = score
-            shown = {f"best/{tag}": value for tag, value in values.items()}
-            writer.add_scalars(shown, result["global_step"])
+            writer.add_scalars(best_values(values), result["global_step"])

@@ -7,7 +7,6 @@ each other without end and tags that make objects are refused before they cost a
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +14,14 @@ import yaml
 
 from danling.errors import ConfigError
 from danling.jsonable import MAX_DEPTH, to_plain
+from danling.scalars import FLOAT, INT, read_scalar
 
-__all__ = ["dump_yaml", "load_yaml", "read_scalar"]
+__all__ = ["dump_yaml", "load_yaml"]
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BaseDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 _MAX_REPEATED = 100_000  # values that aliases may repeat in all: a bomb has billions
-_NULL = re.compile(r"(?:~|null|Null|NULL|)\Z")
-_BOOL = re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")
-_INT = re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")
-_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?\Z")
-_NON_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TYPES: dict[str, type] = {
     "str": str,
@@ -88,29 +83,6 @@ def dump_yaml(value: Any) -> str:
         )
     except UnicodeError as error:
         raise ConfigError(f"a string is not valid Unicode and cannot be saved: {error}") from error
-    return text
-
-
-def read_scalar(text: str) -> Any:
-    """What an unquoted scalar means in YAML 1.2.
-
-    Example:
-        >>> [read_scalar(text) for text in ("1e-3", "no", "true", "null", "010", "1:30")]
-        [0.001, 'no', True, None, 10, '1:30']
-    """
-    if _NULL.match(text):
-        return None
-    if _BOOL.match(text):
-        return text.lower() == "true"
-    try:
-        if _INT.match(text):
-            return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
-    except ValueError:  # more digits than Python converts
-        return text
-    if _FLOAT.match(text):
-        return float(text)
-    if _NON_FINITE.match(text):
-        return float(text.replace(".", "").lower())
     return text
 
 
@@ -273,5 +245,5 @@ def _represent_list(dumper: Any, value: list[Any]) -> Any:
 
 
 _Dumper.add_representer(list, _represent_list)
-_Dumper.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
-_Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(_TAG + "int", INT, list("-+0123456789"))
+_Dumper.add_implicit_resolver(_TAG + "float", FLOAT, list("-+.0123456789"))

@@ -121,7 +121,12 @@ def test_a_file_is_read_again_only_when_it_changed(store: CheckpointStore, monke
     catalog.entries()
     opened: list[object] = []
     real_open = os.open
-    monkeypatch.setattr(os, "open", lambda *a, **k: opened.append(a[0]) or real_open(*a, **k))
+
+    def noting_open(path: object, *arguments: int) -> int:
+        opened.append(path)
+        return real_open(path, *arguments)  # type: ignore[call-overload, no-any-return]  # as given
+
+    monkeypatch.setattr(os, "open", noting_open)
 
     catalog.entries()
     unchanged = len(opened)

@@ -116,7 +116,7 @@ def check_restart(store: CheckpointStore, found: int) -> None:
     assert [name for name in files(store.directory) if name.startswith(".")] == []
     steps = {entry.name: entry.global_step // 10 for entry in store.candidates()}
     if found:
-        assert steps["latest"] == found
+        assert steps["latest"] == steps[f"epoch-{found}"] == found
         assert steps["best"] == max(k for k in range(1, found + 1) if k % 3)
     assert store.clean() == []
     save(store, found + 1)

@@ -65,18 +65,18 @@ def bytes_of(array: Any) -> bytes:
     return bytes(array.tobytes())
 
 
-PLAIN = [
+PLAIN: list[Any] = [
     None, True, 0, 2**200, -1.5, math.inf, math.nan, 1 + 2j, "", "ä\n\0", b"\0\xff",
     bytearray(b"ab"), [], [1, [2]], (), (1, (2,)), {}, {"a": {1: 2, (3, "x"): None, None: 0}},
     collections.OrderedDict(b=1, a=2), collections.Counter("aab"), {1, "a"}, torch.Size([2, 3]),
     torch.float16, torch.device("cpu"),
 ]  # fmt: skip
-TENSORS = [
+TENSORS: list[Any] = [
     torch.arange(6).reshape(2, 3).t(), torch.tensor(1.5), torch.empty(0, 3),
     torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.complex64),
     torch.tensor([True]), torch.ones(2, dtype=torch.uint32),
 ]  # fmt: skip
-TAGGED = [
+TAGGED: list[Any] = [
     Path("a/b"), datetime(2024, 1, 2, 3, 4, 5, 6, UTC), datetime(2024, 1, 2),
     date(2024, 1, 2), day_time(1, 2), timedelta(days=-1, microseconds=3), Colour.RED, Level.LOW,
     np.float32(0.1), np.int64(-3), np.bool_(True), np.complex128(1j), np.str_("a"),
@@ -116,7 +116,7 @@ def test_what_is_encoded_is_not_changed_and_what_needs_nothing_is_not_copied():
 
 
 def test_a_state_dict_keeps_the_versions_of_its_modules():
-    model = torch.nn.BatchNorm1d(2).state_dict()
+    model: Any = torch.nn.BatchNorm1d(2).state_dict()
     model["extra"] = Path("x")  # has it rebuilt
 
     back = through_a_file(model)
@@ -143,7 +143,7 @@ def test_parameters_stay_parameters():
 
 
 def test_attributes_of_a_tensor_stay_behind_and_its_data_does_not():
-    tensor = torch.ones(2)
+    tensor: Any = torch.ones(2)
     tensor.owner = object()
 
     assert through_a_file({"t": tensor})["t"].tolist() == [1, 1]

@@ -41,10 +41,10 @@ def test_the_ids_of_a_known_code_and_configuration_are_these():
     files = Code(tree="ab" * 32, extra=("train.py 3 00",))
     experiment = experiment_uuid(CLEAN)
 
-    assert experiment == UUID("EXPERIMENT")
-    assert experiment_uuid(dirty) == UUID("DIRTY")
-    assert experiment_uuid(files) == UUID("FILES")
-    assert run_uuid(experiment, SEMANTIC) == UUID("RUN")
+    assert experiment == UUID("f1ffe614-4ea1-5a32-9936-6d8433b65d52")
+    assert experiment_uuid(dirty) == UUID("b2c820d7-3d4a-569b-a6c4-ca27786de8de")
+    assert experiment_uuid(files) == UUID("385cd3cd-7831-5880-8b44-e3f230485b3f")
+    assert run_uuid(experiment, SEMANTIC) == UUID("612f95e3-94e7-5f00-bc6e-41838f8dd95c")
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "random"])

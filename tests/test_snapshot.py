@@ -87,7 +87,7 @@ def test_every_kind_of_tensor_is_copied_as_it_is(tensor: torch.Tensor):
 
 
 def test_a_state_dict_keeps_its_type_and_metadata():
-    state = torch.nn.BatchNorm1d(2).state_dict()
+    state: Any = torch.nn.BatchNorm1d(2).state_dict()
 
     copied = snapshot({"model": state}).payload["model"]
 

@@ -162,3 +162,18 @@ def test_errors_of_a_stream_reach_the_user_and_leave_the_generators_alone():
     with pytest.raises(KeyError, match="broken"):
         next(batches)
     assert random.getstate() == before
+
+
+def test_a_shuffle_buffer_that_the_state_leaves_out_is_a_doubt():
+    class BufferShuffledExamplesIterable:
+        ex_iterable = None
+
+    class Mapped:
+        ex_iterable = BufferShuffledExamplesIterable()
+
+    source = Stateful()
+    source._ex_iterable = Mapped()  # type: ignore[attr-defined]  # as in Hugging Face's datasets
+
+    assert [len(stream_of(source, replays=replays).doubts) for replays in (False, True)] == [1, 0]
+    assert "shuffle buffer of Stateful" in stream_of(source).doubts[0]
+    assert stream_of(Stateful()).doubts == []

@@ -7,6 +7,7 @@ import math
 import os
 import zipfile
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ TRAILER = Trailer(("latest", "epoch-2"), 7, 120, 2, "a-run", {"val/loss": 0.5, "
 def sealed(path: Path, payload: object, trailer: Trailer = TRAILER) -> Trailer:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     sealer = Sealer(descriptor)
-    torch.save(payload, sealer)
+    torch.save(payload, cast(IO[bytes], sealer))
     result = sealer.finish(trailer)
     assert sealer.size == os.fstat(descriptor).st_size
     os.close(descriptor)
@@ -44,7 +45,7 @@ def test_a_file_says_what_it_is_without_being_loaded(tmp_path: Path):
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 18, (1 << 20) + 1, 3 << 20])
 def test_torch_and_zip_read_the_file_as_if_there_were_none(tmp_path: Path, size: int):
-    payload = {"a": torch.arange(size, dtype=torch.uint8), "b": [torch.ones(5)] * 3}
+    payload: dict[str, Any] = {"a": torch.arange(size, dtype=torch.uint8), "b": [torch.ones(5)] * 3}
     path = tmp_path / "a.pth"
 
     sealed(path, payload)

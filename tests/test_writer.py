@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_what_was_saved_is_reported_in_order_and_once():
     writer = AsyncWriter[int]()
 
     for number in range(5):
-        writer.submit(lambda number=number: number)
+        writer.submit(partial(int, number))
     writer.drain()
 
     assert writer.completed() == [0, 1, 2, 3, 4]
@@ -109,10 +110,10 @@ def test_draining_raises_what_the_last_save_did():
 
 
 def test_waiting_has_an_end():
-    writer, release = AsyncWriter[None](timeout=0.05), threading.Event()
-    writer.submit(lambda: release.wait() and None)
+    writer, release = AsyncWriter[bool](timeout=0.05), threading.Event()
+    writer.submit(release.wait)
 
-    for wait in (writer.drain, lambda: writer.submit(lambda: None)):
+    for wait in (writer.drain, lambda: writer.submit(lambda: True)):
         with pytest.raises(CheckpointError, match="still being written after") as caught:
             wait()
         assert caught.value.errno == errno.ETIMEDOUT
@@ -195,11 +196,8 @@ def test_a_kill_during_a_background_save_keeps_the_one_before(tmp_path: Path, pl
         writer = AsyncWriter[Path]()
         for step in (1, 2):
             taken = snapshot({"model": torch.tensor(step)})
-            writer.submit(
-                lambda taken=taken, step=step: store.commit(
-                    taken, ["latest", f"step-{step}"], global_step=step, epoch=0
-                )
-            )
+            names = ["latest", f"step-{step}"]
+            writer.submit(partial(store.commit, taken, names, global_step=step, epoch=0))
             writer.drain()
             set_failpoints(f"checkpoint.{place}=kill")
 
@@ -240,11 +238,7 @@ def test_training_that_goes_on_during_the_write_changes_nothing_in_the_file(tmp_
         if step % 3 == 0:
             taken = snapshot({"model": tied})
             names = ["latest", f"step-{step}"]
-            writer.submit(
-                lambda taken=taken, names=names, step=step: store.commit(
-                    taken, names, global_step=step, epoch=0
-                )
-            )
+            writer.submit(partial(store.commit, taken, names, global_step=step, epoch=0))
     writer.drain()
 
     for step in (3, 6, 9, 12):

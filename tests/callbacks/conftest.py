@@ -24,7 +24,7 @@ def make_tiny_runner(
     optimizer: str = "sgd",
     **config: Any,
 ) -> AccelerateRunner:
-    """A linear regression on 24 samples in batches of 4, for 2 epochs unless `config` says otherwise."""
+    """A regression on 24 samples in batches of 4, for 2 epochs unless `config` says otherwise."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(24, 4, generator=generator)
     data = TensorDataset(features, features.sum(1, keepdim=True))

@@ -12,7 +12,7 @@ from danling.errors import CallbackError, MetricError
 
 
 def checked(scores: list[float], mode: Literal["min", "max"] = "min", **arguments: Any) -> int:
-    """How many of the scores are checked until the rule says stop; all of them, plus one, if never."""
+    """How many of the scores are checked until the rule says stop; one more than all if never."""
     stopping = EarlyStopping("val/loss", mode, **arguments)
     for number, score in enumerate(scores, start=1):
         stopping.check(score, number, mode)

@@ -85,6 +85,6 @@ def test_a_split_that_was_not_evaluated_has_no_score():
 
 def test_a_value_that_is_not_there_is_an_error_that_names_what_is():
     with pytest.raises(
-        MetricError, match="did you mean 'val/loss'.*train/loss, val/loss, val/top/1"
+        MetricError, match=r"did you mean 'val/loss'.*train/loss, val/loss, val/top/1"
     ):
         Monitor().score("val/los", RESULT)

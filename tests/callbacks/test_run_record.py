@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.logging import Logging
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.config import Config
@@ -107,6 +108,7 @@ def test_packages_are_listed(make_runner):
 
 SCRIPT = """
 import torch, danling as dl
+from danling.callbacks.logging import Logging
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 1))
@@ -165,7 +167,7 @@ def test_committed_code_has_no_patch(tmp_path: Path):
 def test_what_cannot_be_written_is_a_warning(make_runner, capfd: pytest.CaptureFixture[str]):
     in_the_way = LambdaCallback(on_setup=lambda runner: (runner.dir / "runner.yaml").mkdir())
     in_the_way.priority = 0  # after RunDirectory, before RunRecord
-    runner = make_runner([RunDirectory(), in_the_way, RunRecord()])
+    runner = make_runner([RunDirectory(), Logging(), in_the_way, RunRecord()])
 
     runner.train()
 
