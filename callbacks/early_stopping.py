@@ -78,7 +78,7 @@ class EarlyStopping(Monitor):
             ("patience", patience, 1),
             ("start_from_epoch", start_from_epoch, 0),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if type(value) is not int or value < least:
                 raise CallbackError(
                     f"EarlyStopping({argument}={value!r}): must be an integer of at least {least}"
                 )

@@ -140,6 +140,6 @@ def _count(noun: str, done: int, total: int | None) -> str:
 
 def _number(value: float) -> str:
     """Of one width, so that the lines of epochs are a table."""
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        return f"{value:<9.4f}"
-    return f"{value:<9.3g}"
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:<8.4f}"
+    return f"{value:<8.5g}" if 10 <= abs(value) < 1e5 else f"{value:<8.2e}"

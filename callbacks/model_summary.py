@@ -35,12 +35,7 @@ class ModelSummary(Callback):
     name = "model_summary"
 
     def __init__(self, max_depth: int = 1) -> None:
-        if (
-            isinstance(max_depth, bool)
-            or not isinstance(max_depth, int)
-            or max_depth < -1
-            or max_depth == 0
-        ):
+        if type(max_depth) is not int or max_depth < -1 or max_depth == 0:
             raise CallbackError(
                 f"ModelSummary(max_depth={max_depth!r}): must be positive, or -1 for all"
             )

@@ -42,8 +42,8 @@ class Preemption(Callback):
     on with it. A second Ctrl-C interrupts at once.
 
     Handlers are installed while a run is open, in the main thread only, and put back afterwards; a
-    handler that was there before is called too, and a signal that was ignored stays ignored. In
-    DataLoader workers Ctrl-C does nothing: the main process ends them.
+    handler that was there before is called too, and a signal that was ignored stays ignored.
+    DataLoader workers, which get the signals of their group too, leave it to the main process.
 
     On SLURM the end of the job (`SLURM_JOB_END_TIME`) is known: the run stops in time for a save
     that takes half as long again as the longest so far.
@@ -70,7 +70,7 @@ class Preemption(Callback):
         self._announces = True
         self._signal: int | None = None
         self._told = False
-        self._interrupts = 0
+        self._interrupts = self._ignored = 0
         self._budgets: list[_Budget] = []
 
     def on_setup(self, runner: Runner) -> None:
@@ -169,7 +169,8 @@ class Preemption(Callback):
         """In a DataLoader worker leave it to the parent; elsewhere do what was done before."""
         from torch.utils.data import get_worker_info
 
-        if get_worker_info() is not None and number != signal.SIGTERM:
+        self._ignored += number == signal.SIGTERM
+        if get_worker_info() is not None and self._ignored < 2:  # the second may be the parent's
             return
         signal.signal(number, self._previous.get(number, signal.SIG_DFL))
         os.kill(os.getpid(), number)

@@ -49,10 +49,12 @@ class _Series:
 
     def __init__(self) -> None:
         self.values: list[Tensor | float] = []
-        self.counts: list[float] = []
-        self.folded: Tensor | None = None  # sum and number of non-finite values, on the device
+        self.counts: list[Tensor | float] = []
+        # sum, number of non-finite values, and counts that are on the device
+        self.folded: Tensor | None = None
 
     def fold(self) -> None:
+        """Bring what was added into one sum; counts of the host stay there."""
         tensors = [value for value in self.values if isinstance(value, Tensor)]
         if len(tensors) < len(self.values):
             device = tensors[0].device if tensors else "cpu"
@@ -160,11 +162,15 @@ class Meter:
         window, self._window = self._window, {}
         return window
 
-    def end_epoch(self) -> dict[str, Total]:
-        """Totals of the epoch."""
+    def start_epoch(self) -> None:
+        """Begin the totals of an epoch."""
         self._collect()
-        epoch, self._epoch = self._epoch, {}
-        return epoch
+        self._epoch = {}
+
+    def epoch_totals(self) -> dict[str, Total]:
+        """Totals of the epoch so far."""
+        self._collect()
+        return self._epoch
 
     def state_dict(self) -> dict[str, Any]:
         """What is open, in plain numbers."""

@@ -14,7 +14,9 @@ from danling.dispatch import Callbacks
 from danling.distributed import World
 from danling.errors import RunError
 from danling.history import Scored
-from danling.ownership import Owned, Ownership
+from danling.owned import Owned
+from danling.ownership import Ownership
+from danling.settings import STATE_KEYS
 from danling.state import Clock, Counters
 from danling.triggers import Moment
 
@@ -217,7 +219,11 @@ class BaseRunner(Owned, Scored):
             if error is None
             else self.callbacks.call_all("on_exception", self.callbacks, self, error)
         )
-        others += self.callbacks.call_all("on_teardown", reversed(self._set_up), self)
+        for callback in reversed(self._set_up):
+            raised = self.callbacks.call_all("on_teardown", [callback], self)
+            if raised and error is None:
+                self.status = self._status_of(raised[0])
+            others += raised
         self._set_up = []
         self.callbacks.in_run = False
         self.config.unfreeze()
@@ -242,19 +248,6 @@ class BaseRunner(Owned, Scored):
             return str(value) if isinstance(value, UUID) else value
 
         return read
-
-
-STATE_KEYS = (
-    "epoch",
-    "global_step",
-    "experiment_id",
-    "experiment_uuid",
-    "run_id",
-    "run_uuid",
-    "uuid",
-    "id",
-    "name",
-)
 
 
 def attach(error: BaseException, others: Iterable[BaseException]) -> None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from danling.base_runner import STATE_KEYS
 from danling.errors import CheckpointError, ResumeError
+from danling.jsonable import to_plain
 from danling.seed import rng_state, set_rng_state
+from danling.settings import STATE_KEYS
 from danling.triggers import Moment
 from danling.validation import read_checkpoint
 
@@ -28,7 +29,7 @@ def take(runner: AccelerateRunner) -> dict[str, Any]:
     return {
         "model": model_state(runner),
         **runner.optimization.state_dict(),
-        "config": runner.config.resolved() | runner.config.to_dict(state=True),
+        "config": to_plain(runner.config.resolved() | runner.config.to_dict(state=True)),
         "results": runner.results,
         "callbacks": {callback.name: callback.state_dict() for callback in runner.callbacks}
         | runner.foreign_state,
@@ -226,7 +227,8 @@ def resume(runner: AccelerateRunner) -> None:
 
 
 def report_differences(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
-    """Print what the configuration now says otherwise: it wins."""
+    """Log what the configuration now says otherwise: it wins."""
     own = type(runner.config)({key: saved[key] for key in saved if key not in STATE_KEYS})
     for key, (new, old) in runner.config.diff(own).items():
-        runner.logger.info("config: %s was %r, now it is %r", key, old, new)
+        if key != "resume":
+            runner.logger.info("config: %s was %r, now it is %r", key, old, new)

@@ -82,7 +82,7 @@ class CheckpointStore:
         *,
         global_step: int,
         epoch: int,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, float | None] | None = None,
     ) -> Path:
         """Writes a checkpoint once, under all of `names`; durable when it returns.
 
@@ -102,12 +102,12 @@ class CheckpointStore:
         """
         names = _checked(names)
         payload = self._payload(checkpoint)
-        numbers = {name: float(value) for name, value in (metrics or {}).items()}
+        numbers = {k: float(v) for k, v in (metrics or {}).items() if v is not None}
         trailer = Trailer(names, self._next_serial(), global_step, epoch, self.run, numbers)
         path = self._files.file(names[0])
         with _translated(f"the checkpoint of step {global_step} was not saved", path):
             self._files.prepare()
-            temporary, _ = self._files.write(payload, trailer)
+            temporary = self._files.write(payload, trailer)
             self._files.publish(temporary, names)
         self._catalog.trust(path)
         self._write_index()
@@ -140,8 +140,9 @@ class CheckpointStore:
 
     def candidates(self) -> list[Entry]:
         """The checkpoints of this run, newest first, without those that lost their end."""
+        ours = (None, self.run)
         entries = self._catalog.entries()
-        return [entry for entry in entries if self.run in (None, entry.trailer.run)]
+        return [entry for entry in entries if self.run is None or entry.trailer.run in ours]
 
     def is_empty(self) -> bool:
         """Whether no save ever ended here: a run may start afresh, as nothing can be lost.

@@ -73,18 +73,18 @@ class CheckpointDirectory:
             what = "a symbolic link" if stat.S_ISLNK(mode) else "not a directory"
             raise NotADirectoryError(errno.ENOTDIR, f"it is {what}", str(self.path))
 
-    def write(self, payload: Any, trailer: Trailer) -> tuple[Path, Trailer]:
-        """Step 1. Returns the temporary file and what it says about itself."""
+    def write(self, payload: Any, trailer: Trailer) -> Path:
+        """Step 1. Returns the temporary file."""
         failpoint("checkpoint.before_open")
         with self._new_file(trailer.names[0]) as (temporary, descriptor):
             failpoint("checkpoint.after_open")
             sealer = Sealer(descriptor)
             _serialise(payload, sealer)
-            sealed = sealer.finish(trailer)
+            sealer.finish(trailer)
             if os.fstat(descriptor).st_size != sealer.size:
                 raise OSError(errno.EIO, "the file has another size than what was written")
             failpoint("checkpoint.after_write")
-        return temporary, sealed
+        return temporary
 
     def publish(self, temporary: Path, names: Sequence[str]) -> None:
         """Steps 2 to 5."""

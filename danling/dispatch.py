@@ -41,6 +41,9 @@ class Callbacks:
         self._defaults: list[Callback] = list(defaults)
         self._tables: dict[str, tuple[Listener, ...]] = {}
         self.in_run = False
+        if isinstance(callbacks, Callback):
+            kind = type(callbacks).__name__
+            raise CallbackError(f"callbacks is a list: write callbacks=[{kind}()]")
         for callback in callbacks:
             self._check(callback, self._all)
             self._all.append(callback)
@@ -65,7 +68,9 @@ class Callbacks:
         """Take out a callback, given itself or its name."""
         self._refuse_in_run()
         found = self[callback] if isinstance(callback, str) else callback
-        self._all.remove(found)
+        if not any(other is found for other in self._all):
+            raise CallbackError(f"{type(found).__name__} {found.name!r} is not among the callbacks")
+        self._all = [other for other in self._all if other is not found]
         self.rebuild()
 
     def rebuild(self) -> None:

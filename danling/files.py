@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from danling import filesystem
 from danling.jsonable import dumps
 
-__all__ = ["sync_directory", "write_bytes", "write_json", "write_text"]
+__all__ = ["write_bytes", "write_json", "write_text"]
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, fsync: bool = False) -> None:
-    """Replaces a file by `text` in one step, in UTF-8 with the line ends as given.
+    """Replace a file by `text` in one step, in UTF-8 with the line ends as given.
 
     A reader, and a crash at any moment, sees the old file or the new one. The permissions follow
     the umask. With `fsync` the new file has reached the disk when this returns.
@@ -32,7 +33,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, fsync: bool = False) 
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, fsync: bool = False) -> None:
-    """Replaces a file by `value` as JSON that every parser reads (NaN is the string "NaN").
+    """Replace a file by `value` as JSON that every parser reads (NaN is the string "NaN").
 
     Raises:
         OSError: As `write_text`.
@@ -49,7 +50,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, fsync: bool = False)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = False) -> None:
-    """Replaces a file by `data` in one step; see `write_text`.
+    """Replace a file by `data` in one step; see `write_text`.
 
     Raises:
         OSError: As `write_text`.
@@ -58,33 +59,22 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = Fals
     temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
         _create(temporary, data, fsync)
-        os.replace(temporary, target)
+        filesystem.replace(temporary, target)
         if fsync:
-            sync_directory(target.parent)
+            filesystem.fsync_directory(target.parent)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        with suppress(OSError):
+            filesystem.unlink(temporary)
         if isinstance(error, OSError):  # the user knows the target, not the temporary name
             error.filename, error.filename2 = os.fspath(path), None
         raise
 
 
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Makes the names in a directory durable, where the system can (Windows cannot)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _create(path: Path, data: bytes, fsync: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    # 0o666 under the umask: tempfile's 0600 would shut a group out of its own project.
-    with open(os.open(path, flags, 0o666), "wb") as file:
-        file.write(data)
+    descriptor = filesystem.open_new(path)
+    try:
+        filesystem.write(descriptor, data)
         if fsync:
-            file.flush()
-            os.fsync(file.fileno())
+            filesystem.fsync_file(descriptor)
+    finally:
+        filesystem.close(descriptor)

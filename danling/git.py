@@ -79,7 +79,7 @@ class Repository:
     def run(
         self, *arguments: str, stdin: bytes = b"", config: Mapping[str, str], **variables: str
     ) -> bytes:
-        """Runs git at the root of the working tree and returns what it prints.
+        """Run git at the root of the working tree and return what it prints.
 
         Raises:
             GitError: Git failed; the message is its own.
@@ -127,7 +127,7 @@ def _open(start: Path, deadline: float) -> Repo:
 
 
 def _probe(deadline: float) -> None:
-    """Finds out whether git hangs: importing GitPython runs it, and would wait for ever."""
+    """Find out whether git hangs: importing GitPython runs it, and would wait for ever."""
     pipe = subprocess.PIPE
     command = [os.environ.get("GIT_PYTHON_GIT_EXECUTABLE", "git"), "version"]
     try:
@@ -159,7 +159,7 @@ def _answer(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> 
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills git with all it started; whoever is left holding the pipes is not waited for."""
+    """Kill git with all it started; whoever is left holding the pipes is not waited for."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)

@@ -51,7 +51,9 @@ class History:
         else:
             self.results.append(result)
             self.scores.append(None)
-        score = self._score(self.results[-1]) if scored else None
+        if not scored:
+            return
+        score = self._score(self.results[-1])
         if (
             self._best == len(self.results) - 1
         ):  # the one that is completed was the best: judge it again

@@ -67,7 +67,7 @@ class Code:
 
 
 def read_code(start: Path, *, exclude: Sequence[Path] = (), timeout: float = 2.0) -> Code:
-    """Finds out which code runs; never fails, and never takes much longer than `timeout`.
+    """Find out which code runs; never fails, and never takes much longer than `timeout`.
 
     Args:
         start: Folder of the main script, or the current folder where there is none.
@@ -129,7 +129,7 @@ def run_identifier(experiment_id: str, run_id: str, uuid: str) -> str:
 
 
 def run_name(experiment_name: str, run_name: str) -> str:
-    """Joins the two names of a run to one that is a valid folder name on every system.
+    """Join the two names of a run to one that is a valid folder name on every system.
 
     Composed and decomposed Unicode give the same name.
 

@@ -70,7 +70,7 @@ class _FileHandler(logging.FileHandler):
         super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
         self._attempts = Attempts(f"writing {path.name}")
-        if half_line:  # left by a process that was killed
+        if half_line and self.stream is not None:  # left by a process that was killed
             self.stream.write("\n")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's

@@ -2,48 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from danling.averages import Averages, Meter
-from danling.batch import checked_scalar
-from danling.errors import ConfigError, RunError
-from danling.evaluation import reduce_totals
-from danling.metrics import compute, is_stateful, load_metric_state, metric_state, reset
-from danling.parts import PartsRunner
+from danling.errors import ConfigError, MetricError, RunError, did_you_mean
+from danling.logbook import LogbookRunner
+from danling.metrics import reset
 from danling.triggers import Every, Moment
 from danling.window import OpenBatch
 
 __all__ = ["LoopRunner"]
 
 
-class LoopRunner(PartsRunner):
+class LoopRunner(LogbookRunner):
     """The state of the loop: `AccelerateRunner` drives it; a loop left early is closed here."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.evaluating: str | None = None
-        self.is_log_step = False
-        self._trained: set[str] = set()  # splits whose batches were asked for
-        self.pending_rng: dict[str, Any] | None = (
-            None  # of a checkpoint, until the first batch after it
-        )
-        self.foreign_state: dict[
-            str, Any
-        ] = {}  # of callbacks that the checkpoint had and this run has not
-        self._epochs_token: object | None = (
-            None  # of the iterator that is valid, while a training is open
-        )
+        # of a checkpoint, until the first batch after it
+        self.pending_rng: dict[str, Any] | None = None
+        # of callbacks that the checkpoint had and this run has not
+        self.foreign_state: dict[str, Any] = {}
+        # of the iterator that is valid, while a training is open
+        self._epochs_token: object | None = None
         self._batches_token: object | None = None  # likewise, while an epoch is open
         self._batch: OpenBatch | None = None
         self._exhausted = False  # every batch of the epoch was used
         self._left = False  # a `break` ended the batches
         self._at_safe_point = False
-        self._meter = Meter()
-        self._evaluation_averages: Averages | None = None
+        self._accumulated = False  # the open window has gradients
         self._evaluated: dict[str, dict[str, float]] = {}  # of the epoch that ends
+        self._within: dict[str, Any] | None = None  # the last result within the open epoch
         self.last_evaluation = Moment()
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs: int | None = None
@@ -90,11 +80,23 @@ class LoopRunner(PartsRunner):
             self._max_steps is not None and self.counters.global_step >= self._max_steps
         )
 
+    def _check_monitor(self) -> None:
+        split = self.monitor.partition("/")[0]
+        if split not in ("train", *self.splits):
+            known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
+            raise MetricError(
+                f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
+            )
+
     def _start_training(self) -> object:
+        self._check_limits()
+        self._check_monitor()
         self._end_training()
         self._epochs_token = token = object()
-        if self.model is not None:
-            self.model.train()
+        self.optimization.discard()  # what an exception left behind
+        self._accumulated = self._at_safe_point = self.is_log_step = False
+        if self.model is not None and not self.model.training:
+            self.model.train()  # else modules in evaluation mode are there on purpose: frozen
         self.callbacks("on_train_start", self)
         self.clock.start()
         if self.is_ending:
@@ -119,8 +121,9 @@ class LoopRunner(PartsRunner):
     def _start_epoch(self) -> None:
         self._batches_token = object()
         self._exhausted = self._left = self.epoch_complete = False
-        self._evaluated = {}
+        self._evaluated, self._within = {}, None
         if self.counters.batch_index == 0:  # else the run is resumed within it
+            self._meter.start_epoch()
             reset(self.metrics_of("train"))
             self.callbacks("on_epoch_start", self)
 
@@ -133,6 +136,8 @@ class LoopRunner(PartsRunner):
             self.counters.epoch += 1
             self.counters.batch_index = 0
             self.optimization.end_epoch()
+            if self._within is not None and self._within["global_step"] == self.global_step:
+                self._within["epoch"] = self.epoch  # an evaluation at its last step is its own
         self._add_result(self._epoch_result(), scored=self.epoch_complete)
         self.callbacks("on_epoch_end", self)
         self.agree()
@@ -140,13 +145,7 @@ class LoopRunner(PartsRunner):
             self.callbacks("on_checkpoint", self)
 
     def _epoch_result(self) -> dict[str, Any]:
-        totals = reduce_totals(self._meter.end_epoch(), self.world.gather)
-        train = {
-            tag.removeprefix("train/"): total.mean
-            for tag, total in totals.items()
-            if tag.startswith("train/")
-        }
-        train |= compute(self.metrics_of("train")) if train else {}
+        train = self._training_result()
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
         return result | ({"train": train} if train else {}) | self._evaluated
 
@@ -179,6 +178,7 @@ class LoopRunner(PartsRunner):
             self._add_result(
                 {"epoch": self.epoch, "global_step": self.global_step, **results}, scored=True
             )
+            self._within = self.latest_result
         metrics = {
             f"{split}/{name}": value
             for split, result in results.items()
@@ -189,10 +189,21 @@ class LoopRunner(PartsRunner):
 
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
-        if scored and self.latest_score is not None:
+        is_news = self.monitor.partition("/")[0] in result
+        if scored and is_news and self.latest_score is not None:
             self.optimization.end_evaluation(self.latest_score)
 
     # The batch
+
+    def _require_run(self) -> None:
+        if not self.in_run:
+            raise RunError("epochs() needs an open run: write `with runner:` around it")
+
+    def _require_epoch(self) -> None:
+        if self._batches_token is None:
+            raise RunError(
+                "batches() needs an open epoch: write `for epoch in runner.epochs():` around it"
+            )
 
     def _require_batch(self) -> OpenBatch:
         if self._batch is None:
@@ -206,6 +217,8 @@ class LoopRunner(PartsRunner):
             return
         self.counters.batch_index += 1
         self.callbacks("on_batch_end", self, batch.batch, batch.output)
+        if batch.window.closes and not batch.stepped:
+            self._drop_window()
         if batch.stepped:
             self._at_safe_point = True
             if self.is_log_step:
@@ -223,85 +236,15 @@ class LoopRunner(PartsRunner):
     def _settle(self) -> None:
         """Close the batch that a `break` left open."""
         if self._batch is not None and not self._batch.window.closes:
-            self.logger.warning(
-                "the epoch was left within an accumulation window: its gradients are dropped"
-            )
-            self.optimization.discard()
+            self._drop_window()
         self._end_batch()
         self._pass_safe_point()
 
-    # Logging
-
-    def log(self, name: str | Mapping[str, Any], value: Any = None) -> None:
-        """Average a value until the log interval; it stays on its device until then.
-
-        Within an evaluation it becomes part of the split's result. A name without a split gets that
-        of what runs.
-
-        Args:
-            name: The name, or several values by name.
-            value: A scalar, of this process; the means are over all of them.
-
-        Example:
-            >>> runner.log("aux", aux_loss)             # doctest: +SKIP
-            >>> runner.log({"optim/temperature": 0.5})  # doctest: +SKIP
-        """
-        values = name if isinstance(name, Mapping) else {name: value}
-        split = self.evaluating or "train"
-        averages = (
-            self._evaluation_averages if self._evaluation_averages is not None else self._meter
-        )
-        for key, item in values.items():
-            averages.add(key if "/" in key else f"{split}/{key}", checked_scalar(key, item))
-
-    @contextmanager
-    def logging_to(self, averages: Averages, split: str) -> Iterator[None]:
-        """Let `log` feed the averages of an evaluation."""
-        self._evaluation_averages, self.evaluating = averages, split
-        try:
-            yield
-        finally:
-            self._evaluation_averages = self.evaluating = None
-
-    def _log_window(self) -> None:
-        """Give the means since the last log to `on_log`."""
-        if not self.callbacks.hears("on_log"):
-            return
-        totals = reduce_totals(self._meter.end_window(), self.world.gather)
-        metrics = {tag: total.mean for tag, total in totals.items()}
-        bad = {tag: total.nonfinite for tag, total in totals.items() if total.nonfinite}
-        if bad:
-            metrics["train/nonfinite"] = float(sum(bad.values()))
+    def _drop_window(self) -> None:
+        """Forget the gradients of a window that will not be stepped."""
+        if self._accumulated:
             self.logger.warning(
-                "values that are not finite by global step %d: %s", self.global_step, bad
+                "an accumulation window ended without a step: its gradients are dropped"
             )
-        self.callbacks("on_log", self, metrics | self.optimization.learning_rates())
-
-    # State
-
-    def loop_state(self) -> dict[str, Any]:
-        """What is open in this process: averages, values not yet logged, metrics."""
-        metrics = self.metrics_of("train")
-        return {
-            "meter": self._meter.state_dict(),
-            "metrics": {
-                name: metric_state(metric)
-                for name, metric in metrics.items()
-                if is_stateful(metric)
-            },
-        }
-
-    def loader_states(self) -> dict[str, Any]:
-        """Where the loaders are that the training has used."""
-        return {
-            split: self.loader(split).state_dict(self.epoch, self.batch_index)
-            for split in sorted(self._trained)
-        }
-
-    def load_loop_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was open."""
-        self._meter.load_state_dict(state["meter"])
-        metrics = self.metrics_of("train")
-        for name, metric in state["metrics"].items():
-            if name in metrics:
-                load_metric_state(metrics[name], metric)
+            self.optimization.discard()
+            self._accumulated = False

@@ -65,7 +65,7 @@ class Optimization:
         self.interval = interval
         self._accelerator = accelerator
         self._prepared: dict[str, Any] = dict(optimizers)
-        self._current = ""
+        self._current: str | None = None  # while its gradients are complete
         self._norm: Tensor | None = None
 
     def prepare(self, model: nn.Module | None) -> Any:
@@ -136,9 +136,9 @@ class Optimization:
 
     def step(self) -> None:
         """Clip, move the parameters, and the schedule unless the scaler skipped the step."""
-        name = self._current
+        name = self._require_gradients()
         if self.max_norm is not None:
-            self._clip_norm(self.max_norm)
+            self._clip_norm(name, self.max_norm)
         if self.max_value is not None:
             clip_grad_value_(self._parameters(name), self.max_value)
         self._prepared[name].step()
@@ -150,10 +150,10 @@ class Optimization:
     def zero_grad(self) -> None:
         """Forget the gradients of the optimizer that was stepped."""
         if self.direct or len(self.optimizers) == 1:
-            self._prepared[self._current].zero_grad()
+            self._prepared[self._require_gradients()].zero_grad()
         else:
             self.discard()  # the engine's backward reached the parameters of the others too
-        self._norm = None
+        self._current = self._norm = None
 
     def discard(self) -> None:
         """Forget all gradients, of a window that will not be stepped."""
@@ -166,7 +166,7 @@ class Optimization:
         if self._norm is None:
             gradients = [
                 parameter.grad
-                for parameter in self._parameters(self._current)
+                for parameter in self._parameters(self._require_gradients())
                 if parameter.grad is not None
             ]
             norm = get_total_norm(gradients)
@@ -206,8 +206,13 @@ class Optimization:
     def _parameters(self, name: str) -> list[Tensor]:
         return [p for group in self.optimizers[name].param_groups for p in group["params"]]
 
-    def _clip_norm(self, limit: float) -> None:
-        parameters = self._parameters(self._current)
+    def _require_gradients(self) -> str:
+        if self._current is None:
+            raise RunError("grad_norm is of a step: ask for it in on_before_step or on_step")
+        return self._current
+
+    def _clip_norm(self, name: str, limit: float) -> None:
+        parameters = self._parameters(name)
         if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             norm = self._accelerator.clip_grad_norm_(
                 parameters, limit

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 from danling import identity
 from danling.errors import ResumeError, RunDirectoryError, RunError
+from danling.jsonable import to_jsonable
 from danling.lock import DirectoryLock
 from danling.record import RunFile, RunPaths, claim
 from danling.runs import FoundRun, find_job, find_runs
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from danling.base_runner import BaseRunner
     from danling.checkpoint import CheckpointStore
 
-__all__ = ["Owned", "Ownership", "Plan"]
+LIMITS = ("max_epochs", "max_steps")
+
+__all__ = ["Ownership", "Plan"]
 
 
 @dataclass(frozen=True)
@@ -152,12 +155,27 @@ class Ownership:
         if resume in (True, "auto"):
             return self._fresh(
                 f"resume='auto' found no unfinished run of this code and configuration in {root}: "
-                "a new one starts"
+                f"a new one starts{self._hint_at_shorter(root)}"
             )
         raise ResumeError(
             f"resume={resume!r}: there is no run of this code and configuration in {root}; "
             "give the path of a run or of a checkpoint instead"
         )
+
+    def _hint_at_shorter(self, root: Path) -> str:
+        """How to go on with a run that differs in its length alone."""
+        now = to_jsonable(self._runner.config.semantic())
+        for run in find_runs(root):
+            then = dict(run.data.get("hash_inputs", {}))
+            lengths = {key: then.get(key) for key in LIMITS}
+            same_code = run.data.get("experiment_uuid") == str(self.experiment_uuid)
+            if same_code and then != now and then | {key: now[key] for key in LIMITS} == now:
+                told = ", ".join(f"{key} {value}" for key, value in lengths.items() if value)
+                return (
+                    f"; {run.path} differs only in its length ({told}): "
+                    f"extend it with resume={str(run.path)!r}"
+                )
+        return ""
 
     def _fresh(self, message: str = "") -> Plan:
         path, uuid = claim(
@@ -194,88 +212,6 @@ class Ownership:
     def _own(self, path: Path, uuid: UUID, message: str = "") -> Plan:
         experiment, run = str(self.experiment_uuid), str(self.run_uuid)
         return Plan(str(path), str(uuid), experiment, run, message=message)
-
-
-class Owned:
-    """What a runner shows of its identity and its directory."""
-
-    _ownership: Ownership
-
-    @property
-    def experiment_uuid(self) -> UUID:
-        """Identity of the code: of the commit, and of the exact working tree when that is dirty."""
-        return self._ownership.experiment_uuid
-
-    @property
-    def experiment_id(self) -> str:
-        return self.experiment_uuid.hex
-
-    @property
-    def run_uuid(self) -> UUID:
-        """Identity of code and configuration: the same on every machine and in every process."""
-        return self._ownership.run_uuid
-
-    @property
-    def run_id(self) -> str:
-        return self.run_uuid.hex
-
-    @property
-    def uuid(self) -> UUID:
-        """Random identity of this run, drawn when its directory is claimed."""
-        return self._ownership.uuid
-
-    @property
-    def name(self) -> str:
-        """`{experiment_name}-{run_name}`"""
-        return self._ownership.name
-
-    @property
-    def id(self) -> str:
-        """`{experiment_id:.8}-{run_id:.8}-{uuid:.8}`"""
-        return self._ownership.id
-
-    @property
-    def paths(self) -> RunPaths:
-        """Where each file of the run is.
-
-        Raises:
-            RunError: No directory was claimed.
-        """
-        return self._ownership.paths
-
-    @property
-    def has_dir(self) -> bool:
-        """Whether the run has a directory."""
-        return self._ownership.claimed
-
-    @property
-    def dir(self) -> Path:
-        return self.paths.path
-
-    @property
-    def checkpoint_dir(self) -> Path:
-        return self.paths.checkpoints
-
-    @property
-    def log_path(self) -> Path:
-        return self.paths.log
-
-    @property
-    def checkpoints(self) -> CheckpointStore:
-        """The checkpoint files of the run."""
-        return self._ownership.checkpoints
-
-    def claim_directory(self) -> Path:
-        """Make a directory, or take that of the run to resume; what `RunDirectory` calls."""
-        return self._ownership.claim()
-
-    def resumption(self) -> tuple[str | None, str]:
-        """Name or path of the checkpoint to go on from, and a line on why it is this run."""
-        return self._ownership.checkpoint, self._ownership.message
-
-    def release_directory(self) -> None:
-        """Let other processes work in the directory again."""
-        self._ownership.release()
 
 
 def main_folder() -> Path:

@@ -58,7 +58,7 @@ class _Change:
 def code_patch(
     start: Path, *, exclude: Sequence[Path] = (), timeout: float = 10.0, cap: int = LARGE_FILE
 ) -> CodePatch:
-    """Makes the patch of the repository around `start`; never fails.
+    """Make the patch of the repository around `start`; never fails.
 
     Args:
         start: A folder in the working tree, as for `danling.identity.read_code`.
@@ -100,7 +100,7 @@ def _patches(
 
 
 class _Patch:
-    """Makes the patch of one repository and remembers what it had to leave out."""
+    """Make the patch of one repository, noting what is left out of it."""
 
     def __init__(self, tree: WorkingTree, cap: int, prefix: str) -> None:
         self.tree = tree
@@ -147,7 +147,7 @@ class _Patch:
         return False
 
     def _restore(self, changes: Sequence[_Change]) -> None:
-        """Puts the files that are left out back to what the commit has."""
+        """Put the files that are left out back to what the commit has."""
         lines = [f"{change.old_mode} {change.old_id}\t{change.path}\0" for change in changes]
         if lines:
             text = os.fsencode("".join(lines))

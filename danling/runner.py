@@ -10,7 +10,7 @@ from torch import Tensor
 
 from danling import capture
 from danling.batch import forward, predict, read_output, sample_count
-from danling.errors import RunError
+from danling.errors import DataError, RunError
 from danling.evaluation import evaluate_split, evaluation_mode, predict_split
 from danling.loop import LoopRunner
 from danling.window import OpenBatch, Window, windowed
@@ -90,12 +90,12 @@ class AccelerateRunner(LoopRunner):
             RunError: No run is open.
             ConfigError: Neither limit is set.
         """
-        if not self.in_run:
-            raise RunError("epochs() needs an open run: write `with runner:` around it")
+        self._require_run()
         self._check_limits()
         return self._epochs()
 
     def _epochs(self) -> Iterator[int]:
+        self._require_run()
         token = self._start_training()
         while not self.is_ending:
             self._start_epoch()
@@ -112,13 +112,12 @@ class AccelerateRunner(LoopRunner):
             RunError: No epoch is open.
             DataError: There is no such split.
         """
-        if self._batches_token is None:
-            raise RunError(
-                "batches() needs an open epoch: write `for epoch in runner.epochs():` around it"
-            )
+        self._require_epoch()
         return self._batches(split)
 
     def _batches(self, split: str) -> Iterator[Any]:
+        self._require_epoch()
+        self._settle()
         hooks, loader = self.callbacks, self.loader(split)
         self._trained.add(split)
         source = loader.iterate(self.epoch, self.batch_index)
@@ -140,7 +139,8 @@ class AccelerateRunner(LoopRunner):
             except (
                 GeneratorExit
             ):  # a `break`: what it leaves open is closed by the next call, not from here
-                self._left = True
+                if self._batches_token is token:
+                    self._left = True
                 raise
             if self._batches_token is not token:
                 raise RunError(
@@ -150,6 +150,8 @@ class AccelerateRunner(LoopRunner):
             self._pass_safe_point()
             if window.closes and self._is_cut() and self.batch_index != length:
                 return
+        if self.batch_index == 0:
+            raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
         self._exhausted = True
 
     def step(self, output: Any, optimizer: str | None = None) -> None:
@@ -176,6 +178,7 @@ class AccelerateRunner(LoopRunner):
             self._meter.add(
                 f"train/{key}", value.detach() if isinstance(value, Tensor) else value, count
             )
+        self._accumulated = not window.closes
         if window.closes:
             self._take_step(name, batch)
 

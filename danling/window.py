@@ -70,7 +70,7 @@ def _counted(
     for index in count(start):
         if batch is _END:
             return
-        first = index - index % accumulation
+        first = index - (index - start) % accumulation
         size = accumulation if length is None else min(accumulation, length - first)
         filled = index - first + 1
         following = _UNREAD if filled == size else next(source, _END)

@@ -28,7 +28,6 @@ LARGE_FILE = 1 << 20
 _CONFIG = {
     "core.fsmonitor": "false",
     "core.hooksPath": os.devnull,
-    "core.splitIndex": "false",
     "core.looseCompression": "0",
     "core.bigFileThreshold": str(LARGE_FILE),
     "protocol.allow": "never",
@@ -84,7 +83,7 @@ class WorkingTree:
     @classmethod
     @contextmanager
     def of(cls, repository: Repository) -> Iterator[WorkingTree]:
-        """Opens the working tree for the length of a `with` block."""
+        """Open the working tree for the length of a `with` block."""
         with TemporaryDirectory(prefix="danling-git-") as folder:
             tree = cls(repository, Path(folder))
             tree._disable_filters()
@@ -92,11 +91,11 @@ class WorkingTree:
             yield tree
 
     def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        """Runs git with the copied index and the temporary objects; see `Repository.run`."""
+        """Run git with the copied index and the temporary objects; see `Repository.run`."""
         return self.repository.run(*arguments, stdin=stdin, config=self._config, **self._variables)
 
     def status(self, exclude: Sequence[Path] = ()) -> Status:
-        """Compares the working tree with the commit.
+        """Compare the working tree with the commit.
 
         Ignored files, what is under `exclude` and this process's own output files do not count.
         """
@@ -122,7 +121,7 @@ class WorkingTree:
         return replace(status, changed=changed, untracked=untracked)
 
     def snapshot(self, exclude: Sequence[Path] = ()) -> Snapshot:
-        """Hashes the content of the working tree; see `status` for what does not count."""
+        """Hash the content of the working tree; see `status` for what does not count."""
         status = self.status(exclude)
         large = [path for path in status.untracked if self.is_large(path)]
         small = [path for path in status.untracked if path not in set(large)]
@@ -155,9 +154,9 @@ class WorkingTree:
         return f"{path} {size} {digest}"
 
     def write_tree(self, paths: Sequence[str]) -> str:
-        """Hashes the content of `paths` (deleted ones included) and returns the whole tree's id."""
+        """Hash the content of `paths` (deleted ones included) and return the whole tree's id."""
         if paths:
-            options = ("--add", "--remove", "--replace", "-z", "--stdin")
+            options = ("--add", "--remove", "-z", "--stdin")
             self.run("update-index", *options, stdin=_names(paths))
         return self.run("write-tree", "--missing-ok").decode().strip()
 
@@ -180,7 +179,7 @@ class WorkingTree:
             self._config[f"{name}.required"] = "false"
 
     def _show_hidden_files(self) -> None:
-        """Makes git look at files whose edits the user told it not to notice."""
+        """Make git look at files whose edits the user told it not to notice."""
         entries = os.fsdecode(self.run("ls-files", "-v", "-z")).split("\0")
         hidden = [entry[2:] for entry in entries if entry[:1].islower() or entry[:1] == "S"]
         present = [path for path in hidden if os.path.lexists(self.root / path)]
@@ -198,7 +197,7 @@ class WorkingTree:
     def _nested(self, path: str, exclude: Sequence[Path]) -> list[str]:
         repository = Repository(self.root / path, self.repository.deadline - time.monotonic())
         if repository.root == self.root:  # git takes the folder for a repository, GitPython not
-            raise GitError(f"{path} is no repository of its own")
+            return [f"{path} unreadable"]
         with WorkingTree.of(repository) as tree:
             snapshot = tree.snapshot(exclude)
         inner = [f"{path}/{line}" for line in snapshot.extra]

@@ -15,7 +15,7 @@ import danling as dl
 class Manual(dl.Config):
     experiment_name = "language-model"
     seed = 0
-    max_steps = 400
+    max_steps = 300
     evaluate_every = "100 steps"
     max_grad_norm = 1.0
     dataloader = {"batch_size": 32}
@@ -54,7 +54,8 @@ class LanguageModel(nn.Module):
     def logits(self, letters: Tensor) -> Tensor:
         hidden = self.embedding(letters) + self.position[: letters.size(1)]
         mask = nn.Transformer.generate_square_subsequent_mask(letters.size(1), letters.device)
-        return self.head(self.layers(hidden, mask=mask, is_causal=True))
+        scores: Tensor = self.head(self.layers(hidden, mask=mask, is_causal=True))
+        return scores
 
 
 model = LanguageModel(len(letters), config.context, config.width)
@@ -69,8 +70,7 @@ runner = dl.AccelerateRunner(
 )
 runner.train()
 
-for result in runner.results:
-    print(f"step {result['global_step']}: {result['val']['bits_per_letter']:.2f} bits per letter")
+print(f"{runner.evaluate('val')['bits_per_letter']:.2f} bits per letter. It writes:")
 with torch.no_grad():  # what it writes by itself
     story = codes[: config.context].to(runner.accelerator.device)
     while len(story) < 300:

@@ -14,12 +14,10 @@ import danling as dl
 class UpdateRatio(dl.Callback):
     """Logs how far a step moves the weights, relative to their size: about 1e-3 is healthy."""
 
-    def __init__(self, every: int = 10) -> None:
-        self.every = every
-        self.before: list[Tensor] = []
+    before: list[Tensor] = []
 
     def on_before_step(self, runner: dl.AccelerateRunner) -> None:
-        if runner.global_step % self.every == 0:  # a copy of all weights is not for every step
+        if runner.global_step % 10 == 0:  # a copy of all weights is not for every step
             self.before = [weight.detach().clone() for weight in runner.model.parameters()]
 
     def on_step(self, runner: dl.AccelerateRunner) -> None:
@@ -55,7 +53,8 @@ class TimeLimit(dl.Callback):
 class Regression(dl.Config):
     experiment_name = "own-callback"
     seed = 0
-    max_epochs = 20
+    max_epochs = 50
+    dataloader = {"batch_size": 32}
     time_limit: float = 30.0  # seconds
 
 
@@ -65,7 +64,6 @@ dl.seed_everything(config)
 inputs = torch.rand(2000, 2) * 6 - 3
 targets = torch.sin(inputs[:, :1]) * torch.cos(inputs[:, 1:])
 model = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1))
-
 runner = dl.AccelerateRunner(
     config,
     model=model,
@@ -76,6 +74,7 @@ runner = dl.AccelerateRunner(
 )
 runner.train()
 
-print(f"loss {runner.latest_score:.4f} after {runner.global_step} steps")
+loss = runner.results[-1]["train"]["loss"]
+print(f"loss {loss:.4f} after {runner.global_step} steps")
 print(f"stopped because {runner.stop_reason}" if runner.should_stop else "trained to the end")
 print(f"the update ratios are in {runner.dir / 'metrics.jsonl'}")

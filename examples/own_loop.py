@@ -47,11 +47,11 @@ with runner:
     for epoch in runner.epochs():
         skipped = 0
         for batch in runner.batches("train"):
-            loss = runner.train_step(batch)
-            if loss.item() < config.easy:
+            output = runner.train_step(batch)  # {"loss": ..., "accuracy": ...}
+            if output["loss"].item() < config.easy:
                 skipped += 1  # nothing to learn here: no backward, no step
                 continue
-            runner.step(loss)  # backward, clipping, optimizer, scheduler
+            runner.step(output)  # backward, clipping, optimizer, scheduler
 
         result = runner.evaluate("val")
         print(f"epoch {epoch}: {result['accuracy']:.2%}, {skipped} easy batches skipped")

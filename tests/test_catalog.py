@@ -122,9 +122,9 @@ def test_a_file_is_read_again_only_when_it_changed(store: CheckpointStore, monke
     opened: list[object] = []
     real_open = os.open
 
-    def noting_open(path: object, *arguments: int) -> int:
+    def noting_open(path: Path, flags: int) -> int:
         opened.append(path)
-        return real_open(path, *arguments)  # type: ignore[call-overload, no-any-return]  # as given
+        return real_open(path, flags)
 
     monkeypatch.setattr(os, "open", noting_open)
 

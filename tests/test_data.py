@@ -534,6 +534,25 @@ def test_keyed_can_be_switched_off(expected):
     assert generators() != before
 
 
+class WorkerSeed(Augmented):
+    def __getitem__(self, index):
+        return (getattr(get_worker_info(), "seed", None),)
+
+
+class WorkerSeeds(Count):
+    def __iter__(self):
+        yield (getattr(get_worker_info(), "seed", None),)
+
+
+@pytest.mark.parametrize("dataset", [WorkerSeed(1), WorkerSeeds()])
+def test_the_seed_of_a_worker_depends_on_the_epoch_alone(dataset):
+    loader = loader_of(dataset, num_workers=1)
+
+    seeds = [read(loader, epoch) for epoch in range(2)]
+
+    assert read(loader_of(dataset, num_workers=1), 1) == seeds[1] != seeds[0]
+
+
 # Settings
 
 

@@ -43,10 +43,14 @@ def run_as_script(program: str, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_the_examples_in_docstrings_run(module: str, request: pytest.FixtureRequest):
+def test_the_examples_in_docstrings_run(module: str, tmp_path_factory: pytest.TempPathFactory):
+    def getfixture(name: str) -> Path:  # as pytest's own doctests have it
+        assert name == "tmp_path"
+        return tmp_path_factory.mktemp("doctest")
+
     failed, _ = doctest.testmod(
         import_module(module),
-        extraglobs={"getfixture": request.getfixturevalue},  # as pytest's own doctests have it
+        extraglobs={"getfixture": getfixture},
         optionflags=doctest.ELLIPSIS,
     )
 

@@ -34,7 +34,9 @@ def test_variables_are_taken_by_an_allow_list():
 
     seen = environment_variables(variables)
 
-    assert seen == {key: variables[key] for key in variables if key not in ("HOME", "PATH", "MY_SECRET")}
+    assert seen == {
+        key: variables[key] for key in variables if key not in ("HOME", "PATH", "MY_SECRET")
+    }
 
 
 @pytest.mark.parametrize(

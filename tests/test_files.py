@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from danling.errors import ConfigError
-from danling.files import sync_directory, write_bytes, write_json, write_text
+from danling.files import write_bytes, write_json, write_text
 
 
 def test_text_replaces_the_old_file_with_its_line_ends(tmp_path):
@@ -117,11 +117,3 @@ def test_readers_never_see_a_half_written_file(tmp_path):
     writer.join()
 
     assert lengths == {1000}
-
-
-def test_a_directory_can_be_synchronised(tmp_path):
-    sync_directory(tmp_path)
-
-    with pytest.raises(NotADirectoryError):
-        (tmp_path / "file").touch()
-        sync_directory(tmp_path / "file")

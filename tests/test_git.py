@@ -33,7 +33,8 @@ def fake_git(folder: Path, script: str) -> str:
 
 
 def test_importing_the_modules_of_identity_imports_neither_git_nor_torch():
-    modules = "git worktree identity patch files lock record runs environment masking".split()
+    modules = ["git", "worktree", "identity", "patch", "files", "lock", "record", "runs"]
+    modules += ["environment", "masking"]
     script = f"import sys, {', '.join(f'danling.{name}' for name in modules)}\n"
     script += "print(sorted({'git', 'torch', 'accelerate', 'numpy', 'yaml'} & set(sys.modules)))"
 
@@ -89,7 +90,7 @@ def test_a_git_that_hangs_half_way_leaves_a_partial_code_with_the_commit(reposit
 def test_a_git_that_fails_is_told_with_its_own_words(repository):
     found = Repository(repository, TIMEOUT)
 
-    with pytest.raises(GitError, match="git failed: fatal: .*nonsense"):
+    with pytest.raises(GitError, match=r"git failed: fatal: .*nonsense"):
         found.run("rev-parse", "nonsense", config={})
 
 

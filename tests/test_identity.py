@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -124,10 +125,13 @@ def test_output_in_project_root_does_not_change_the_id_even_through_a_link(repos
 
 
 def test_a_project_root_around_the_script_hides_no_code(repository):
-    (repository / "train.py").write_text("lr = 0.2\n")
+    package = repository / "package"
+    (package / "inner").mkdir()
+    (package / "model.py").write_text("layers = 3\n")
 
     assert read_code(repository, exclude=[repository]).dirty is True
-    assert read_code(repository / "package", exclude=[repository / "package"]).dirty is True
+    assert read_code(package, exclude=[package]).dirty is True
+    assert read_code(package / "inner", exclude=[package]).dirty is True
 
 
 def test_a_slow_disk_marks_the_id_partial_and_the_commit_is_kept(repository):
@@ -216,7 +220,7 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def run_script(folder: Path, *command: str) -> dict[str, object]:
+def run_script(folder: Path, *command: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, *(command or ("train.py",))],
         cwd=folder,
@@ -224,7 +228,7 @@ def run_script(folder: Path, *command: str) -> dict[str, object]:
         capture_output=True,
         text=True,
     )
-    answer: dict[str, object] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 

@@ -106,23 +106,21 @@ def test_a_second_runner_of_this_process_is_kept_out_and_the_first_keeps_the_loc
 
 
 def another_process_can_lock(directory: Path) -> bool:
-    script = "import sys; from danling.lock import DirectoryLock; DirectoryLock(sys.argv[1]).acquire()"
+    script = (
+        "import sys; from danling.lock import DirectoryLock; DirectoryLock(sys.argv[1]).acquire()"
+    )
     done = subprocess.run([sys.executable, "-c", script, str(directory)], capture_output=True)
     return done.returncode == 0
 
 
 def test_taking_and_giving_back_twice_changes_nothing(tmp_path):
     lock = DirectoryLock(tmp_path)
-    lock.release()
-    lock.acquire()
-    lock.acquire()
+    calls = [lock.release, lock.acquire, lock.acquire, lock.release, lock.release, lock.acquire]
 
-    assert lock.held
+    held = [(call(), lock.held)[1] for call in calls]
     lock.release()
-    lock.release()
-    assert not lock.held
-    with lock:
-        assert lock.held
+
+    assert held == [False, True, True, False, False, True]
 
 
 def test_a_forked_worker_does_not_hold_its_parents_lock_and_cannot_free_it(tmp_path):
@@ -150,6 +148,7 @@ def test_without_locks_in_the_file_system_a_lease_takes_their_place(tmp_path, mo
     with DirectoryLock(tmp_path, run="the run") as lock:
         assert lock.held
         holder = lock_holder(tmp_path)
+        assert holder is not None
         with pytest.raises(RunLockedError, match=rf"process {os.getpid()} on .*delete .*lease"):
             DirectoryLock(tmp_path).acquire()
 

@@ -110,7 +110,9 @@ def test_ordinary_code_and_configuration_stay_as_they_are(text):
 
 
 def test_a_private_key_loses_its_lines_and_keeps_their_number():
-    text = "a\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\nAAAA\n-----END OPENSSH PRIVATE KEY-----\nb"
+    text = (
+        "a\n-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\nAAAA\n-----END OPENSSH PRIVATE KEY-----\nb"
+    )
 
     masked = mask(text)
 
@@ -124,9 +126,12 @@ def test_a_private_key_that_is_cut_off_is_masked_to_the_end():
 
 @pytest.mark.parametrize(
     "text",
-    ["a." * 50_000, "=" * 50_000, "a:" * 50_000, "a://" * 30_000, "sk-" * 30_000, "eyJ" * 30_000]
-    + ["-eyJ" * 30_000, "x='" + "\\" * 50_000, "-----BEGIN PRIVATE KEY-----" * 4_000]
-    + ["bearer " * 20_000, "a " * 50_000 + "=", " " * 100_000, "password" * 20_000, "'" * 50_000],
+    [
+        *("a." * 50_000, "=" * 50_000, "a:" * 50_000, "a://" * 30_000, "sk-" * 30_000),
+        *("eyJ" * 30_000, "-eyJ" * 30_000, "x='" + "\\" * 50_000, "a " * 50_000 + "="),
+        *("-----BEGIN PRIVATE KEY-----" * 4_000, "bearer " * 20_000, " " * 100_000),
+        *("password" * 20_000, "'" * 50_000),
+    ],
     ids=lambda text: text[:12].strip(),
 )
 def test_no_text_takes_long(text):

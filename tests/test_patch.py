@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_the_patch_rebuilds_the_tree_byte_for_byte(repository, tmp_path):
     (repository / "train.py").write_text("lr = 0.2  # no newline at the end")
     (repository / "empty.py").write_text("")
     (repository / "untracked" / "deep").mkdir(parents=True)
-    (repository / "untracked" / "deep" / "ü \"quoted\".py").write_text("diff --git a/x b/x\n@@ -1 @@\n")
+    (repository / "untracked" / "deep" / 'ü "quoted".py').write_text(
+        "diff --git a/x b/x\n@@ -1 @@\n"
+    )
     (repository / "new.bin").write_bytes(random.Random(2).randbytes(3000))
     model = repository / "package" / "model.py"
     model.write_text(model.read_text().replace("layer_3 =", "first =").replace("layer_30 =", "l ="))
@@ -186,6 +189,7 @@ def test_a_secret_in_lines_that_git_must_find_drops_only_that_hunk(repository, t
 
     assert secrets_in(patch.data) == []
     assert patch.left_out == ("train.py: a change next to a secret",)
+    assert re.findall(rb"(?m)^@@ .* @@", patch.data) == [b"@@ -38,7 +38,7 @@"]
     expected = [*lines[:40], "late = 1", *lines[41:]]
     assert (clone / "train.py").read_text().splitlines() == expected
 

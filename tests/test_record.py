@@ -232,7 +232,11 @@ def test_run_json_says_what_the_run_is_and_how_it_went(tmp_path):
     assert data["environment"]["python"]
     first, second = data["launches"]
     assert (first["start_step"], first["end_step"], first["exit_reason"]) == (0, 40, "SIGTERM")
-    assert (second["start_step"], second["end_step"], second["exit_reason"]) == (40, 100, "finished")
+    assert (second["start_step"], second["end_step"], second["exit_reason"]) == (
+        40,
+        100,
+        "finished",
+    )
     assert first["uuid"] != second["uuid"]
     assert (second["pid"], second["world_size"]) == (os.getpid(), 1)
     times = [data["created"], first["start_time"], first["end_time"], second["end_time"]]
@@ -265,7 +269,7 @@ def test_no_secret_reaches_run_json(tmp_path, monkeypatch):
     key = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789"
     monkeypatch.setenv("HF_TOKEN", "planted-token")
     monkeypatch.setenv("SLURM_COMMENT", f"uses {key}")
-    argv = ["python", "train.py", "--api_key", "planted-option", f"--url=https://u:planted-url@h/"]
+    argv = ["python", "train.py", "--api_key", "planted-option", "--url=https://u:planted-url@h/"]
     monkeypatch.setattr(sys, "orig_argv", argv)
     inputs = {"hub": {"token": "planted0config"}, "note": f"key {key}", "password": "planted-word"}
     run = RunFile.create(
@@ -288,7 +292,9 @@ def test_run_json_is_valid_at_any_moment_of_its_life(tmp_path):
     path = tmp_path / "run.json"
     new_run(path)
     script = "import sys; from danling.record import RunFile; run = RunFile.read(sys.argv[1])\n"
-    script += "print('ready', flush=True)\nwhile True: run.launch(start_step=0); run.close('failed')"
+    script += (
+        "print('ready', flush=True)\nwhile True: run.launch(start_step=0); run.close('failed')"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
     )

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -221,7 +222,8 @@ def test_jobs_without_an_id_of_their_own_share_no_run_across_hosts(tmp_path, mon
 
 
 def test_broken_launches_are_passed_over(tmp_path, slurm):
-    for launches in (None, "x", [None, 1, {}], [{"slurm": 5, "torchelastic": []}]):
+    broken: list[Any] = [None, "x", [None, 1, {}], [{"slurm": 5, "torchelastic": []}]]
+    for launches in broken:
         folder = tmp_path / str(uuid4())
         folder.mkdir()
         data = {"schema": 1, "run_id": RUN, "created": "", "status": "failed"}

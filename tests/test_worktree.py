@@ -215,17 +215,29 @@ def test_a_repository_that_uses_sha256_and_one_with_alternates(repository, tmp_p
     assert shared.tree == committed_tree(tmp_path / "with: alternates")
 
 
-def test_a_split_index_and_a_shallow_clone(repository, tmp_path):
+def test_a_split_index_is_read_and_not_written(repository):
     git(repository, "update-index", "--split-index")
-    (repository / "train.py").write_text("lr = 0.2\n")
-    shared = sorted(path.name for path in (repository / ".git").glob("sharedindex.*"))
-    assert snapshot(repository).dirty is True
-    assert sorted(path.name for path in (repository / ".git").glob("sharedindex.*")) == shared
-    commit_all(repository)
+    (repository / "new.py").write_text("new\n")
+    git(repository, "add", "new.py")
+    before = contents_of(repository / ".git")  # git touches the shared part, as a sign of use
 
+    seen = snapshot(repository)
+
+    assert contents_of(repository / ".git") == before
+    assert seen.tree == committed_tree(repository)
+
+
+def contents_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_shallow_clone_has_a_commit(repository, tmp_path):
+    (repository / "train.py").write_text("lr = 0.2\n")
+    commit = commit_all(repository)
     git(tmp_path, "clone", "--quiet", "--depth=1", repository.as_uri(), "shallow")
 
-    assert snapshot(tmp_path / "shallow").dirty is False
+    seen = snapshot(tmp_path / "shallow")
+    assert (seen.commit, seen.dirty) == (commit, False)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root can give files away")
@@ -317,3 +329,25 @@ def test_a_clone_inside_the_repository_counts_with_its_commit_and_tree(repositor
 
     assert [line.split(" ")[0] for line in first.extra] == ["clone"]
     assert snapshot(repository).extra != first.extra
+
+
+def test_a_new_repository_inside_the_repository_counts_by_its_files(repository):
+    (repository / "inner").mkdir()
+    git(repository / "inner", "init", "--quiet")
+    (repository / "inner" / "code.py").write_text("one\n")
+    first = snapshot(repository)
+    (repository / "inner" / "code.py").write_text("two\n")
+
+    assert first.dirty is True
+    assert snapshot(repository) != first
+
+
+def test_files_of_git_lfs_go_through_its_filter_and_are_not_modified_for_that(repository):
+    git(repository, "config", "filter.lfs.clean", "sed s/large/pointer/")
+    (repository / ".gitattributes").write_text("*.bin filter=lfs\n")
+    (repository / "weights.bin").write_text("large\n")
+    commit_all(repository)
+    assert git(repository, "show", "HEAD:weights.bin") == "pointer"
+    os.utime(repository / "weights.bin", (1, 1))
+
+    assert snapshot(repository).dirty is False

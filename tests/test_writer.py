@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from danling import filesystem
 from danling.checkpoint import CheckpointStore
 from danling.errors import CheckpointError
 from danling.failpoints import set_failpoints
@@ -249,21 +250,29 @@ def test_training_that_goes_on_during_the_write_changes_nothing_in_the_file(tmp_
     assert size < 1.02 * 8 * 50_000 * 4
 
 
-def test_nothing_is_rotated_away_before_its_successor_is_durable(tmp_path: Path):
+def test_nothing_is_rotated_away_before_its_successor_is_durable(tmp_path: Path, monkeypatch):
     store, writer = CheckpointStore(tmp_path / "checkpoints"), AsyncWriter[list[str]]()
     store.commit({"model": torch.tensor(1)}, ["epoch-1"], global_step=1, epoch=1)
-    set_failpoints("checkpoint.after_write=sleep:0.2")
     taken = snapshot({"model": torch.tensor(2)})
+    started, release = threading.Event(), threading.Event()
+    real_fsync = filesystem.fsync_file
+
+    def slow_fsync(descriptor: int) -> None:
+        started.set()
+        release.wait()
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(filesystem, "fsync_file", slow_fsync)
 
     def job() -> list[str]:
         store.commit(taken, ["epoch-2"], global_step=2, epoch=2)
         return store.rotate(["epoch-2"])
 
     writer.submit(job)
-    time.sleep(0.05)
+    started.wait()
     during = sorted(path.name for path in store.directory.glob("*.pth"))
+    release.set()
     writer.drain()
-    set_failpoints("")
 
     assert during == ["epoch-1.pth"]
     assert writer.completed() == [["epoch-1"]]

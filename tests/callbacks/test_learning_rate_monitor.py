@@ -28,24 +28,28 @@ def test_the_momentum_of_adam_is_its_first_beta(make_runner):
 
 
 def test_groups_have_their_names_and_optimizers_too(make_runner):
-    model = torch.nn.Linear(1, 1)
+    rows: list[dict[str, float]] = []
+    runner = make_runner(
+        [
+            LearningRateMonitor(),
+            LambdaCallback(on_log=lambda runner, metrics: rows.append(dict(metrics))),
+        ],
+        max_epochs=1,
+    )
+    first, *others = runner.model.parameters()
     groups = [
-        {"params": [model.weight], "name": "weights", "weight_decay": 0.1},
-        {"params": [model.bias], "weight_decay": 0.0},
+        {"params": [first], "name": "weights", "weight_decay": 0.1},
+        {"params": others, "weight_decay": 0.0},
     ]
-    optimizers = {"generator": torch.optim.SGD(groups, lr=0.1, momentum=0.5)}
-    logs: dict[str, float] = {}
+    runner.optimizer = {"generator": torch.optim.SGD(groups, lr=0.1, momentum=0.5)}
 
-    class Recorder:
-        is_log_step = True
-        optimizer = optimizers
-        log = staticmethod(logs.__setitem__)
+    runner.train()
 
-    LearningRateMonitor().on_step(Recorder())
-
-    assert logs == {
+    ours = {tag: rows[0][tag] for tag in rows[0] if "momentum" in tag or "decay" in tag}
+    assert ours == {
         "optim/momentum/generator/weights": 0.5,
         "optim/weight_decay/generator/weights": 0.1,
         "optim/momentum/generator/1": 0.5,
         "optim/weight_decay/generator/1": 0.0,
     }
+    assert "optim/lr/generator/weights" in rows[0]

@@ -7,7 +7,7 @@ from danling.callbacks.model_summary import ModelSummary, summarize
 from danling.errors import CallbackError
 
 
-def model() -> nn.Module:
+def model() -> nn.Sequential:
     return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 2))
 
 

@@ -1,98 +1,142 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
+import threading
 import time
+from functools import partialmethod
+from typing import Self
 
 import pytest
+from tqdm import tqdm
 
 from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.logging import Logging
 from danling.callbacks.progress_bar import ProgressBar
 from danling.errors import CallbackError
 
-SCRIPT = """
-import time, torch, danling as dl
-from danling.callbacks import LambdaCallback, ProgressBar
-data = torch.utils.data.TensorDataset(torch.randn(40, 4), torch.randn(40, 1))
-model = torch.nn.Linear(4, 1)
-def slow(runner, *_):
+
+class Terminal:
+    """While it is open, stderr is a terminal; `text` is what was written to it."""
+
+    def __init__(self, columns: int = 100) -> None:
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        self._file = open(theirs, "w")  # noqa: SIM115  # closed on exit
+        self._chunks: list[bytes] = []
+        self._reader = threading.Thread(target=self._read)
+
+    @property
+    def text(self) -> str:
+        return b"".join(self._chunks).decode()
+
+    def __enter__(self) -> Self:
+        self._reader.start()
+        self._before, sys.stderr = sys.stderr, self._file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr = self._before
+        self._file.close()
+        self._reader.join()
+        os.close(self._ours)
+
+    def _read(self) -> None:  # meanwhile: a terminal that nobody reads blocks
+        with contextlib.suppress(OSError):  # the other side is closed
+            while chunk := os.read(self._ours, 65536):
+                self._chunks.append(chunk)
+
+
+def pause(runner, *_) -> None:
     time.sleep(0.005)
-def fail(runner, *_):
-    if {fail} and runner.global_step == 15:
-        raise ValueError("boom")
-runner = dl.AccelerateRunner(
-    dict(seed=0, max_epochs=3, log_interval=2, dataloader=dict(batch_size=4)),
-    model=model, criterion=torch.nn.MSELoss(), optimizer=torch.optim.SGD(model.parameters(), 0.01),
-    datasets=dict(train=data, val=data), default_callbacks=False,
-    callbacks=[
-        ProgressBar(),
-        LambdaCallback(on_step=slow, on_evaluate_batch_end=slow, on_epoch_end=fail),
-    ],
-)
-runner.train()
-"""
 
 
-def on_a_terminal(script: str, columns: int = 100, **environment: str) -> str:
-    """What a script writes to a terminal."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", script],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=os.environ | {"TQDM_MININTERVAL": "0.02"} | environment,
-        close_fds=True,
-    )
-    os.close(theirs)
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(ours)
-    child.wait()
-    return b"".join(chunks).decode()
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw often, so that a short training is seen."""
+    monkeypatch.setattr(tqdm, "__init__", partialmethod(tqdm.__init__, mininterval=0.01))
 
 
-def test_a_terminal_gets_a_bar_with_loss_and_rate():
-    text = on_a_terminal(SCRIPT.format(fail=False))
+@pytest.mark.usefixtures("eager")
+def test_a_terminal_gets_a_bar_with_loss_and_rate(make_runner):
+    slow = LambdaCallback(on_step=pause, on_evaluate_batch_end=pause)
 
-    drawn = re.split(r"[\r\n]+", text)
+    with Terminal() as terminal:
+        make_runner([ProgressBar(), slow]).train()
+
+    text = terminal.text
+    drawn = re.split(r"[\r\n]+", text.replace("\x1b[A", ""))
     last = [line for line in drawn if line.startswith("epoch")][-1]
-    assert last.startswith("epoch 3/3: 100%|")
-    assert "30/30" in last
-    assert re.search(r"loss \S+", last)
-    assert "val/loss" in last
+    assert last.startswith("epoch 2/2: 100%|")
+    assert "12/12" in last
+    assert re.search(r"[^/]loss [\d.]+, val/loss [\d.]+", last)
     assert re.search(r"step/s|s/step", last)
-    assert any(line.startswith("epoch 2/3") for line in drawn)
+    assert any(line.startswith("epoch 1/2") for line in drawn)
     assert any(line.startswith("val: ") for line in drawn)
+    assert all(len(line) <= 100 for line in drawn)
     assert text.count("\n") - text.count("\x1b[A") == 1  # the second bar is gone
 
 
-def test_a_terminal_that_does_not_know_its_width_gets_one_too():
-    assert "epoch 3/3: 100%|" in on_a_terminal(SCRIPT.format(fail=False), columns=0)
+@pytest.mark.usefixtures("eager")
+def test_a_line_of_the_log_is_above_the_bar(make_runner):
+    slow = LambdaCallback(on_step=pause)
+
+    with Terminal() as terminal:
+        make_runner([ProgressBar(), Logging(), slow]).train()
+
+    lines = [re.split(r"\r", line)[-1] for line in re.split(r"\r?\n", terminal.text)]
+    assert sum(" | train loss " in line for line in lines) == 2
+    assert not any("%|" in line and " | train loss " in line for line in lines)
 
 
-def test_a_traceback_begins_on_a_line_of_its_own():
-    text = on_a_terminal(SCRIPT.format(fail=True))
+def test_a_terminal_that_does_not_know_its_width_gets_a_bar_too(make_runner):
+    with Terminal(columns=0) as terminal:
+        make_runner([ProgressBar()]).train()
 
-    lines = text.split("\n")
-    assert [line.strip("\r") for line in lines if "Traceback" in line] == [
-        "Traceback (most recent call last):"
-    ]
-    assert "15/30" not in lines[-2]
+    assert "epoch 2/2: 100%|" in terminal.text
+
+
+def test_what_follows_an_exception_begins_on_a_line_of_its_own(make_runner):
+    def fail(runner):
+        if runner.global_step == 9:
+            raise ValueError("boom")
+
+    with Terminal() as terminal, pytest.raises(ValueError, match="boom"):
+        make_runner([ProgressBar(), LambdaCallback(on_step=fail)]).train()
+
+    assert "9/12" in terminal.text
+    assert terminal.text.endswith("\n")
+
+
+def test_an_evaluation_and_a_prediction_of_their_own_have_a_bar(make_runner):
+    runner = make_runner([ProgressBar()])
+
+    with Terminal() as terminal:
+        runner.evaluate("val")
+        runner.predict("val")
+
+    assert terminal.text.count("val:   0%") == 2
+
+
+def test_tqdm_disable_shows_nothing(
+    make_runner, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+    with Terminal() as terminal:
+        runner = make_runner([ProgressBar()])
+        runner.train()
+        runner.evaluate("val")
+    make_runner([ProgressBar(interval=1e-6)]).train()
+
+    assert terminal.text == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def test_elsewhere_it_is_a_line_now_and_then(make_runner, capfd: pytest.CaptureFixture[str]):
@@ -134,22 +178,12 @@ def endless_batches():
     import torch
     from torch.utils.data import DataLoader, IterableDataset
 
-    class Endless(IterableDataset):  # type: ignore[type-arg]
+    class Endless(IterableDataset):
         def __iter__(self):
             while True:
                 yield torch.ones(4), torch.ones(1)
 
     return DataLoader(Endless(), batch_size=4)
-
-
-def test_tqdm_disable_shows_nothing_elsewhere(
-    make_runner, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-
-    make_runner([ProgressBar(interval=1e-6)]).train()
-
-    assert capfd.readouterr() == ("", "")
 
 
 def test_a_step_costs_a_look_at_the_clock(make_runner):

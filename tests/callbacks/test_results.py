@@ -10,8 +10,10 @@ import pytest
 from danling.callback import Callback
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.logging import Logging
+from danling.callbacks.model_checkpoint import ModelCheckpoint
 from danling.callbacks.results import Results
 from danling.callbacks.run_directory import RunDirectory
+from danling.callbacks.run_record import RunRecord
 from danling.metrics_file import read_metrics
 
 
@@ -172,3 +174,73 @@ def test_the_same_seed_writes_the_same_results(make_runner):
         texts.append((runner.dir / "results.json").read_text())
 
     assert texts[0] == texts[1]
+
+
+# A run that goes on
+
+
+def interrupted(make_runner, **config: Any):
+    """A run that failed in step 9; its checkpoint is of step 6."""
+
+    def fail(runner):
+        if runner.global_step == 9:
+            raise ValueError("boom")
+
+    callbacks = [RunDirectory(), Results(), RunRecord(), ModelCheckpoint()]
+    runner = make_runner([*callbacks, LambdaCallback(on_step=fail)], log_interval=1, **config)
+    with pytest.raises(ValueError, match="boom"):
+        runner.train()
+    return runner
+
+
+def resumed(make_runner, run, **config: Any):
+    callbacks = [RunDirectory(), Results(), RunRecord(), ModelCheckpoint()]
+    runner = make_runner(callbacks, log_interval=1, resume=str(run.dir), **config)
+    runner.train()
+    return runner
+
+
+def values(runner) -> list[dict[str, Any]]:
+    rows = read_metrics(runner.dir / "metrics.jsonl")
+    return [{tag: value for tag, value in row.items() if tag != "time"} for row in rows]
+
+
+def test_the_metrics_of_a_resumed_run_are_those_of_one_that_was_not_interrupted(make_runner):
+    callbacks = [RunDirectory(), Results(), RunRecord(), ModelCheckpoint()]
+    whole = make_runner(callbacks, log_interval=1)
+    whole.train()
+    run = interrupted(make_runner)
+
+    again = resumed(make_runner, run)
+
+    assert again.dir == run.dir
+    assert values(again) == values(whole)
+    assert read(again.dir / "results.json") == read(whole.dir / "results.json")
+    assert read(again.dir / "best.json") == read(whole.dir / "best.json")
+
+
+def test_the_rows_after_the_checkpoint_are_set_aside(make_runner):
+    run = interrupted(make_runner)
+
+    resumed(make_runner, run)
+
+    abandoned = read_metrics(run.dir / "metadata" / "abandoned.jsonl")
+    assert [row["global_step"] for row in abandoned] == [7, 8]
+
+
+def test_an_evaluation_that_is_done_again_is_logged_once(make_runner):
+    """The checkpoint is of the last step of an epoch, before the epoch's evaluation."""
+
+    def fail(runner, split, result):
+        raise ValueError("boom")
+
+    callbacks = [RunDirectory(), Results(), RunRecord(), ModelCheckpoint(every="1 step")]
+    run = make_runner([*callbacks, LambdaCallback(on_evaluate_end=fail)], log_interval=1)
+    with pytest.raises(ValueError, match="boom"):
+        run.train()
+
+    again = resumed(make_runner, run)
+
+    logged = [(row["global_step"], tag) for row in values(again) for tag in row if "/" in tag]
+    assert len(logged) == len(set(logged))
+    assert (6, "val/loss") in logged

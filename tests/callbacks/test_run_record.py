@@ -18,7 +18,8 @@ from danling.config import Config
 
 
 def record_of(runner) -> dict[str, Any]:
-    return json.loads((runner.dir / "run.json").read_text())
+    record: dict[str, Any] = json.loads((runner.dir / "run.json").read_text())
+    return record
 
 
 def test_the_record_tells_what_ran(make_runner):
@@ -63,7 +64,8 @@ def test_a_failure_is_recorded_with_its_error(make_runner, hook: str):
     def fail(runner):
         raise ValueError("boom")
 
-    runner = make_runner([RunDirectory(), RunRecord(), LambdaCallback(**{hook: fail})])
+    hooks: dict[str, Any] = {hook: fail}
+    runner = make_runner([RunDirectory(), RunRecord(), LambdaCallback(**hooks)])
     with pytest.raises(ValueError, match="boom"):
         runner.train()
 
@@ -106,62 +108,78 @@ def test_packages_are_listed(make_runner):
     assert "torch" in packages
 
 
-SCRIPT = """
-import torch, danling as dl
-from danling.callbacks.logging import Logging
-from danling.callbacks.run_directory import RunDirectory
-from danling.callbacks.run_record import RunRecord
-data = torch.utils.data.TensorDataset(torch.randn(8, 4), torch.randn(8, 1))
-model = torch.nn.Linear(4, 1)
-dl.AccelerateRunner(
-    dict(seed=0, max_epochs=1), model=model, criterion=torch.nn.MSELoss(),
-    optimizer=torch.optim.SGD(model.parameters(), 0.01), datasets=dict(train=data),
-    default_callbacks=False, callbacks=[RunDirectory(), RunRecord()],
-).train()
-"""
-
-
 def git(*arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
-def test_uncommitted_code_is_in_a_patch_that_restores_it(tmp_path: Path):
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, and a main script in it."""
     git("init", "--quiet")
-    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "train.py").write_text("import model\n")
     (tmp_path / "model.py").write_text("width = 1\n")
     git("add", ".")
     git("commit", "--quiet", "--message", "start")
-    commit = git("rev-parse", "HEAD")
-    (tmp_path / "model.py").write_text("width = 2\n")
-    (tmp_path / "new.py").write_text("depth = 3\n")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / "train.py"))
+    return tmp_path
 
-    subprocess.run([sys.executable, "-W", "error", "train.py"], check=True)
 
-    (directory,) = (tmp_path / "experiments").glob("danling-run-*")
-    record = json.loads((directory / "run.json").read_text())
-    assert (record["code"]["commit"], record["code"]["dirty"]) == (commit, True)
-    assert record["launches"][0]["argv"][-1] == "train.py"
-    restored = tmp_path / "restored"
-    git("worktree", "add", "--quiet", str(restored), commit)
-    git("-C", str(restored), "apply", str(directory / "metadata" / "code.patch"))
+def test_uncommitted_code_is_in_a_patch_that_restores_it(make_runner, project: Path):
+    (project / "model.py").write_text("width = 2\n")
+    (project / "new.py").write_text("depth = 3\n")
+    runner = make_runner([RunDirectory(), RunRecord()])
+
+    runner.train()
+
+    code = record_of(runner)["code"]
+    restored = project / "restored"
+    assert (code["commit"], code["dirty"]) == (git("rev-parse", "HEAD"), True)
+    git("worktree", "add", "--quiet", str(restored), code["commit"])
+    git("-C", str(restored), "apply", str(runner.dir / "metadata" / "code.patch"))
     assert (restored / "model.py").read_text() == "width = 2\n"
     assert (restored / "new.py").read_text() == "depth = 3\n"
 
 
-def test_committed_code_has_no_patch(tmp_path: Path):
-    git("init", "--quiet")
-    (tmp_path / "train.py").write_text(SCRIPT)
-    git("add", ".")
-    git("commit", "--quiet", "--message", "start")
+def test_committed_code_has_no_patch(make_runner, project: Path):
+    runner = make_runner([RunDirectory(), RunRecord()])
 
-    subprocess.run([sys.executable, "-W", "error", "train.py"], check=True)
+    runner.train()
 
-    (directory,) = (tmp_path / "experiments").glob("danling-run-*")
-    record = json.loads((directory / "run.json").read_text())
-    assert record["code"]["dirty"] is False
-    assert not (directory / "metadata" / "code.patch").exists()
+    assert record_of(runner)["code"]["dirty"] is False
+    assert not (runner.dir / "metadata" / "code.patch").exists()
+
+
+def test_a_launch_of_other_code_says_so_and_has_its_own_patch(
+    make_runner, project: Path, capfd: pytest.CaptureFixture[str]
+):
+    (project / "model.py").write_text("width = 2\n")
+    first = make_runner([RunDirectory(), RunRecord()])
+    first.train()
+    patch = (first.dir / "metadata" / "code.patch").read_bytes()
+    (project / "model.py").write_text("width = 3\n")
+
+    again = make_runner([RunDirectory(), Logging(), RunRecord()], resume=str(first.dir))
+    again.train()
+
+    record, metadata = record_of(again), again.dir / "metadata"
+    assert again.dir == first.dir
+    assert record["code"]["tree"] != record["launches"][1]["code"]["tree"]
+    assert (metadata / "code.patch").read_bytes() == patch
+    assert b"+width = 3" in (metadata / "code-2.patch").read_bytes()
+    assert "the code has changed since the run began" in capfd.readouterr().err
+
+
+def test_a_second_training_of_the_same_code_has_no_second_patch(make_runner, project: Path):
+    (project / "model.py").write_text("width = 2\n")
+    runner = make_runner([RunDirectory(), RunRecord()], max_epochs=1)
+    runner.train()
+
+    runner.config.max_epochs = 2
+    runner.train()
+
+    assert sorted(path.name for path in (runner.dir / "metadata").glob("*.patch")) == ["code.patch"]
 
 
 def test_what_cannot_be_written_is_a_warning(make_runner, capfd: pytest.CaptureFixture[str]):

@@ -107,6 +107,6 @@ def test_no_name_in_the_table_hides_a_longer_one():
 
 
 @pytest.mark.parametrize("arguments", [{"flops_per_sample": 0}, {"peak_tflops": -1.0}])
-def test_a_number_that_cannot_be_meant_is_an_error_at_once(arguments: dict[str, float]):
+def test_a_number_that_cannot_be_meant_is_an_error_at_once(arguments: dict[str, Any]):
     with pytest.raises(CallbackError, match="must be positive"):
         ThroughputMonitor(**arguments)

@@ -1,0 +1,177 @@
+"""The run on the page of another tracker."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from danling.attempts import Attempts
+from danling.callback import Callback
+from danling.files import write_json
+from danling.hparams import flatten
+from danling.trackers import KINDS, Identity, check_kind, start_tracker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate.tracking import GeneralTracker
+
+    from danling.runner import AccelerateRunner as Runner
+
+__all__ = ["Tracker"]
+
+_MAX_ROWS: Final = 10_000
+_FIRST_DELAY: Final = 5.0
+_LONGEST_DELAY: Final = 600.0
+_MAX_TRIES: Final = 3  # of one row: a value that the tracker refuses must not hold up the others
+
+
+class Tracker(Callback):
+    """Show the run on Weights & Biases, MLflow, Aim, Comet, ClearML, DVCLive, SwanLab or Trackio.
+
+    The tracker is Accelerate's. It gets the configuration under dotted keys, every value that is
+    logged, and how the run ended; a resumed run goes on as the same run there. Several may be
+    attached: `Tracker("wandb"), Tracker("mlflow")` are `tracker_wandb` and `tracker_mlflow`.
+
+    An outage never ends a training: it is one warning, values wait in memory (up to 10,000 rows)
+    and are sent when the tracker answers again, which is tried after 5 seconds, then 10, up to
+    every 10 minutes. `metrics.jsonl` has them all the same.
+
+    What a run that is resumed has abandoned cannot be taken back from a tracker; the page of a run
+    that crashed shows those values, too.
+
+    Args:
+        tracker: `"wandb"`, `"mlflow"`, `"aim"`, `"comet_ml"`, `"clearml"`, `"dvclive"`, `"swanlab"`
+            or `"trackio"`; or a `GeneralTracker` of Accelerate's of your own.
+        project: Name of the group of runs; None for the `experiment_name` of the configuration.
+        options: Arguments of Accelerate's tracker, as `{"entity": "team"}` for wandb.
+        strict: Whether a failure of the tracker ends the training.
+
+    Raises:
+        CallbackError: There is no such tracker, or its package is not installed.
+
+    Example:
+        >>> runner.callbacks.append(Tracker("wandb", options={"mode": "offline"}))  # doctest: +SKIP
+    """
+
+    name = "tracker"
+
+    def __init__(
+        self,
+        tracker: str | GeneralTracker,
+        *,
+        project: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        strict: bool = False,
+    ) -> None:
+        if isinstance(tracker, str):
+            check_kind(tracker)
+        self.kind = tracker if isinstance(tracker, str) else tracker.name
+        self.name = f"tracker_{self.kind}"
+        self.own = None if isinstance(tracker, str) else tracker
+        self.project = project
+        self.options = dict(options or {})
+        self.strict = strict
+        self._forget()
+
+    def _forget(self) -> None:
+        self._attempts = Attempts(self.name, strict=self.strict)
+        self._tracker: Any = None
+        self._is_active = False
+        self._rows: deque[tuple[int, dict[str, float]]] = deque(maxlen=_MAX_ROWS)
+        self._tries = self._lost = 0
+        self._delay = _FIRST_DELAY
+        self._retry_at = 0.0
+
+    def on_setup(self, runner: Runner) -> None:
+        """Forget another run; the tracker starts when it is known whether this one goes on."""
+        self._forget()
+
+    def on_train_start(self, runner: Runner) -> None:
+        """Start the tracker, on the run that it had before where there was one."""
+        self._is_active = runner.is_main_process and runner.has_dir
+        self._send(runner)
+
+    def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        """Hand the values on."""
+        if self._is_active:
+            self._lost += len(self._rows) == _MAX_ROWS  # the oldest makes room
+            self._rows.append((runner.global_step, {"epoch": float(runner.epoch), **metrics}))
+            if time.monotonic() >= self._retry_at:
+                self._send(runner)
+
+    def on_teardown(self, runner: Runner) -> None:
+        """Hand on what is left, and say how the run ended."""
+        if self._is_active:
+            self._send(runner)
+            with self._attempts.caught(runner.logger):
+                self._end(runner.status or "failed")
+            if lost := self._lost + len(self._rows):
+                runner.logger.warning("%s did not get %d rows", self.name, lost)
+        self._is_active, self._tracker = False, None
+        self._attempts.report(runner.logger)
+
+    def _send(self, runner: Runner) -> None:
+        """Start the tracker if it is not, and hand on all rows; after a failure wait longer."""
+        failures = self._attempts.failures
+        with self._attempts.caught(runner.logger):
+            if self._is_active and self._tracker is None:
+                self._start(runner)
+            while self._rows:
+                self._tries += 1
+                self._log(*self._rows[0])
+                self._rows.popleft()
+                self._tries = 0
+        if self._attempts.failures == failures:
+            self._delay = _FIRST_DELAY
+            return
+        self._retry_at = time.monotonic() + self._delay
+        self._delay = min(2 * self._delay, _LONGEST_DELAY)
+        if self._tries == _MAX_TRIES:
+            self._rows.popleft()
+            self._tries, self._lost = 0, self._lost + 1
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.kind == "wandb":  # drops rows whose step is not after its last one
+            self._tracker.log({"global_step": step, **metrics})
+        else:
+            self._tracker.log(metrics, step=step)
+
+    def _start(self, runner: Runner) -> None:
+        listing = runner.paths.metadata / "trackers.json"
+        known = _read(listing)
+        identity = Identity(
+            project=self.project or runner.config.experiment_name,
+            name=f"{runner.name}-{runner.id}",
+            uuid=runner.uuid.hex,
+            directory=runner.dir,
+            root=runner.dir.parent,
+            known_id=known.get(self.kind),
+        )
+        if self.own is not None:
+            self.own.start()
+            self._tracker = self.own
+        else:
+            self._tracker = start_tracker(self.kind, identity, self.options)
+            drawn = KINDS[self.kind].id_of(self._tracker)
+            if drawn is not None:
+                listing.parent.mkdir(exist_ok=True)
+                write_json(listing, known | {self.kind: drawn})
+        if identity.known_id is None:  # MLflow takes no second value of a parameter
+            self._tracker.store_init_configuration(flatten(runner.config.to_dict()))
+
+    def _end(self, status: str) -> None:
+        if self.own is not None and self._tracker is not None:
+            self.own.finish()
+        elif self._tracker is not None:
+            KINDS[self.kind].end(self._tracker, status)
+
+
+def _read(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return known

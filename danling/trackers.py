@@ -1,0 +1,233 @@
+"""The trackers of Accelerate, as far as they differ: how one goes on with a run, and ends it.
+
+`accelerate.tracking` starts trackers and hands values to them. It knows neither a run that is
+resumed nor one that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from danling.errors import CallbackError, did_you_mean
+
+__all__ = ["KINDS", "Identity", "Kind", "check_kind", "start_tracker"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which run a tracker is to show.
+
+    Attributes:
+        project: Name of the group of runs.
+        name: Name of the run, unique in the project.
+        uuid: Hex form of the run's random identity.
+        directory: Of the run.
+        root: Folder of all runs.
+        known_id: What `Kind.id_of` gave when the run was started; None for a new one.
+    """
+
+    project: str
+    name: str
+    uuid: str
+    directory: Path
+    root: Path
+    known_id: str | None = None
+
+
+def _nothing(tracker: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one tracker is used.
+
+    Attributes:
+        options: Arguments of Accelerate's tracker, for a run or for its continuation.
+        end: Ends the run with its status, "finished" or "failed" for example.
+        id_of: What the tracker calls the run, where it draws the name itself.
+        package: What pip installs.
+    """
+
+    options: Callable[[Identity], dict[str, Any]]
+    end: Callable[[Any, str], None]
+    id_of: Callable[[Any], str | None] = _nothing
+    package: str | None = None
+
+
+def start_tracker(kind: str, identity: Identity, options: Mapping[str, Any]) -> Any:
+    """Start a tracker of Accelerate on a run.
+
+    Args:
+        kind: Of `KINDS`.
+        identity: The run.
+        options: Arguments of Accelerate's tracker, which win.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    tracker_class: Any = LOGGER_TYPE_TO_CLASS[kind]
+    arguments = {**KINDS[kind].options(identity), **options}
+    if tracker_class.requires_logging_directory:
+        arguments = {"logging_dir": str(identity.root)} | arguments
+    tracker = tracker_class(identity.project, **arguments)
+    tracker.start()
+    if kind == "wandb":  # its own steps must not go back, those of a resumed run do
+        tracker.run.define_metric("*", step_metric="global_step")
+    return tracker
+
+
+def check_kind(kind: str) -> None:
+    """Whether a tracker can be used.
+
+    Raises:
+        CallbackError: There is no such tracker, or its package is not installed.
+
+    Example:
+        >>> check_kind("mlflwo")
+        Traceback (most recent call last):
+        danling.errors.CallbackError: Tracker('mlflwo'): did you mean 'mlflow'?
+    """
+    from accelerate.tracking import get_available_trackers
+
+    if kind == "tensorboard":
+        raise CallbackError("Tracker('tensorboard'): use the callback TensorBoard() instead")
+    if kind not in KINDS:
+        raise CallbackError(f"Tracker({kind!r}): {did_you_mean(kind, KINDS)}")
+    if kind not in {str(name) for name in get_available_trackers()}:
+        package = KINDS[kind].package or kind
+        raise CallbackError(f"Tracker({kind!r}) is not installed: pip install {package}")
+
+
+def _succeeded(status: str) -> bool:
+    return status in ("finished", "stopped")
+
+
+def _finish(tracker: Any, status: str) -> None:
+    tracker.finish()
+
+
+# Weights & Biases
+
+
+def _wandb(run: Identity) -> dict[str, Any]:
+    return {"id": run.uuid, "name": run.name, "resume": "allow", "dir": str(run.directory)}
+
+
+def _end_wandb(tracker: Any, status: str) -> None:
+    tracker.run.summary["status"] = status
+    tracker.run.finish(exit_code=0 if _succeeded(status) else 1)
+
+
+# MLflow
+
+
+def _mlflow(run: Identity) -> dict[str, Any]:
+    return {"run_name": run.name, "run_id": run.known_id}
+
+
+def _end_mlflow(tracker: Any, status: str) -> None:
+    others = {"preempted": "KILLED", "interrupted": "KILLED"}
+    import_module("mlflow").end_run(
+        "FINISHED" if _succeeded(status) else others.get(status, "FAILED")
+    )
+
+
+# Aim
+
+
+def _aim(run: Identity) -> dict[str, Any]:
+    going_on = run.known_id is not None
+    return {"run_hash": run.known_id, "experiment": run.project, "force_resume": going_on}
+
+
+def _end_aim(tracker: Any, status: str) -> None:
+    tracker.writer["status"] = status
+    tracker.finish()
+
+
+# Comet
+
+
+def _comet(run: Identity) -> dict[str, Any]:
+    return {"experiment_key": run.uuid, "mode": "get_or_create"}
+
+
+def _end_comet(tracker: Any, status: str) -> None:
+    tracker.writer.log_other("status", status)
+    tracker.finish()
+
+
+# ClearML
+
+
+def _clearml(run: Identity) -> dict[str, Any]:
+    return {"task_name": run.name, "continue_last_task": run.known_id or False}
+
+
+def _end_clearml(tracker: Any, status: str) -> None:
+    if not _succeeded(status):
+        tracker.task.mark_failed(status_message=status, force=True)
+    tracker.finish()
+
+
+# DVCLive
+
+
+def _dvclive(run: Identity) -> dict[str, Any]:
+    folder = run.directory / "dvclive"
+    options = {"dir": str(folder), "resume": folder.exists(), "exp_name": run.name}
+    return {**options, "save_dvc_exp": False, "dvcyaml": False}
+
+
+def _end_dvclive(tracker: Any, status: str) -> None:
+    tracker.live.summary["status"] = status
+    tracker.finish()
+
+
+# SwanLab
+
+
+def _swanlab(run: Identity) -> dict[str, Any]:
+    return {
+        "id": run.uuid,
+        "name": run.name,
+        "resume": "allow",
+        "log_dir": str(run.directory / "swanlab"),
+    }
+
+
+def _end_swanlab(tracker: Any, status: str) -> None:
+    state = {"preempted": "aborted", "interrupted": "aborted"}.get(status, "crashed")
+    if _succeeded(status):
+        tracker.run.finish()
+    else:
+        tracker.run.finish(state=state, error=status)
+
+
+# Trackio
+
+
+def _trackio(run: Identity) -> dict[str, Any]:
+    return {"name": run.name, "resume": "allow", "embed": False}
+
+
+def _end_trackio(tracker: Any, status: str) -> None:
+    tracker.run.log({"status": status})
+    tracker.finish()
+
+
+KINDS: Mapping[str, Kind] = {
+    "aim": Kind(_aim, _end_aim, lambda tracker: str(tracker.writer.hash)),
+    "clearml": Kind(_clearml, _end_clearml, lambda tracker: str(tracker.task.id)),
+    "comet_ml": Kind(_comet, _end_comet),
+    "dvclive": Kind(_dvclive, _end_dvclive),
+    "mlflow": Kind(_mlflow, _end_mlflow, lambda tracker: str(tracker.active_run.info.run_id)),
+    "swanlab": Kind(_swanlab, _end_swanlab),
+    "trackio": Kind(_trackio, _end_trackio),
+    "wandb": Kind(_wandb, _end_wandb),
+}
+"""The trackers by the name that Accelerate has for them."""

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from danling.callbacks.csv_logger import CSVLogger
+from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.logging import Logging
+from danling.callbacks.model_checkpoint import ModelCheckpoint
+from danling.callbacks.run_directory import RunDirectory
+from danling.callbacks.run_record import RunRecord
+
+
+def table(runner) -> list[dict[str, str]]:
+    with open(runner.dir / "metrics.csv", newline="") as file:
+        return [{**row} for row in csv.DictReader(file)]
+
+
+def test_a_row_per_log_and_a_column_per_tag(make_runner):
+    logged: list[dict[str, float]] = []
+    keep = LambdaCallback(on_log=lambda runner, metrics: logged.append(dict(metrics)))
+    runner = make_runner([RunDirectory(), CSVLogger(), keep])
+
+    runner.train()
+
+    rows = table(runner)
+    assert [row["global_step"] for row in rows] == ["2", "4", "6", "6", "8", "10", "12", "12"]
+    assert list(rows[0])[:3] == ["global_step", "epoch", "time"]
+    values = [
+        {tag: float(value) for tag, value in row.items() if "/" in tag and value} for row in rows
+    ]
+    assert values == logged
+
+
+def test_a_tag_that_appears_later_is_a_column_at_the_end(make_runner):
+    late = LambdaCallback(on_step=lambda r: r.log("late", 1.0) if r.global_step > 6 else None)
+    runner = make_runner([RunDirectory(), CSVLogger(), late])
+
+    runner.train()
+
+    rows = table(runner)
+    assert list(rows[0])[-1] == "train/late"
+    assert [row["train/late"] or "" for row in rows] == ["", "", "", "", "1.0", "1.0", "1.0", ""]
+
+
+def test_nan_is_nan(make_runner):
+    nan = LambdaCallback(on_step=lambda runner: runner.log("aux", float("nan")))
+    runner = make_runner([RunDirectory(), CSVLogger(), nan], max_epochs=1)
+
+    runner.train()
+
+    assert table(runner)[0]["train/aux"] == "nan"
+
+
+def test_the_table_of_a_resumed_run_is_cut_back(make_runner):
+    def fail(runner):
+        if runner.global_step == 9:
+            raise ValueError("boom")
+
+    callbacks = [RunDirectory(), RunRecord(), ModelCheckpoint()]
+    first = make_runner([*callbacks, CSVLogger(), LambdaCallback(on_step=fail)], log_interval=1)
+    with pytest.raises(ValueError, match="boom"):
+        first.train()
+    before = [row["global_step"] for row in table(first)]
+
+    callbacks = [RunDirectory(), RunRecord(), ModelCheckpoint()]
+    again = make_runner([*callbacks, CSVLogger()], log_interval=1, resume=str(first.dir))
+    again.train()
+
+    assert before == ["1", "2", "3", "4", "5", "6", "6", "7", "8"]
+    assert [row["global_step"] for row in table(again)][6:] == ["6", *"789", "10", "11", "12", "12"]
+
+
+def test_a_full_disk_ends_no_training(make_runner, capfd: pytest.CaptureFixture[str]):
+    in_the_way = LambdaCallback(on_setup=lambda runner: (runner.dir / "metrics.csv").mkdir())
+    runner = make_runner([RunDirectory(), Logging(), CSVLogger(), in_the_way])
+
+    runner.train()
+
+    assert runner.epoch == 2
+    assert capfd.readouterr().err.count("writing metrics.csv failed") == 1
+
+
+def test_without_a_directory_there_is_no_table(make_runner, tmp_path: Path):
+    make_runner([CSVLogger()]).train()
+
+    assert list(tmp_path.iterdir()) == []
