@@ -43,14 +43,6 @@ class Logging(Callback):
         self._evaluated, self._error = {}, ""
         runner.init_logging()
 
-    def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-        """Say where a resumed run goes on, and what is not as it was."""
-        if not runner.in_run:
-            return
-        runner.logger.info("resumed at epoch %d, global step %d", runner.epoch, runner.global_step)
-        for key, value in (runner.resume_report or {}).items():
-            runner.logger.info("  %s: %s", key, value)
-
     def on_train_start(self, runner: Runner) -> None:
         """Say what runs, where and on what."""
         self._epoch_started = time.monotonic()

@@ -106,9 +106,8 @@ class RunRecord(Callback):
                 return
             launches[-1]["code"] = asdict(code)
             path = path.with_name(f"{path.stem}-{len(launches)}{path.suffix}")
-            runner.logger.warning(
-                "the code has changed since the run began, at commit %s", before["commit"]
-            )
+            commits = f": commit {before['commit']} then, {code.commit} now" if code.commit else ""
+            runner.logger.warning("the code has changed since the run began%s", commits)
         if code.source == "git" and code.dirty is not False:
             patch = code_patch(main_folder(), exclude=[Path(runner.config.project_root)])
             launches[-1]["patch"] = {"left_out": patch.left_out, "note": patch.note}

@@ -263,8 +263,10 @@ class TensorBoard(Callback):
         self._mark = (runner.global_step, time.perf_counter())
 
     def _close(self, runner: Runner, writer: EventWriter) -> None:
-        writer.add(hparams.session_end(runner.status, time.time()), runner.global_step)
-        writer.close()
+        try:
+            writer.add(hparams.session_end(runner.status, time.time()), runner.global_step)
+        finally:
+            writer.close()
         if writer.nonfinite:
             runner.logger.warning("TensorBoard: points that are not finite: %s", writer.nonfinite)
         if writer.dropped:

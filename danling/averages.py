@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -50,33 +50,41 @@ class _Series:
     def __init__(self) -> None:
         self.values: list[Tensor | float] = []
         self.counts: list[Tensor | float] = []
-        # sum, number of non-finite values, and counts that are on the device
-        self.folded: Tensor | None = None
+        self.folded: Tensor | None = None  # a `Total`, on the device
 
     def fold(self) -> None:
-        """Bring what was added into one sum; counts of the host stay there."""
-        tensors = [value for value in self.values if isinstance(value, Tensor)]
-        if len(tensors) < len(self.values):
-            device = tensors[0].device if tensors else "cpu"
-            tensors = [
-                torch.as_tensor(value, dtype=torch.float64, device=device) for value in self.values
-            ]
-        start = 0
-        for stop in range(
-            1, len(tensors) + 1
-        ):  # runs of one count need no tensor of weights, which would be a copy
-            if stop == len(tensors) or self.counts[stop] != self.counts[start]:
-                part = torch.stack([tensor.reshape(()) for tensor in tensors[start:stop]]).to(
-                    _wide(tensors[0])
-                )
-                pair = torch.stack((part.sum() * self.counts[start], (~part.isfinite()).sum()))
-                self.folded = pair if self.folded is None else self.folded + pair
-                start = stop
+        """Bring what was added into one sum, without waiting for the device."""
+        values, counts = vector(self.values), self.counts
+        if isinstance(counts[0], Tensor) or counts.count(counts[0]) < len(counts) or not counts[0]:
+            weights = vector(counts).to(values.device, values.dtype, non_blocking=True)
+            counted = weights > 0  # the mean of no samples is NaN and says nothing
+            total = torch.where(counted, values * weights, 0.0).sum()
+            nonfinite = (~values.isfinite() & counted).sum()
+            samples = weights.sum()
+        else:  # one count for all needs no copy of it on the device
+            total, nonfinite = values.sum() * counts[0], (~values.isfinite()).sum()
+            samples = total.new_full((), counts[0] * len(counts))
+        sums = torch.stack((total, samples, nonfinite))
+        self.folded = sums if self.folded is None else self.folded + sums
         self.values.clear()
+        self.counts.clear()
+
+
+def vector(numbers: Sequence[Tensor | float]) -> Tensor:
+    """Scalars side by side, in the widest type of the device that one of them is on."""
+    first = next((number for number in numbers if isinstance(number, Tensor)), None)
+    if first is None:
+        return torch.tensor(numbers, dtype=torch.float64)
+    device, wide = first.device, torch.float64
+    if device.type == "mps":
+        wide = torch.float32  # MPS has no float64
+    if all(isinstance(number, Tensor) for number in numbers):
+        return torch.stack([cast(Tensor, number).reshape(()) for number in numbers]).to(wide)
+    return torch.stack([torch.as_tensor(n, device=device).reshape(()).to(wide) for n in numbers])
 
 
 class Averages:
-    """Means over samples: sums in float64 on the device, counts on the host.
+    """Means over samples: sums and counts in float64, on the device.
 
     `add` keeps a reference and nothing else, so that it costs no kernel and no synchronisation;
     `take` brings everything to the host in one transfer.
@@ -91,56 +99,37 @@ class Averages:
 
     def __init__(self) -> None:
         self._series: dict[str, _Series] = {}
-        self._counts: dict[str, float] = {}
 
-    def add(self, name: str, value: Tensor | float, count: float = 1) -> None:
-        """Add the mean of `count` samples; a tensor must be a detached scalar."""
+    def add(self, name: str, value: Tensor | float, count: Tensor | float = 1) -> None:
+        """Add the mean of `count` samples; tensors must be detached scalars."""
         series = self._series.get(name)
         if series is None:
             series = self._series[name] = _Series()
         series.values.append(value)
         series.counts.append(count)
         if len(series.values) >= _CAPACITY:
-            self._fold(name, series)
+            series.fold()
 
     def take(self) -> dict[str, Total]:
         """All totals since the last `take`, on the host; what was added is forgotten here."""
+        folded: dict[str, Tensor] = {}
         for name, series in self._series.items():
             if series.values:
-                self._fold(name, series)
-        folded = {
-            name: series.folded
-            for name, series in self._series.items()
-            if series.folded is not None
-        }
-        totals = {
-            name: Total(value, self._counts[name], int(nonfinite))
-            for name, (value, nonfinite) in zip(
-                folded, _to_host(list(folded.values())), strict=True
-            )
-        }
-        self._series, self._counts = {}, {}
-        return totals
+                series.fold()
+            if series.folded is not None:
+                folded[name] = series.folded
+        self._series = {}
+        sums = _to_host(list(folded.values()))
+        return {name: Total.of(numbers) for name, numbers in zip(folded, sums, strict=True)}
 
     def __bool__(self) -> bool:
         return bool(self._series)
 
-    def _fold(self, name: str, series: _Series) -> None:
-        self._counts[name] = self._counts.get(name, 0.0) + sum(series.counts)
-        series.fold()
-        series.counts.clear()
 
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def _to_host(pairs: list[Tensor]) -> Iterable[list[float]]:
-    if not pairs:
-        return []
-    if len({pair.device for pair in pairs}) == 1:
-        return [list(pair) for pair in torch.stack(pairs).tolist()]
-    return [list(pair.tolist()) for pair in pairs]
+def _to_host(sums: list[Tensor]) -> list[list[float]]:
+    if len({part.device for part in sums}) == 1:
+        return list(torch.stack(sums).tolist())
+    return [part.tolist() for part in sums]
 
 
 class Meter:

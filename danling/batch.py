@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from danling.errors import DataError, MetricError
+from danling.errors import DataError, MetricError, RunError
 from danling.metrics import RESERVED, measure
 
 __all__ = ["Output", "checked_scalar", "forward", "predict", "read_output", "sample_count"]
@@ -17,9 +17,9 @@ __all__ = ["Output", "checked_scalar", "forward", "predict", "read_output", "sam
 class Output(NamedTuple):
     """What a train or evaluate step returned, taken apart."""
 
-    loss: Tensor | None
+    loss: Tensor
     metrics: Mapping[str, Any]
-    samples: int | None
+    samples: Tensor | int | None
 
 
 _NOTHING: Mapping[str, Any] = {}
@@ -40,12 +40,11 @@ def read_output(output: Any) -> Output:
                 f"the step returned a mapping without a 'loss' (it has {keys or 'nothing'})"
             )
         metrics = {
-            name: value
+            name: value.detach().clone() if isinstance(value, Tensor) else value  # no alias
             for name, value in output.items()
             if name not in RESERVED and is_scalar(value)
         }
-        samples = output.get("n")
-        return Output(scalar(output["loss"]), metrics, None if samples is None else int(samples))
+        return Output(scalar(output["loss"]), metrics, count_of(output.get("n")))
     loss = getattr(output, "loss", None)
     if loss is None:
         raise MetricError(
@@ -68,15 +67,24 @@ def scalar(loss: Any) -> Tensor:
     return loss if loss.ndim == 0 else loss.reshape(())
 
 
+def count_of(samples: Any) -> Tensor | int | None:
+    """The `"n"` of a step: on its device if it is there, so that nothing waits for it."""
+    if samples is None:
+        return None
+    if not is_scalar(samples):
+        raise MetricError(f"'n' is the number of samples, not a {type(samples).__name__}")
+    return samples.detach() if isinstance(samples, Tensor) else int(samples)
+
+
 def is_scalar(value: Any) -> bool:
     """Whether a value of a step's output can be averaged."""
     return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
 def sample_count(batch: Any) -> int:
-    """How many samples a batch holds: the size of the first dimension of the first tensor in it."""
+    """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
     if isinstance(batch, Tensor):
-        return batch.size(0) if batch.ndim else 1
+        return batch.size(0) if batch.ndim else 0
     if isinstance(batch, list | tuple):
         parts: Iterable[Any] = batch
     else:
@@ -104,6 +112,7 @@ def input_and_target(batch: Any) -> tuple[Any, Any]:
 
 def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) -> Any:
     """The default step: forward, loss and metrics of a batch."""
+    check_model(model)
     if isinstance(batch, list | tuple) or not isinstance(batch, Mapping):
         input, target = input_and_target(batch)
         output = model(input)
@@ -118,6 +127,12 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
     return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
 
 
+def check_model(model: Any) -> None:
+    """Raise where there is none."""
+    if model is None:
+        raise RunError("there is no model: pass `model=` to the runner or override its steps")
+
+
 def logits_of(result: Any) -> Any:
     """The output proper of a model that returns an object or a mapping."""
     if isinstance(result, Mapping):
@@ -127,6 +142,7 @@ def logits_of(result: Any) -> Any:
 
 def predict(model: Any, batch: Any) -> Any:
     """The output of a model for a batch, with or without a target in it."""
+    check_model(model)
     if isinstance(batch, Mapping):
         return logits_of(model(**batch))
     return model(batch[0] if isinstance(batch, list | tuple) else batch)

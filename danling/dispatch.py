@@ -130,7 +130,7 @@ class Callbacks:
     def __repr__(self) -> str:
         return f"Callbacks([{', '.join(callback.name for callback in self._all)}])"
 
-    def _check(self, callback: Callback, others: list[Callback]) -> None:
+    def _check(self, callback: object, others: list[Callback]) -> None:
         if not isinstance(callback, Callback):
             hint = f": write {callback.__name__}()" if isinstance(callback, type) else ""
             raise CallbackError(f"{callback!r} is not a danling.Callback{hint}")

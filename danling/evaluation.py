@@ -25,34 +25,34 @@ __all__ = ["evaluate_split", "evaluation_mode", "predict_split", "reduce_totals"
 @contextmanager
 def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
     """Evaluation mode without gradients; random streams and modes of modules are put back."""
-    training = (
-        [module for module in model.modules() if module.training] if model is not None else []
-    )
+    modes = [] if model is None else [(module, module.training) for module in model.modules()]
     with isolated_rng(), torch.no_grad():
         if model is not None:
             model.eval()
         try:
             yield
         finally:
-            for module in training:
-                module.training = True
+            if model is not None:
+                model.train(modes[0][1])  # what a module does besides, as merging its adapters
+            for module, mode in modes:
+                module.training = mode
 
 
 def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
     """Means over the samples of a split, on the host, over all processes."""
-    hooks, loader, averages = runner.callbacks, runner.loader(split), Averages()
-    metrics = runner.metrics_of(split)
-    reset(metrics)
-    hooks("on_evaluate_start", runner, split)
+    hooks, loader, averages = runner.callbacks, runner.loader(split, evaluating=True), Averages()
     with runner.logging_to(averages, split):
+        metrics = runner.metrics_of(split)
+        reset(metrics)
+        hooks("on_evaluate_start", runner, split)
         for batch in loader.iterate(0):
             hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
             loss, values, samples = read_output(output)
             count = samples if samples is not None else sample_count(batch) or 1
-            averages.add(f"{split}/loss", scalar_of(loss), count)
+            averages.add(f"{split}/loss", loss.detach(), count)
             for name, value in values.items():
-                averages.add(f"{split}/{name}", scalar_of(value), count)
+                averages.add(f"{split}/{name}", value, count)
             hooks("on_evaluate_batch_end", runner, batch, output)
     totals = reduce_totals(averages.take(), runner.world.gather)
     if not totals:
@@ -65,7 +65,7 @@ def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
 
 def predict_split(runner: AccelerateRunner, split: str) -> Any:
     """The outputs of a split, once for each sample and in order."""
-    hooks, loader = runner.callbacks, runner.loader(split)
+    hooks, loader = runner.callbacks, runner.loader(split, evaluating=True)
     hooks("on_predict_start", runner, split)
     outputs: list[tuple[int, Any]] = []
     for index, batch in enumerate(loader.iterate(0)):
@@ -75,12 +75,14 @@ def predict_split(runner: AccelerateRunner, split: str) -> Any:
     hooks("on_predict_end", runner, split)
     gathered = [pair for part in runner.world.gather(outputs) for pair in part]
     ordered = [output for _, output in sorted(gathered, key=itemgetter(0))]
-    return torch.cat(ordered) if ordered and all(map(is_batched, ordered)) else ordered
+    return torch.cat(ordered) if are_alike(ordered) else ordered
 
 
-def is_batched(output: Any) -> bool:
-    """Whether an output is a tensor with a dimension of samples."""
-    return isinstance(output, Tensor) and output.ndim > 0
+def are_alike(outputs: list[Any]) -> bool:
+    """Whether outputs are tensors that differ in their number of samples alone."""
+    if not outputs or not all(isinstance(output, Tensor) and output.ndim for output in outputs):
+        return False
+    return len({output.shape[1:] for output in outputs}) == 1
 
 
 def reduce_totals(
@@ -93,11 +95,6 @@ def reduce_totals(
         for name, state in part.items():
             reduced[name] = reduced.get(name, Total()) + Total.of(state)
     return reduced
-
-
-def scalar_of(value: Any) -> Any:
-    """A value that can be kept: a tensor without its graph."""
-    return value.detach() if isinstance(value, Tensor) else value
 
 
 def to_host(output: Any) -> Any:

@@ -20,7 +20,6 @@ class LogbookRunner(PartsRunner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.evaluating: str | None = None
         self.is_log_step = False
         self._meter = Meter()
         self._evaluation_averages: Averages | None = None

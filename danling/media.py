@@ -53,7 +53,8 @@ def image(tag: str, pixels: Any) -> Summary.Value:
     Args:
         tag: Where to show it.
         pixels: A tensor, an array or a PIL image of shape (height, width), (channels, height,
-            width), (height, width, channels) or (count, channels, height, width).
+            width), (count, channels, height, width), or (height, width, channels) where the
+            height is no number of channels.
 
     Raises:
         ValueError: It has another shape.
@@ -70,11 +71,10 @@ def image(tag: str, pixels: Any) -> Summary.Value:
     shape = tuple(array.shape)
     layouts = {2: "HW", 3: "CHW", 4: "NCHW"}
     if len(shape) not in layouts:
-        raise ValueError(
-            f"the image {tag!r} has the shape {shape}: give two, three or four dimensions"
-        )
+        raise ValueError(f"the image {tag!r} has the shape {shape}: give 2, 3 or 4 dimensions")
     layout = layouts[len(shape)]
-    if len(shape) == 3 and shape[0] not in (1, 3, 4) and shape[-1] in (1, 3, 4):
+    is_pil = not hasattr(pixels, "shape")
+    if len(shape) == 3 and (is_pil or shape[0] not in (1, 3, 4)) and shape[-1] in (1, 3, 4):
         layout = "HWC"
     encode: Any = summary.image
     return encode(tag, array, dataformats=layout).value[0]

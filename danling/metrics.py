@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from danling.errors import MetricError
+from danling.transfer import move
 
 __all__ = [
     "RESERVED",
@@ -99,25 +100,46 @@ def number(name: str, value: Any) -> float:
 
 def metric_state(metric: Any) -> dict[str, Any]:
     """What a metric has accumulated."""
-    if hasattr(
-        metric, "_defaults"
-    ):  # torchmetrics: its state_dict leaves out what is not persistent
-        return {name: getattr(metric, name) for name in (*metric._defaults, "_update_count")}
-    if hasattr(metric, "state_dict"):
-        return dict(metric.state_dict())
-    return dict(vars(metric))
+    if isinstance(metric, nn.ModuleDict):
+        list(metric.values())  # lets a MetricCollection give its members what they share
+    parts = accumulators(metric)
+    if parts:
+        return {path: accumulated(part) for path, part in parts.items()}
+    return dict(metric.state_dict() if hasattr(metric, "state_dict") else vars(metric))
 
 
 def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
     """Go on accumulating."""
-    if hasattr(metric, "state_dict") and not hasattr(metric, "_defaults"):
+    parts = accumulators(metric)
+    if parts:
+        for path, values in state.items():
+            restore(parts[path], values)
+    elif hasattr(metric, "load_state_dict"):
         metric.load_state_dict(state)
-        return
+    else:
+        restore(metric, state)
+
+
+def accumulators(metric: Any) -> dict[str, nn.Module]:
+    """A metric of torchmetrics and those in it: its `state_dict` leaves out what they add up."""
+    modules = dict(metric.named_modules()) if isinstance(metric, nn.Module) else {}
+    found = any(hasattr(module, "_defaults") for module in modules.values())
+    return modules if found else {}
+
+
+def accumulated(part: nn.Module) -> dict[str, Any]:
+    """Tensors, lists of tensors and plain values of a module."""
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor | Real | str | None)
+        or (isinstance(value, list) and all(isinstance(item, Tensor) for item in value))
+    }
+
+
+def restore(owner: Any, state: Mapping[str, Any]) -> None:
+    """Set attributes, tensors on the device where they belong."""
     for name, value in state.items():
-        setattr(
-            metric,
-            name,
-            value.to(metric.device)
-            if isinstance(value, Tensor) and hasattr(metric, "device")
-            else value,
-        )
+        before = getattr(owner, name, None)
+        device = before.device if isinstance(before, Tensor) else getattr(owner, "device", None)
+        setattr(owner, name, value if device is None else move(value, device))

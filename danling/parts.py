@@ -57,8 +57,9 @@ class PartsRunner(BaseRunner):
         self.dataloaders: dict[str, Any] = dict(dataloaders or {})
         self.metrics: dict[str, Any] = dict(metrics or {})
         self.optimization: Optimization = Optimization(self.accelerator, {}, {})
-        self._loaders: dict[str, Loader] = {}
-        self._split_metrics: dict[str, dict[str, Any]] = {}
+        self._loaders: dict[tuple[str, bool], Loader] = {}
+        self._split_metrics: dict[tuple[str, bool], dict[str, Any]] = {}
+        self.evaluating: str | None = None  # the split that is evaluated
         self._prepared = False
 
     def make_accelerator(self) -> Accelerator:
@@ -155,39 +156,41 @@ class PartsRunner(BaseRunner):
         """The splits that a training evaluates: all but `train` and `test`."""
         return [split for split in self.splits if split not in ("train", "test")]
 
-    def loader(self, split: str) -> Loader:
-        """The loader of a split, as the loop iterates it.
+    def loader(self, split: str, *, evaluating: bool = False) -> Loader:
+        """The loader of a split, as the loop iterates it; an evaluation has its own, in order.
 
         Raises:
             DataError: There is no such split.
         """
-        if split not in self._loaders:
+        if (split, evaluating) not in self._loaders:
             if split not in self.datasets and split not in self.dataloaders:
                 raise DataError(
                     f"there is no data for the split {split!r}: {did_you_mean(split, self.splits)}"
                 )
             batched = split in self.dataloaders
-            self._loaders[split] = prepare_loader(
+            training = split == "train" and not evaluating
+            self._loaders[split, evaluating] = prepare_loader(
                 split,
                 self.dataloaders[split] if batched else self.datasets[split],
                 batched=batched,
                 settings=split_settings(self.config.dataloader, split, self.splits),
                 seed=self.config.seed,
-                shuffle=split == "train",
-                training=split == "train",
+                shuffle=training,
+                training=training,
                 placement=Placement(self.device, self.rank, self.world_size),
             )
-        return self._loaders[split]
+        return self._loaders[split, evaluating]
 
     def forget_loaders(self) -> None:
         """Make the loaders anew when they are asked for again."""
         self._loaders = {}
 
     def metrics_of(self, split: str) -> dict[str, Any]:
-        """The metrics of a split: each has its own copies."""
-        if split not in self._split_metrics:
-            self._split_metrics[split] = own_copies(self.metrics, self.device)
-        return self._split_metrics[split]
+        """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
+        key = split, self.evaluating is not None
+        if key not in self._split_metrics:
+            self._split_metrics[key] = own_copies(self.metrics, self.device)
+        return self._split_metrics[key]
 
     @property
     def batch_size(self) -> int | None:

@@ -175,9 +175,7 @@ class AccelerateRunner(LoopRunner):
         count = samples if samples is not None else sample_count(batch.batch) or 1
         self._meter.add("train/loss", loss.detach(), count)
         for key, value in metrics.items():
-            self._meter.add(
-                f"train/{key}", value.detach() if isinstance(value, Tensor) else value, count
-            )
+            self._meter.add(f"train/{key}", value, count)
         self._accumulated = not window.closes
         if window.closes:
             self._take_step(name, batch)
@@ -199,7 +197,8 @@ class AccelerateRunner(LoopRunner):
 
     def train_step(self, batch: Any) -> Any:
         """Forward and loss: `criterion(model(input), target)`; for a mapping `model(**batch)`."""
-        return forward(self.model, self.criterion, batch, self.metrics_of("train"))
+        metrics = self.metrics_of(self.evaluating or "train")
+        return forward(self.model, self.criterion, batch, metrics)
 
     def evaluate_step(self, batch: Any) -> Any:
         """The same for evaluation; metrics are updated for the split that is evaluated."""
@@ -229,6 +228,9 @@ class AccelerateRunner(LoopRunner):
         if self._batch is not None and self._batch.stepped:
             self._end_batch()
         names = splits or tuple(self.evaluation_splits)
+        if not names:
+            known = ", ".join(repr(split) for split in self.splits) or "none"
+            raise DataError(f"there is no split to evaluate but train and test (there are: {known})")
         with evaluation_mode(self.model):
             results = {split: evaluate_split(self, split) for split in names}
         if self._batches_token is not None:

@@ -75,6 +75,8 @@ class Every:
     """
 
     __slots__ = ("unit", "value")
+    unit: str
+    value: float
 
     def __init__(self, period: str | Every) -> None:
         if isinstance(period, Every):
@@ -107,8 +109,9 @@ class Every:
             return now.epoch // self.value > last.epoch // self.value
         if math.isnan(now.progress):
             return False
+        before = 0.0 if math.isnan(last.progress) else last.progress  # its length came out later
         return math.floor(now.progress / self.value + _ROUNDING) > math.floor(
-            last.progress / self.value + _ROUNDING
+            before / self.value + _ROUNDING
         )
 
     def __eq__(self, other: object) -> bool:

@@ -310,6 +310,24 @@ def test_a_reader_at_any_moment_finds_a_whole_checkpoint(store):
     assert list(store.directory.glob("*.corrupt-*")) == []
 
 
+def test_a_file_that_is_rotated_away_while_it_is_being_read_is_no_loss(store, monkeypatch):
+    save(store, 1, "step-1")
+    real_open, opened = os.open, []
+
+    def open_late(path: Path, *arguments: int) -> int:
+        opened.append(str(path))
+        if opened.count(str(store.directory / "step-1.pth")) == 2:  # after that of its trailer
+            monkeypatch.undo()
+            save(store, 2, "step-2")
+            store.rotate(["step-2"])
+        return real_open(path, *arguments)
+
+    reader = CheckpointStore(store.directory, run="our-run")
+    monkeypatch.setattr(os, "open", open_late)
+
+    assert step_of(reader, "latest") == 2
+
+
 # ---- tidying up, and looking ahead
 
 
@@ -353,8 +371,9 @@ def test_a_damaged_file_gets_no_name_back(store):
         file.seek(300)
         file.write(b"damage")
 
-    CheckpointStore(store.directory, run="our-run").clean()
+    assert CheckpointStore(store.directory, run="our-run").clean() == []
 
+    assert names(store) == {"best", "epoch-2", "previous"}
     assert step_of(store, "latest") == 10
 
 
