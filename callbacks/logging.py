@@ -70,8 +70,7 @@ class Logging(Callback):
 
     def on_evaluate_end(self, runner: Runner, split: str, result: Mapping[str, float]) -> None:
         """Keep the result for the line that it belongs to."""
-        if runner.in_run:
-            self._evaluated[split] = result
+        self._evaluated[split] = result
 
     def on_checkpoint(self, runner: Runner) -> None:
         """Write the evaluations within an epoch; the others are in the line of the epoch."""
@@ -81,7 +80,10 @@ class Logging(Callback):
     def on_epoch_end(self, runner: Runner) -> None:
         """Write the epoch's line."""
         seconds = time.monotonic() - self._epoch_started
-        self._write_line(runner, runner.latest_result or {}, f"{seconds:.1f} s")
+        notes = (
+            [f"{seconds:.1f} s"] if runner.epoch_complete else [f"{seconds:.1f} s", "incomplete"]
+        )
+        self._write_line(runner, runner.latest_result or {}, *notes)
 
     def on_train_end(self, runner: Runner) -> None:
         """Say why the training was stopped."""
@@ -107,7 +109,8 @@ class Logging(Callback):
         close_logger(runner.logger)
 
     def _write_line(self, runner: Runner, result: Mapping[str, Any], *notes: str) -> None:
-        parts = [_count("epoch", runner.epoch, runner.config.max_epochs)]
+        current = runner.epoch + (not runner.epoch_complete)  # the one that is open, or was cut
+        parts = [_count("epoch", current, runner.config.max_epochs)]
         parts.append(_count("step", runner.global_step, runner.total_steps))
         for split, values in result.items():
             if isinstance(values, Mapping):

@@ -236,7 +236,8 @@ class ModelCheckpoint(Monitor):
             if self.on_save_error == "raise":
                 raise
             self.failures += 1
-            self._saved = None
+            if self._writer is None:  # of one in the background only the main process knows
+                self._saved = None
             runner.logger.warning("save failed (%d so far): %s", self.failures, error)
 
     def _commit(self, store: CheckpointStore, save: Save) -> Path:

@@ -158,6 +158,7 @@ class _Bar:
     def __init__(
         self, total: int | None, done: int, unit: str, label: str, *, leave: bool = True
     ) -> None:
+        sized = _has_size()
         self._bar: tqdm[Any] = tqdm(
             total=total,
             initial=done,
@@ -165,7 +166,9 @@ class _Bar:
             desc=label,
             leave=leave,
             miniters=1,
-            dynamic_ncols=_has_width(),
+            dynamic_ncols=sized,
+            ncols=None if sized else 80,
+            nrows=None if sized else 24,
             file=sys.stderr,
         )
         self.interval = self._bar.mininterval
@@ -215,10 +218,10 @@ def _is_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def _has_width() -> bool:
-    """Whether the terminal knows how wide it is; in containers some say 0, and tqdm draws that."""
+def _has_size() -> bool:
+    """Whether the terminal knows its size; some of containers say 0, where tqdm draws nothing."""
     with contextlib.suppress(OSError, ValueError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        return all(os.get_terminal_size(sys.stderr.fileno()))
     return False
 
 

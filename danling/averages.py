@@ -79,7 +79,8 @@ def vector(numbers: Sequence[Tensor | float]) -> Tensor:
     if device.type == "mps":
         wide = torch.float32  # MPS has no float64
     if all(isinstance(number, Tensor) for number in numbers):
-        return torch.stack([cast(Tensor, number).reshape(()) for number in numbers]).to(wide)
+        tensors = cast(list[Tensor], numbers)
+        return torch.stack([t.reshape(()) if t.ndim else t for t in tensors]).to(wide)
     return torch.stack([torch.as_tensor(n, device=device).reshape(()).to(wide) for n in numbers])
 
 
@@ -169,11 +170,14 @@ class Meter:
             "window": {name: total.state() for name, total in self._window.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, list[float]]]) -> None:
-        """Go on from what was open."""
+    def load_state_dict(self, *states: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Go on from what was open, in one process or, added up, in several."""
         self._pending.take()
-        self._epoch = {name: Total.of(numbers) for name, numbers in state["epoch"].items()}
-        self._window = {name: Total.of(numbers) for name, numbers in state["window"].items()}
+        self._epoch, self._window = {}, {}
+        for state in states:
+            for totals, saved in ((self._epoch, state["epoch"]), (self._window, state["window"])):
+                for name, numbers in saved.items():
+                    totals[name] = totals.get(name, Total()) + Total.of(numbers)
 
     def __bool__(self) -> bool:
         return bool(self._pending or self._window)

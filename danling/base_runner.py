@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -133,7 +134,7 @@ class BaseRunner(Owned, Scored):
         """End the training after this step; the first reason is kept, logged and saved.
 
         With several processes it is enough that one of them asks: all end together, within
-            `poll_interval` steps.
+        `poll_interval` steps.
         """
         self._asked = self._asked or reason
         if not self.distributed:
@@ -191,10 +192,21 @@ class BaseRunner(Owned, Scored):
             self._unwind(raised)
             raise
         self._unwind(None)
+        self._leave_together()
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt(self.stop_reason)
         if self._signal is not None:
             raise SystemExit(128 + self._signal)
+
+    def _leave_together(self) -> None:
+        """End a run with the same exit code on all processes, when all have closed their files."""
+        if not self.distributed:
+            return
+        (number,) = self.world.maximum([self._signal or 0])
+        self._signal = int(number) or None
+        if number and threading.current_thread() is threading.main_thread():
+            # launchers send it to the others when the first one has left
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def _open(self) -> None:
         """Set up all callbacks, in order."""
@@ -230,9 +242,11 @@ class BaseRunner(Owned, Scored):
         if error is None and others:
             error = others.pop(0)
             attach(error, others)
+            self.world.take_leave(error)
             raise error
         if error is not None:
             attach(error, others)
+            self.world.take_leave(error)
 
     def _status_at_end(self) -> Status:
         if self._signal is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -10,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from danling.distributed import World
 from danling.errors import CheckpointError, ResumeError
 from danling.jsonable import to_plain
-from danling.seed import rng_state, set_rng_state
+from danling.seed import derive, rng_state, seed_everything, set_rng_state
 from danling.settings import STATE_KEYS
 from danling.triggers import Moment
-from danling.validation import read_checkpoint
+from danling.validation import read_checkpoint, trailer_of
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
 __all__ = ["build", "load", "restore", "save", "take"]
+
+_SENT = 1 << 26  # bytes of a checkpoint up to which it is sent to the other processes
 
 
 def take(runner: AccelerateRunner) -> dict[str, Any]:
@@ -72,8 +77,40 @@ def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
 
 
 def load(runner: AccelerateRunner, path: Path, *, strict: bool = True) -> None:
-    """Read a checkpoint file on every process, and take it."""
-    restore(runner, read_checkpoint(path), path, strict=strict)
+    """Read a checkpoint file for every process, and take it."""
+    checkpoint, path = read_together(runner.world, lambda: (read_checkpoint(path), path))
+    restore(runner, checkpoint, path, strict=strict)
+
+
+def read_together(
+    world: World, choose: Callable[[], tuple[dict[str, Any], Path]]
+) -> tuple[dict[str, Any], Path]:
+    """Let the main process choose a file, check and read it, and give all the same content.
+
+    A large file is not sent: each process reads it by itself, unless one of them cannot see it, or
+    sees another, as it happens on shared file systems.
+    """
+    chosen: list[tuple[dict[str, Any], Path]] = []
+
+    def describe() -> tuple[Path, str | None, bool]:
+        chosen.append(choose())
+        path = chosen[0][1]
+        return path, digest_of(path), path.stat().st_size < _SENT
+
+    path, digest, is_small = world.on_main(describe)
+    if not chosen and not is_small:
+        with suppress(CheckpointError):
+            if digest == digest_of(path):
+                chosen.append((read_checkpoint(path), path))
+    if is_small or world.maximum([not chosen])[0]:
+        return world.broadcast(chosen[0] if chosen else None)  # type: ignore[return-value]  # rank 0 has one
+    return chosen[0]
+
+
+def digest_of(path: Path) -> str | None:
+    """Of the content of a file, as it says itself."""
+    trailer = trailer_of(path)
+    return None if trailer is None else trailer.sha256
 
 
 def restore(
@@ -82,11 +119,16 @@ def restore(
     """Take a checkpoint: everything is compared before anything is changed."""
     runner.prepare()
     data, run = checkpoint["data"], checkpoint["run"]
-    adopt_drawn_seed(runner, checkpoint["config"])
-    check_model(runner.unwrapped_model, checkpoint["model"], path)
-    reasons = check_run(runner, run) + restore_loaders(runner, data)
-    if reasons and strict and not runner.config.elastic:
-        raise ResumeError(f"{path} cannot be continued exactly: {'; '.join(reasons)}")
+
+    def compare() -> list[str]:
+        adopt_drawn_seed(runner, checkpoint["config"])
+        check_model(runner.unwrapped_model, checkpoint["model"], path)
+        reasons = check_run(runner, run) + restore_loaders(runner, data)
+        if reasons and strict and not runner.config.elastic:
+            raise ResumeError(f"{path} cannot be continued exactly: {'; '.join(reasons)}")
+        return reasons
+
+    reasons = runner.world.together(compare)
     if runner.model is not None:
         runner.unwrapped_model.load_state_dict(checkpoint["model"])
     runner.optimization.load_state_dict(checkpoint)
@@ -95,12 +137,30 @@ def restore(
     runner.history.restore(checkpoint["results"])
     runner.clock.before = run["seconds"]
     runner.last_evaluation = Moment(**data["last_evaluation"])
-    if run["world_size"] == runner.world_size:
-        runner.load_loop_state(data["open"][runner.rank])
-        runner.pending_rng = checkpoint["rng"][runner.rank]
+    restore_own(runner, data["open"], checkpoint["rng"])
     restore_callbacks(runner, checkpoint["callbacks"])
     runner.resume_report = {"exact": not reasons, "reasons": reasons, "checkpoint": path.name}
     runner.callbacks("on_load", runner, checkpoint)
+
+
+def restore_own(
+    runner: AccelerateRunner, states: Sequence[Mapping[str, Any]], streams: Sequence[dict[str, Any]]
+) -> None:
+    """Take what was each process's own: open averages and metrics, and random streams.
+
+    Where the number of processes has changed, the main one goes on with the sums of all, and a
+    process that was not there begins streams of its own.
+    """
+    if len(states) == runner.world_size:
+        runner.load_loop_state(states[runner.rank])
+    elif runner.is_main_process:
+        runner.load_loop_state(*states)
+    if runner.rank < len(streams):
+        runner.pending_rng = streams[runner.rank]
+    else:
+        seed = derive(int(runner.config.seed or 0), "step", runner.global_step)
+        seed_everything(seed, runner.rank)
+        runner.pending_rng = rng_state()
 
 
 def adopt_drawn_seed(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
@@ -213,11 +273,12 @@ def resume(runner: AccelerateRunner) -> None:
     if which == "latest" and runner.world.on_main(runner.checkpoints.is_empty):
         runner.logger.info("it has no checkpoint yet: training starts from its beginning")
         return
-    checkpoint, path = runner.world.on_main(lambda: runner.checkpoints.load(which))
+    checkpoint, path = read_together(runner.world, lambda: runner.checkpoints.load(which))
     restore(runner, checkpoint, path)
     report_differences(runner, checkpoint["config"])
     reasons = (runner.resume_report or {}).get("reasons")
-    runner.logger.info(
+    runner.logger.log(
+        logging.WARNING if reasons else logging.INFO,
         "resumed from %s at epoch %d, global step %d: %s",
         path,
         runner.epoch,

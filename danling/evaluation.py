@@ -8,25 +8,29 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from danling.averages import Averages, Total
 from danling.batch import read_output, sample_count
+from danling.distributed import World
 from danling.errors import DataError
+from danling.loader import Loader
 from danling.metrics import compute, reset
 from danling.seed import isolated_rng
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["evaluate_split", "evaluation_mode", "predict_split", "reduce_totals"]
+__all__ = ["check_samples", "evaluate_split", "evaluation_mode", "predict_split", "reduce_totals"]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
     """Evaluation mode without gradients; random streams and modes of modules are put back."""
     modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    with isolated_rng(), torch.no_grad():
+    with isolated_rng(), torch.no_grad(), without_collectives(model):
         if model is not None:
             model.eval()
         try:
@@ -38,19 +42,40 @@ def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
                 module.training = mode
 
 
+@contextmanager
+def without_collectives(model: Any) -> Iterator[None]:
+    """Let each process evaluate as many batches as it has: buffers are those of rank 0 until then.
+
+    The forward of a `DistributedDataParallel` broadcasts them, and waits for all processes.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, DistributedDataParallel):
+        yield
+        return
+    before, model.require_forward_param_sync = model.require_forward_param_sync, False
+    if model.broadcast_buffers:
+        for buffer in model.modules_buffers:
+            dist.broadcast(buffer, group=model.process_group, group_src=0)
+    try:
+        yield
+    finally:
+        model.require_forward_param_sync = before
+
+
 def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
     """Means over the samples of a split, on the host, over all processes."""
     hooks, loader, averages = runner.callbacks, runner.loader(split, evaluating=True), Averages()
     with runner.logging_to(averages, split):
         metrics = runner.metrics_of(split)
         reset(metrics)
+        check_samples(runner.world, loader)
         hooks("on_evaluate_start", runner, split)
         for batch in loader.iterate(0):
             hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
             loss, values, samples = read_output(output)
             count = samples if samples is not None else sample_count(batch) or 1
-            averages.add(f"{split}/loss", loss.detach(), count)
+            averages.add(f"{split}/loss", loss.detach().clone(), count)
             for name, value in values.items():
                 averages.add(f"{split}/{name}", value, count)
             hooks("on_evaluate_batch_end", runner, batch, output)
@@ -58,7 +83,7 @@ def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
     if not totals:
         raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
     result = {tag.removeprefix(f"{split}/"): total.mean for tag, total in totals.items()}
-    result |= compute(metrics)
+    result |= compute(metrics, runner.world)
     hooks("on_evaluate_end", runner, split, result)
     return result
 
@@ -66,6 +91,7 @@ def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
 def predict_split(runner: AccelerateRunner, split: str) -> Any:
     """The outputs of a split, once for each sample and in order."""
     hooks, loader = runner.callbacks, runner.loader(split, evaluating=True)
+    check_samples(runner.world, loader)
     hooks("on_predict_start", runner, split)
     outputs: list[tuple[int, Any]] = []
     for index, batch in enumerate(loader.iterate(0)):
@@ -76,6 +102,21 @@ def predict_split(runner: AccelerateRunner, split: str) -> Any:
     gathered = [pair for part in runner.world.gather(outputs) for pair in part]
     ordered = [output for _, output in sorted(gathered, key=itemgetter(0))]
     return torch.cat(ordered) if are_alike(ordered) else ordered
+
+
+def check_samples(world: World, loader: Loader) -> None:
+    """Refuse data that is not the same on every process, each of which takes its share of it.
+
+    Raises:
+        DataError: The number of samples differs.
+    """
+    samples = world.gather(loader.samples)
+    if len(set(samples)) > 1:
+        found = ", ".join(f"{number} on rank {rank}" for rank, number in enumerate(samples))
+        raise DataError(
+            f"the samples of {loader.split!r} differ ({found}): hand all of the data to every "
+            "process, the runner gives each its share"
+        )
 
 
 def are_alike(outputs: list[Any]) -> bool:

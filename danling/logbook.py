@@ -50,11 +50,12 @@ class LogbookRunner(PartsRunner):
     @contextmanager
     def logging_to(self, averages: Averages, split: str) -> Iterator[None]:
         """Let `log` feed the averages of an evaluation."""
+        before = self._evaluation_averages, self.evaluating
         self._evaluation_averages, self.evaluating = averages, split
         try:
             yield
         finally:
-            self._evaluation_averages = self.evaluating = None
+            self._evaluation_averages, self.evaluating = before
 
     def _training_result(self) -> dict[str, float]:
         """The means of the open epoch, over all processes."""
@@ -64,13 +65,15 @@ class LogbookRunner(PartsRunner):
             for tag, total in totals.items()
             if tag.startswith("train/")
         }
-        return means | compute(self.metrics_of("train")) if means else {}
+        return means | compute(self.metrics_of("train"), self.world) if means else {}
 
     def _log_window(self) -> None:
         """Give the means since the last log to `on_log`."""
-        if not self.callbacks.hears("on_log"):
-            return
+        if not (self.distributed or self.callbacks.hears("on_log")):
+            return  # a callback may be on one process only: what others hear is not known here
         totals = reduce_totals(self._meter.end_window(), self.world.gather)
+        if not totals:
+            return
         metrics = {tag: total.mean for tag, total in totals.items()}
         bad = {tag: total.nonfinite for tag, total in totals.items() if total.nonfinite}
         if bad:
@@ -101,10 +104,10 @@ class LogbookRunner(PartsRunner):
             for split in sorted(self._trained)
         }
 
-    def load_loop_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was open."""
-        self._meter.load_state_dict(state["meter"])
+    def load_loop_state(self, *states: Mapping[str, Any]) -> None:
+        """Go on from what was open, in one process or in several."""
+        self._meter.load_state_dict(*(state["meter"] for state in states))
         metrics = self.metrics_of("train")
-        for name, metric in state["metrics"].items():
+        for name in states[0]["metrics"]:
             if name in metrics:
-                load_metric_state(metrics[name], metric)
+                load_metric_state(metrics[name], *(state["metrics"][name] for state in states))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from danling.errors import ConfigError, MetricError, RunError, did_you_mean
 from danling.logbook import LogbookRunner
 from danling.metrics import reset
+from danling.seed import seed_everything
 from danling.triggers import Every, Moment
 from danling.window import OpenBatch
 
@@ -31,6 +32,7 @@ class LoopRunner(LogbookRunner):
         self._exhausted = False  # every batch of the epoch was used
         self._left = False  # a `break` ended the batches
         self._at_safe_point = False
+        self._leaving = False  # the training ends by a `break`
         self._accumulated = False  # the open window has gradients
         self._evaluated: dict[str, dict[str, float]] = {}  # of the epoch that ends
         self._within: dict[str, Any] | None = None  # the last result within the open epoch
@@ -70,9 +72,9 @@ class LoopRunner(LogbookRunner):
     @property
     def is_ending(self) -> bool:
         """Whether the training ends at this point: a limit is reached or a stop was asked for."""
-        return self._is_cut() or (
-            self._max_epochs is not None and self.counters.epoch >= self._max_epochs
-        )
+        if self._leaving or self._is_cut():
+            return True
+        return self._max_epochs is not None and self.counters.epoch >= self._max_epochs
 
     def _is_cut(self) -> bool:
         """Whether the training ends even within an epoch."""
@@ -97,8 +99,11 @@ class LoopRunner(LogbookRunner):
         self._accumulated = self._at_safe_point = self.is_log_step = False
         if self.model is not None and not self.model.training:
             self.model.train()  # else modules in evaluation mode are there on purpose: frozen
+        if self.rank > 0 and self.global_step == self.batch_index == 0:
+            seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
         self.callbacks("on_train_start", self)
         self.clock.start()
+        self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
             limit = f"epoch {self.epoch}, global step {self.global_step} is the limit of this run"
             self.logger.warning("nothing to do: %s", self.stop_reason or limit)
@@ -108,9 +113,12 @@ class LoopRunner(LogbookRunner):
         """Close what is open, innermost first, and fire the hooks of its end."""
         if self._epochs_token is None:
             return
-        if self._batches_token is not None:
+        if self._batches_token is not None:  # left by a `break`: the last chance to save
+            self._leaving = True
+            self._at_safe_point |= self.counters.global_step > 0
             self._end_epoch(cut=True)
-        if self._meter:
+            self._leaving = False
+        if self._meter or self.distributed:  # what other processes have is not known here
             self._log_window()
         self._epochs_token = None
         self.clock.stop()
@@ -150,6 +158,10 @@ class LoopRunner(LogbookRunner):
         return result | ({"train": train} if train else {}) | self._evaluated
 
     # Evaluation within a training
+
+    def evaluate(self, *splits: str) -> dict[str, Any]:
+        """Evaluate splits; what drives the loop says how."""
+        raise NotImplementedError
 
     def _evaluate_if_due(self) -> None:
         """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
@@ -194,6 +206,22 @@ class LoopRunner(LogbookRunner):
             self.optimization.end_evaluation(self.latest_score)
 
     # The batch
+
+    def _until_one_ends(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Batches of a source whose length nobody knows: it ends everywhere when it ends anywhere.
+
+        Without it the other processes would wait in the next backward for ever.
+        """
+        end = object()
+        while True:
+            batch = next(source, end)
+            if self.world.maximum([batch is end])[0]:
+                if batch is not end:
+                    self.logger.warning(
+                        "the epoch ends with the data of another process; there was more here"
+                    )
+                return
+            yield batch
 
     def _require_run(self) -> None:
         if not self.in_run:

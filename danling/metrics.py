@@ -9,11 +9,13 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from danling.distributed import World
 from danling.errors import MetricError
 from danling.transfer import move
 
 __all__ = [
     "RESERVED",
+    "check_mergeable",
     "compute",
     "is_stateful",
     "load_metric_state",
@@ -80,12 +82,45 @@ def single(name: str, value: Any) -> Any:
     return value
 
 
-def compute(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The values of the metrics that are objects; one that returns a mapping gives several."""
+def check_mergeable(metrics: Mapping[str, Any]) -> None:
+    """Refuse metrics that would see the samples of one process only.
+
+    Raises:
+        MetricError: A metric that is an object cannot be merged with those of other processes.
+    """
+    for name, metric in metrics.items():
+        mergeable = accumulators(metric) or hasattr(metric, "merge_state")
+        if is_stateful(metric) and not mergeable:
+            raise MetricError(
+                f"the metric {name!r} ({type(metric).__name__}) cannot be merged over several "
+                "processes: use one of torchmetrics, give it merge_state(others), or make it a "
+                "function of (output, target), which is averaged over all samples"
+            )
+
+
+def merged(metric: Any, world: World) -> Any:
+    """The metric with what it accumulated on all processes; those of torchmetrics do it alone."""
+    if world.size == 1 or accumulators(metric):
+        return metric
+    own = copy.deepcopy(metric)
+    if callable(getattr(own, "to", None)):
+        own.to("cpu")
+    first, *others = world.gather(own)
+    first.merge_state(others)
+    return first
+
+
+def compute(metrics: Mapping[str, Any], world: World | None = None) -> dict[str, float]:
+    """The values of the metrics that are objects; one that returns a mapping gives several.
+
+    Args:
+        metrics: By name.
+        world: The processes over which they are computed; this one alone if None.
+    """
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         if is_stateful(metric):
-            value = metric.compute()
+            value = merged(metric, world or World()).compute()
             if isinstance(value, Mapping):
                 values |= {f"{name}/{key}": number(name, item) for key, item in value.items()}
             else:
@@ -108,8 +143,27 @@ def metric_state(metric: Any) -> dict[str, Any]:
     return dict(metric.state_dict() if hasattr(metric, "state_dict") else vars(metric))
 
 
-def load_metric_state(metric: Any, state: Mapping[str, Any]) -> None:
-    """Go on accumulating."""
+def load_metric_state(metric: Any, state: Mapping[str, Any], *others: Mapping[str, Any]) -> None:
+    """Go on accumulating, from what one process accumulated or several did.
+
+    Raises:
+        MetricError: What several accumulated cannot be merged.
+    """
+    _load_state(metric, state)
+    for other in others:
+        part = copy.deepcopy(metric)
+        part.reset()
+        _load_state(part, other)
+        try:
+            metric.merge_state(part if accumulators(metric) else [part])
+        except (AttributeError, RuntimeError, NotImplementedError) as error:
+            kind = type(metric).__name__
+            raise MetricError(
+                f"what {kind} accumulated on several processes cannot be merged: {error}"
+            ) from error
+
+
+def _load_state(metric: Any, state: Mapping[str, Any]) -> None:
     parts = accumulators(metric)
     if parts:
         for path, values in state.items():

@@ -60,6 +60,7 @@ class Optimization:
         self.direct = accelerate_adds_nothing(accelerator)
         self.optimizers = dict(optimizers)
         self.schedulers = dict(schedulers)
+        self._only = next(iter(optimizers)) if len(optimizers) == 1 else None
         self.max_norm = max_norm
         self.max_value = max_value
         self.interval = interval
@@ -82,14 +83,14 @@ class Optimization:
 
     def choose(self, name: str | None) -> str:
         """The name of the optimizer to step."""
-        if name in self.optimizers:
-            return name  # type: ignore[return-value]  # None is no key
+        if name is None and self._only is not None:
+            return self._only
+        if name is not None and name in self.optimizers:
+            return name
         if not self.optimizers:
             raise RunError(
                 "step() needs an optimizer: pass `optimizer=` to the runner or set runner.optimizer"
             )
-        if name is None and len(self.optimizers) == 1:
-            return next(iter(self.optimizers))
         known = ", ".join(repr(key) for key in self.optimizers)
         if name is None:
             raise RunError(
@@ -120,9 +121,10 @@ class Optimization:
         if not self.direct:
             self._accelerator.backward(loss)
         elif len(self.optimizers) == 1:
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         else:
-            torch.autograd.backward(loss, inputs=self._parameters(name))
+            own = [parameter for parameter in self._parameters(name) if parameter.requires_grad]
+            torch.autograd.backward(loss, inputs=own)
 
     def open(self, name: str, rescale: float = 1.0) -> None:
         """Gradients of the named optimizer are complete: make them readable."""

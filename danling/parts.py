@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +19,7 @@ from danling.data import Placement, prepare_loader, split_settings
 from danling.distributed import World
 from danling.errors import ConfigError, DataError, did_you_mean
 from danling.loader import Loader
-from danling.metrics import own_copies
+from danling.metrics import check_mergeable, own_copies
 from danling.optimization import Optimization
 from danling.seed import seed_everything
 
@@ -47,8 +48,10 @@ class PartsRunner(BaseRunner):
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
         self.accelerator = self.make_accelerator()
-        self.world = World(self.accelerator.process_index, self.accelerator.num_processes)
+        self.world = make_world(self.accelerator)
         self._settle_seed()
+        if self.distributed:
+            _ = self.uuid  # agreed now, so that any process may read it alone
         self.model: Any = model
         self.criterion = criterion
         self.optimizer = optimizer
@@ -69,7 +72,13 @@ class PartsRunner(BaseRunner):
             "gradient_accumulation_steps", None
         )  # counted by the runner, over the real number of batches
         try:
-            return Accelerator(**options)
+            try:
+                return Accelerator(**options)
+            except ValueError as error:
+                if "already been initialized" not in str(error):
+                    raise
+                forget_accelerate_state()
+                return Accelerator(**options)
         except TypeError as error:
             raise ConfigError(
                 f"config.accelerate does not fit accelerate.Accelerator: {error}"
@@ -90,7 +99,10 @@ class PartsRunner(BaseRunner):
         optimizers = by_name(self.optimizer)
         schedulers = by_name(self.scheduler)
         if unknown := set(schedulers) - set(optimizers):
-            raise ConfigError(f"the scheduler {unknown.pop()!r} has no optimizer of that name")
+            raise ConfigError(
+                f"the scheduler {unknown.pop()!r} has no optimizer of that name: "
+                f"name schedulers as their optimizers, {list(optimizers)}"
+            )
         self.optimization = Optimization(
             self.accelerator,
             optimizers,
@@ -99,6 +111,8 @@ class PartsRunner(BaseRunner):
             max_value=self.config.max_grad_value,
             interval=self.config.scheduler_interval,
         )
+        if self.distributed:
+            check_mergeable(self.metrics)
         self.model = self.optimization.prepare(self.model)
         if isinstance(self.criterion, nn.Module):
             self.criterion.to(self.device)
@@ -233,6 +247,22 @@ class PartsRunner(BaseRunner):
 
     def _default_monitor(self) -> str:
         return "val/loss" if "val" in self.splits else "train/loss"
+
+
+def make_world(accelerator: Accelerator) -> World:
+    """The processes that Accelerate found, with the time-out that it was given."""
+    rank, size = accelerator.process_index, accelerator.num_processes
+    timeout = getattr(accelerator.init_handler, "timeout", None)
+    return World(rank, size) if timeout is None else World(rank, size, timeout.total_seconds())
+
+
+def forget_accelerate_state() -> None:
+    """Let an accelerator differ from an earlier one of this process, which keeps what it has.
+
+    Accelerate shares one dictionary between all of them, and refuses another precision.
+    """
+    for state in (AcceleratorState, PartialState):
+        state._shared_state = type(state._shared_state)()
 
 
 def by_name(part: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from danling import capture
 from danling.batch import forward, predict, read_output, sample_count
 from danling.errors import DataError, RunError
-from danling.evaluation import evaluate_split, evaluation_mode, predict_split
+from danling.evaluation import check_samples, evaluate_split, evaluation_mode, predict_split
 from danling.loop import LoopRunner
 from danling.window import OpenBatch, Window, windowed
 
@@ -70,10 +71,7 @@ class AccelerateRunner(LoopRunner):
             ConfigError: Neither limit is set.
         """
         self._check_limits()
-        if self.in_run:
-            self._train()
-            return
-        with self:
+        with self.world.call("train()"), nullcontext() if self.in_run else self:
             self._train()
 
     def _train(self) -> None:
@@ -120,12 +118,16 @@ class AccelerateRunner(LoopRunner):
         self._settle()
         hooks, loader = self.callbacks, self.loader(split)
         self._trained.add(split)
+        check_samples(self.world, loader)
         source = loader.iterate(self.epoch, self.batch_index)
         length = loader.batches_in(self.epoch)
+        if self.distributed and length is None:
+            source = self._until_one_ends(source)
         feed = windowed(source, length, self.accum_steps, self.batch_index)
         self._restore_rng()  # last of all: making an iterator may draw
         self._batches_token = token = object()
         while self.batch_index != length:
+            self.world.begin_batch()
             hooks("on_fetch_start", self)
             batch, window = next(feed, _END)
             if batch is _END[0]:
@@ -136,9 +138,7 @@ class AccelerateRunner(LoopRunner):
             hooks("on_batch_start", self, batch)
             try:
                 yield batch
-            except (
-                GeneratorExit
-            ):  # a `break`: what it leaves open is closed by the next call, not from here
+            except GeneratorExit:  # a `break`: the next call closes what it leaves open
                 if self._batches_token is token:
                     self._left = True
                 raise
@@ -158,7 +158,8 @@ class AccelerateRunner(LoopRunner):
         """Backward, and at the end of an accumulation window the step of the optimizer.
 
         Args:
-            output: Of the train step: a scalar loss, a mapping with `"loss"`, or an object with `.loss`.
+            output: Of the train step: a scalar loss, a mapping with `"loss"`, or an object with
+                `.loss`.
             optimizer: Which optimizer, where there are several; each of their steps counts in
                 `global_step`.
 
@@ -173,7 +174,7 @@ class AccelerateRunner(LoopRunner):
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
         count = samples if samples is not None else sample_count(batch.batch) or 1
-        self._meter.add("train/loss", loss.detach(), count)
+        self._meter.add("train/loss", loss.detach().clone(), count)  # a CUDA graph reuses its place
         for key, value in metrics.items():
             self._meter.add(f"train/{key}", value, count)
         self._accumulated = not window.closes
@@ -186,12 +187,12 @@ class AccelerateRunner(LoopRunner):
         hooks("on_before_step", self)
         optimization.step()
         self.counters.global_step += 1
-        batch.stepped = True
         self.is_log_step |= self.counters.global_step % self._log_interval == 0
         hooks("on_step", self)
         if optimization.used_norm is not None:
             self._meter.add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
+        batch.stepped = True
 
     # What a model does with a batch: override these
 
@@ -224,17 +225,18 @@ class AccelerateRunner(LoopRunner):
         Raises:
             DataError: There is no such split, or it is empty.
         """
-        self.prepare()
-        if self._batch is not None and self._batch.stepped:
-            self._end_batch()
-        names = splits or tuple(self.evaluation_splits)
-        if not names:
-            known = ", ".join(repr(split) for split in self.splits) or "none"
-            raise DataError(f"there is no split to evaluate but train and test (there are: {known})")
-        with evaluation_mode(self.model):
-            results = {split: evaluate_split(self, split) for split in names}
-        if self._batches_token is not None:
-            self._add_evaluation(results)
+        with self.world.call("evaluate()"):
+            self.prepare()
+            if self._batch is not None and self._batch.stepped:
+                self._end_batch()
+            names = splits or tuple(self.evaluation_splits)
+            if not names:
+                known = self.splits
+                raise DataError(f"no split to evaluate: without names it skips some of {known}")
+            with evaluation_mode(self.model):
+                results = {split: evaluate_split(self, split) for split in names}
+            if self._batches_token is not None:
+                self._add_evaluation(results)
         return results[splits[0]] if len(splits) == 1 else results
 
     def predict(self, split: str = "test") -> Any:
@@ -246,9 +248,10 @@ class AccelerateRunner(LoopRunner):
         Raises:
             DataError: There is no such split.
         """
-        self.prepare()
-        with evaluation_mode(self.model):
-            return predict_split(self, split)
+        with self.world.call("predict()"):
+            self.prepare()
+            with evaluation_mode(self.model):
+                return predict_split(self, split)
 
     @property
     def grad_norm(self) -> Tensor:
@@ -259,7 +262,8 @@ class AccelerateRunner(LoopRunner):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds; all processes must call it."""
-        return capture.take(self)
+        with self.world.call("state_dict()"):
+            return capture.take(self)
 
     def save_checkpoint(self, *names: str) -> Path:
         """Commit a checkpoint under the given names, or as `latest`; a collective.
@@ -268,7 +272,8 @@ class AccelerateRunner(LoopRunner):
             RunError: The run has no directory.
             CheckpointError: It could not be written; what was there before is intact.
         """
-        return capture.save(self, names or ("latest",))
+        with self.world.call("save_checkpoint()"):
+            return capture.save(self, names or ("latest",))
 
     def load_checkpoint(self, path: str | Path, *, strict: bool = True) -> None:
         """Take weights, optimizer, counters and all other state of a checkpoint file.
@@ -277,7 +282,8 @@ class AccelerateRunner(LoopRunner):
             CheckpointError: The file is damaged, or does not fit.
             ResumeError: It cannot be continued exactly, and `strict` is set.
         """
-        capture.load(self, Path(path), strict=strict)
+        with self.world.call("load_checkpoint()"):
+            capture.load(self, Path(path), strict=strict)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **parts: Any) -> Self:

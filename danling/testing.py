@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,20 @@ from danling.errors import CallbackError, did_you_mean
 from danling.runner import AccelerateRunner
 
 __all__ = ["CallbackContract", "Event", "RecordingCallback", "TinyRunner"]
+
+
+PAIRS: Final = {
+    "on_teardown": "on_setup",
+    "on_train_end": "on_train_start",
+    "on_epoch_end": "on_epoch_start",
+    "on_fetch_end": "on_fetch_start",
+    "on_batch_end": "on_batch_start",
+    "on_step": "on_before_step",
+    "on_evaluate_end": "on_evaluate_start",
+    "on_evaluate_batch_end": "on_evaluate_batch_start",
+    "on_predict_end": "on_predict_start",
+}
+"""The hooks that end something, and those that began it."""
 
 
 class Event(NamedTuple):
@@ -46,8 +60,8 @@ class RecordingCallback(Callback):
         >>> TinyRunner({"max_epochs": 1}, callbacks=[recording]).train()
         >>> recording.events[1]
         Event(hook='on_epoch_end', epoch=1, batch_index=0, global_step=4)
-        >>> recording.hooks
-        ['on_epoch_start', 'on_epoch_end']
+        >>> recording.hooks, recording.is_paired
+        (['on_epoch_start', 'on_epoch_end'], True)
     """
 
     name = "recording"
@@ -64,6 +78,17 @@ class RecordingCallback(Callback):
     def hooks(self) -> list[str]:
         """The names of the hooks that fired."""
         return [event.hook for event in self.events]
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether every start has its end, and what began last ended first."""
+        begun: list[str] = []
+        for hook in self.hooks:
+            if hook in PAIRS.values():
+                begun.append(hook)
+            elif hook in PAIRS and (not begun or begun.pop() != PAIRS[hook]):
+                return False
+        return not begun
 
     def count(self, hook: str) -> int:
         """How often a hook fired."""

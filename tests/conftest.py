@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,9 @@ def single_process_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection to anything but this machine is an error."""
-    connect: Callable[[socket.socket, object], None] = socket.socket.connect
+    connect = socket.socket.connect
 
-    def connect_locally(self: socket.socket, address: object) -> None:
+    def connect_locally(self: socket.socket, address: Any) -> None:
         host = address[0] if isinstance(address, tuple) else "localhost"
         if host not in {"localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}:
             raise OSError(f"the tests have no network, and this one wants {address}")

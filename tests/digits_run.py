@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,4 +82,5 @@ if __name__ == "__main__":
     if killed_at:
         make_digits_runner(root, seed=7, callbacks=[at_step(killed_at, kill)]).train()
     else:
-        make_digits_runner(root, seed=7, attempt=2, resume="auto").train()
+        [directory] = Path(root).glob("digits-*")
+        make_digits_runner(root, seed=7, attempt=2, resume=str(directory)).train()

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimizer imports it, for seconds: here, and not in every fork
 from torch import nn
 
 import danling as dl
@@ -71,6 +72,7 @@ class Setting:
     workers: int = 0
     persistent: bool = False
     accumulation: int = 1
+    optimizer: str = "sgd"
     schedule: str = "step"
     every: str = "1 step"
     evaluate_every: str = "1 epoch"
@@ -113,16 +115,24 @@ class Runner(dl.AccelerateRunner):
         checkpoint = ModelCheckpoint(every=setting.every, asynchronous=setting.asynchronous)
         super().__init__(config, callbacks=[checkpoint, EarlyStopping(patience=9), Kill(kill_at)])
         self.model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.3), nn.Linear(16, 1))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.02, momentum=0.9)
+        self.optimizer = make_optimizer(setting.optimizer, self.model)
         decay = 0.98 if setting.schedule == "step" else 0.7
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: decay**n)
         self.datasets = {"train": Augmented(), "val": Augmented()}
-        self.metrics = {"range": Range(), "mae": lambda output, target: (output - target).abs().mean()}
+        self.metrics = {
+            "range": Range(),
+            "mae": lambda output, target: (output - target).abs().mean(),
+        }
         self.seen = root / "seen.jsonl"
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         with self.seen.open("a") as file:
-            row = [self.epoch, self.batch_index, batch["index"].tolist(), batch["input"].sum().item()]
+            row = [
+                self.epoch,
+                self.batch_index,
+                batch["index"].tolist(),
+                batch["input"].sum().item(),
+            ]
             file.write(json.dumps(row) + "\n")
         return self._forward(batch, "train")
 
@@ -135,6 +145,12 @@ class Runner(dl.AccelerateRunner):
         metrics["range"].update(output.detach(), batch["target"])
         mae = metrics["mae"](output.detach(), batch["target"])
         return {"loss": nn.functional.mse_loss(output, batch["target"]), "mae": mae}
+
+
+def make_optimizer(kind: str, model: nn.Module) -> torch.optim.Optimizer:
+    if kind == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=0.01)
+    return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
 
 def train(root: Path, setting: Setting, kill_at: int | None = None) -> None:
@@ -176,7 +192,9 @@ def outcome(root: Path) -> dict[str, Any]:
     result["seen"] = sorted({(epoch, batch): data for epoch, batch, *data in rows}.items())
     directory = root / "experiments" / result.pop("directory")
     lines = (directory / "metrics.jsonl").read_text().splitlines()
-    result["metrics"] = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+    result["metrics"] = [
+        {k: v for k, v in json.loads(line).items() if k != "time"} for line in lines
+    ]
     result.pop("exact")
     return result
 
@@ -188,7 +206,9 @@ def reference(root: Path, setting: Setting) -> dict[str, Any]:
     return outcome(root)
 
 
-def interrupted(root: Path, setting: Setting, *steps: int, then: Setting | None = None) -> dict[str, Any]:
+def interrupted(
+    root: Path, setting: Setting, *steps: int, then: Setting | None = None
+) -> dict[str, Any]:
     """The outcome of one that is killed at the given steps, and then left to end."""
     root.mkdir(parents=True, exist_ok=True)
     for step in steps:

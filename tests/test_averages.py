@@ -98,11 +98,16 @@ def test_names_are_apart():
 
 def test_adding_moves_nothing_to_the_host_and_taking_does_so_once(monkeypatch: pytest.MonkeyPatch):
     moved = []
+
+    def counted(name, method):
+        def call(tensor, *args):
+            moved.append(name)
+            return method(tensor, *args)
+
+        return call
+
     for name in ("item", "tolist", "__float__", "__bool__", "cpu"):
-        method = getattr(Tensor, name)
-        monkeypatch.setattr(
-            Tensor, name, lambda t, *a, m=method, n=name: (moved.append(n), m(t, *a))[1]
-        )
+        monkeypatch.setattr(Tensor, name, counted(name, getattr(Tensor, name)))
     averages = Averages()
 
     for step in range(1000):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -187,10 +188,8 @@ def ends_in(config=None, *callbacks) -> str | None:
     status = Status()
     runner = TinyRunner(config, callbacks=[status, *callbacks])
     assert runner.status is None
-    try:
+    with contextlib.suppress(BaseException):
         runner.train()
-    except BaseException:
-        pass
     assert runner.status == status.status
     return status.status
 

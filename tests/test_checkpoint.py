@@ -56,6 +56,19 @@ def test_the_file_before_stays_as_previous(store):
     assert (step_of(store, "latest"), step_of(store, "previous")) == (30, 20)
 
 
+def test_previous_and_latest_may_have_become_one_file(store):
+    """As after a repair: a rename between two names of one file does nothing."""
+    save(store, 10)
+    save(store, 20)
+    (store.directory / "latest.pth").unlink()
+    os.link(store.directory / "previous.pth", store.directory / "latest.pth")
+
+    save(store, 30)
+
+    assert (step_of(store, "latest"), step_of(store, "previous")) == (30, 10)
+    assert not any(path.name.startswith(".tmp") for path in store.directory.iterdir())
+
+
 def test_previous_can_be_turned_off(tmp_path: Path):
     store = CheckpointStore(tmp_path / "checkpoints", keep_previous=False)
 

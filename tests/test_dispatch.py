@@ -92,18 +92,18 @@ def test_what_is_no_callback_is_refused(stranger):
 
 def test_a_class_in_the_list_is_told_to_be_an_instance():
     with pytest.raises(CallbackError, match=r"write Callback\(\)"):
-        TinyRunner(callbacks=[Callback])
+        TinyRunner(callbacks=[Callback])  # type: ignore[list-item]  # the mistake
 
 
 def test_a_callback_in_place_of_a_list_is_told_to_be_in_one():
     with pytest.raises(CallbackError, match=r"callbacks=\[Callback\(\)\]"):
-        TinyRunner(callbacks=Callback())
+        TinyRunner(callbacks=Callback())  # type: ignore[arg-type]  # the mistake
 
 
 def test_two_callbacks_of_one_name_are_refused_with_the_way_out():
     pair = [Noting("same", []), Noting("same", [])]
 
-    with pytest.raises(CallbackError, match="two callbacks are named 'same' .*set `name` on one"):
+    with pytest.raises(CallbackError, match=r"two callbacks are named 'same' .*set `name` on one"):
         Callbacks(pair)
     callbacks = Callbacks(pair[:1])
     with pytest.raises(CallbackError, match="two callbacks are named 'same'"):

@@ -93,7 +93,7 @@ def test_the_random_streams_are_where_they_were():
 def test_every_module_gets_back_the_mode_it_had():
     runner = Dropping()
     runner.model[1].eval()
-    seen = []
+    seen: list[bool] = []
 
     class Watching(Callback):
         def on_evaluate_batch_start(self, runner, batch):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,17 @@ def only_run(root: Path) -> Path:
 
 
 def test_digits_is_learned_in_under_a_minute(tmp_path: Path):
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     printed = run("digits.py")
+
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     match = re.search(r"best validation accuracy: (\S+)%\ntest accuracy: +(\S+)%", printed)
     assert match is not None
     assert float(match[1]) > 97
     assert float(match[2]) > 97
-    assert time.monotonic() - start < 60
+    assert after.ru_utime - before.ru_utime < 60  # of one thread, however busy the machine is
     assert str(only_run(tmp_path).name) in printed
     assert "tensorboard --logdir experiments" in printed
 
@@ -89,8 +92,17 @@ def test_language_model_learns_to_predict_letters(tmp_path: Path):
     assert f"{bits[1]:.2f} bits per letter" in printed
 
 
-@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_an_example_is_short(example: str):
-    lines = (EXAMPLES / example).read_text(encoding="utf-8").splitlines()
+def test_resume_ends_with_the_same_weights_as_without_the_crash():
+    printed = run("resume.py")
 
-    assert len(lines) <= 80
+    assert "killed at step 100: exit code -9" in printed
+    assert "went on from latest.pth, exact: True" in printed
+    assert "the weights are equal, bit for bit" in printed
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_an_example_is_short_besides_its_docstring(example: str):
+    text = (EXAMPLES / example).read_text(encoding="utf-8")
+    end_of_docstring = ast.parse(text).body[0].end_lineno or 0
+
+    assert len(text.splitlines()) - end_of_docstring <= 80

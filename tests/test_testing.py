@@ -111,6 +111,18 @@ def test_a_recording_callback_hears_every_hook_unless_told_otherwise():
     assert little.count("on_step") == 4
 
 
+def test_pairing_is_checked():
+    recording = RecordingCallback("on_epoch_start", "on_batch_start", "on_batch_end")
+    runner = TinyRunner({"max_epochs": 1}, callbacks=[recording])
+    runner.train()
+    assert not recording.is_paired
+
+    recording.events.append(Event("on_epoch_end", 1, 0, 4))
+    assert recording.is_paired
+    recording.events.append(Event("on_batch_end", 1, 0, 4))
+    assert not recording.is_paired
+
+
 def test_a_hook_that_does_not_exist_cannot_be_recorded():
     with pytest.raises(CallbackError, match="'on_stepp' is not a hook: did you mean 'on_step'"):
         RecordingCallback("on_stepp")

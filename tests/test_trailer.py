@@ -57,6 +57,23 @@ def test_torch_and_zip_read_the_file_as_if_there_were_none(tmp_path: Path, size:
         assert archive.testzip() is None
 
 
+@pytest.mark.parametrize("before", range((1 << 20) - 23, (1 << 20) + 2))
+def test_the_last_record_is_at_hand_wherever_the_buffer_ends(tmp_path: Path, before: int):
+    last = b"PK\x05\x06" + bytes(18)
+    descriptor = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
+    sealer = Sealer(descriptor)
+    for data in (bytes(before), last):
+        sealer.write(data)
+
+    sealer.finish(TRAILER)
+
+    os.close(descriptor)
+    comment = TRAILER.encoded()
+    written = (tmp_path / "a").read_bytes()
+    assert written[:before] == bytes(before)
+    assert written[before : -len(comment)] == last[:-2] + len(comment).to_bytes(2, "little")
+
+
 def test_equal_values_give_equal_files(tmp_path: Path):
     for name in ("a", "b"):
         sealed(tmp_path / name, {"x": torch.arange(3)})

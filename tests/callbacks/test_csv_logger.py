@@ -73,6 +73,25 @@ def test_the_table_of_a_resumed_run_is_cut_back(make_runner):
     assert [row["global_step"] for row in table(again)][6:] == ["6", *"789", "10", "11", "12", "12"]
 
 
+def test_an_evaluation_that_is_done_again_is_a_row_once(make_runner):
+    """The checkpoint is of the last step of an epoch, before the epoch's evaluation."""
+
+    def fail(runner):
+        raise ValueError("boom")
+
+    callbacks = [RunDirectory(), RunRecord(), ModelCheckpoint(every="1 step")]
+    first = make_runner([*callbacks, CSVLogger(), LambdaCallback(on_epoch_end=fail)])
+    with pytest.raises(ValueError, match="boom"):
+        first.train()
+
+    callbacks = [RunDirectory(), RunRecord(), ModelCheckpoint()]
+    again = make_runner([*callbacks, CSVLogger()], resume=str(first.dir))
+    again.train()
+
+    evaluated = [row["global_step"] for row in table(again) if row["val/loss"]]
+    assert evaluated == ["6", "12"]
+
+
 def test_a_full_disk_ends_no_training(make_runner, capfd: pytest.CaptureFixture[str]):
     in_the_way = LambdaCallback(on_setup=lambda runner: (runner.dir / "metrics.csv").mkdir())
     runner = make_runner([RunDirectory(), Logging(), CSVLogger(), in_the_way])

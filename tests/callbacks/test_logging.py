@@ -97,6 +97,8 @@ def test_the_reason_of_a_stop_is_logged(make_runner, capfd: pytest.CaptureFixtur
 
     err = capfd.readouterr().err
     assert err.count("stopped: enough") == 1
+    assert "epoch 1/2 | step  1/12 | train loss" in err
+    assert err.count("| incomplete") == 1
     assert "stopped after" in err
 
 
@@ -128,6 +130,7 @@ def test_a_second_launch_appends(make_runner):
 
     assert runner.log_path.read_text().startswith(first)
     assert runner.log_path.read_text().count("finished after") == 2
+    assert runner.logger.handlers == []
 
 
 def test_an_evaluation_without_a_training_logs_nothing(

@@ -90,14 +90,6 @@ def test_ctrl_c_saves_and_interrupts_the_script(tmp_path: Path):
     assert len(list(tmp_path.glob("experiments/*/checkpoints/latest.pth"))) == 1
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path):
-    code, _, err = interrupted(tmp_path, signal.SIGINT, signal.SIGINT)
-
-    assert code in (-signal.SIGINT, 130)
-    assert "KeyboardInterrupt" in err
-    assert status_of_the_run(tmp_path) == "interrupted"
-
-
 def kill_at(step: int, number: int) -> LambdaCallback:
     def kill(runner: Any) -> None:
         if runner.global_step == step:
@@ -115,6 +107,25 @@ def test_the_training_ends_after_the_step_of_the_signal(make_runner):
     assert exit_code.value.code == 143
     assert 4 <= runner.global_step <= 5
     assert runner.status == "preempted"
+
+
+def test_a_second_ctrl_c_stops_at_once(make_runner, capfd: pytest.CaptureFixture[str]):
+    went_on: list[int] = []
+
+    def kill(runner):
+        os.kill(os.getpid(), signal.SIGINT)
+        went_on.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        went_on.append(2)
+
+    runner = make_runner([Preemption(), LambdaCallback(on_step=kill)])
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+    assert went_on == [1]
+    assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
+    assert runner.status == "interrupted"
 
 
 def test_a_signal_during_an_evaluation_is_not_lost(make_runner):

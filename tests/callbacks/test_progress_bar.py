@@ -25,9 +25,9 @@ from danling.errors import CallbackError
 class Terminal:
     """While it is open, stderr is a terminal; `text` is what was written to it."""
 
-    def __init__(self, columns: int = 100) -> None:
+    def __init__(self, rows: int = 30, columns: int = 100) -> None:
         self._ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self._file = open(theirs, "w")  # noqa: SIM115  # closed on exit
         self._chunks: list[bytes] = []
         self._reader = threading.Thread(target=self._read)
@@ -95,8 +95,8 @@ def test_a_line_of_the_log_is_above_the_bar(make_runner):
     assert not any("%|" in line and " | train loss " in line for line in lines)
 
 
-def test_a_terminal_that_does_not_know_its_width_gets_a_bar_too(make_runner):
-    with Terminal(columns=0) as terminal:
+def test_a_terminal_that_does_not_know_its_size_gets_a_bar_too(make_runner):
+    with Terminal(rows=0, columns=0) as terminal:
         make_runner([ProgressBar()]).train()
 
     assert "epoch 2/2: 100%|" in terminal.text

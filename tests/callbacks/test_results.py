@@ -231,11 +231,11 @@ def test_the_rows_after_the_checkpoint_are_set_aside(make_runner):
 def test_an_evaluation_that_is_done_again_is_logged_once(make_runner):
     """The checkpoint is of the last step of an epoch, before the epoch's evaluation."""
 
-    def fail(runner, split, result):
+    def fail(runner):
         raise ValueError("boom")
 
     callbacks = [RunDirectory(), Results(), RunRecord(), ModelCheckpoint(every="1 step")]
-    run = make_runner([*callbacks, LambdaCallback(on_evaluate_end=fail)], log_interval=1)
+    run = make_runner([*callbacks, LambdaCallback(on_epoch_end=fail)], log_interval=1)
     with pytest.raises(ValueError, match="boom"):
         run.train()
 

@@ -82,7 +82,7 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
     with pytest.raises(RuntimeError, match="no memory"):
         runner.train()
     label("crashed", Path(shutil.copytree(runner.dir, root / "crashed")))
-    make_digits_runner(str(root / "crash"), 5, attempt=2, resume="auto").train()
+    make_digits_runner(str(root / "crash"), 5, attempt=2, resume=str(runner.dir)).train()
     label("crashed-and-resumed", runner.dir)
 
     assert train_in_a_process(root / "kill", CRASH) == -signal.SIGKILL

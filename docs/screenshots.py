@@ -1,0 +1,77 @@
+"""Makes the pictures of the README: trains the digits, starts TensorBoard, opens it in Chromium.
+
+python -m docs.screenshots [FOLDER]
+
+Needs `chromium` (Debian: `apt-get install chromium`) and the extra `[test]`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from shutil import which
+
+from danling.callbacks import TensorBoard
+from danling.tensorboard import write_band
+from tests.digits_run import LAST_STEP, make_digits_runner
+from tests.tensorboard_server import Server
+
+PAGES = ("timeseries", "hparams", "custom_scalars", "text")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def browser() -> str | None:
+    """The program to open pages with, where there is one."""
+    return next(filter(None, map(which, BROWSERS)), None)
+
+
+def take_screenshot(url: str, page: str, target: Path, query: str = "") -> None:
+    """Open a page of TensorBoard without a window, and keep what it shows."""
+    program = browser()
+    assert program is not None, "there is no Chromium"
+    with tempfile.TemporaryDirectory() as profile:
+        command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--user-data-dir={profile}", "--virtual-time-budget=20000"]
+        command += ["--window-size=1500,900", f"--screenshot={target}"]
+        # forceSVG: the charts are drawn by WebGL otherwise, which is empty without a window
+        address = f"{url}/?forceSVG=true{query}#{page}"
+        subprocess.run([*command, address], check=True, capture_output=True, timeout=180)
+
+
+def train_digits(root: Path) -> Path:
+    """Three seeds each of two learning rates, and the band over the seeds of one."""
+    labels = root / "experiments"
+    labels.mkdir()
+    for rate in (0.003, 0.01):
+        runs = []
+        for seed in range(3):
+            runner = make_digits_runner(
+                str(root / "runs"), seed, tensorboard=TensorBoard(), optim={"lr": rate}
+            )
+            runner.train()
+            (labels / f"lr={rate} seed={seed}").symlink_to(runner.dir)
+            runs.append(runner.dir)
+    write_band(labels / f"lr={rate} seeds", runs)
+    return labels
+
+
+def main(folder: Path) -> None:
+    """Take all pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as root:
+        logs = train_digits(Path(root))
+        with Server(logs, fast=True, runs=7) as server:
+            for run in server.get("runs"):
+                tag = "val/loss/mean" if run.endswith("seeds") else "val/loss"
+                server.wait_until(
+                    lambda run=run, tag=tag: server.scalars(run, tag)[-1][0] == LAST_STEP
+                )
+            for page in PAGES:
+                query = "&tagFilter=loss|accuracy" if page == "timeseries" else ""
+                take_screenshot(server.url, page, folder / f"tensorboard-{page}.png", query)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "images")

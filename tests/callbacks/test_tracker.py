@@ -1,0 +1,204 @@
+"""Other trackers: the real ones where they are installed, and one that is out of order."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from danling.callbacks.lambda_callback import LambdaCallback
+from danling.callbacks.results import Results
+from danling.callbacks.run_directory import RunDirectory
+from danling.callbacks.tracker import Tracker
+from danling.metrics_file import read_metrics
+from danling.testing import CallbackContract
+from tests.tracker_runs import READ
+
+FAILED, FINISHED = {"failed", "FAILED"}, {"finished", "FINISHED"}
+
+
+def in_a_process(*arguments: str) -> str:
+    quiet = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.tracker_runs", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", sorted(READ))
+def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
+    if find_spec(kind) is None:
+        pytest.skip(f"needs {kind}")
+
+    in_a_process("train", kind)
+    status_then, _, points_then = json.loads(in_a_process("read", kind).splitlines()[-1])
+    [directory] = Path("experiments").glob("tiny-*")
+    in_a_process("train", kind, str(directory))
+    status, params, points = json.loads(in_a_process("read", kind).splitlines()[-1])
+
+    rows = [row for row in read_metrics(directory / "metrics.jsonl") if "val/loss" in row]
+    expected = [[row["global_step"], pytest.approx(row["val/loss"])] for row in rows]
+    assert len(expected) == 4
+    assert status_then in FAILED
+    assert points_then == expected[:2]
+    assert status in FINISHED
+    assert points == expected
+    assert str(params["optim.betas"]) == "[0.9, 0.99]"
+    assert str(params["max_epochs"]) in {"4", "4.0"}
+
+
+class Remote(GeneralTracker):
+    """A tracker on a server that is away for some of the calls."""
+
+    name = "remote"
+    requires_logging_directory = False
+
+    def __init__(self, *outages: range, refused: str = "") -> None:
+        super().__init__()
+        self.outages = outages
+        self.refused = refused
+        self.calls = 0
+        self.config: dict[str, Any] = {}
+        self.steps: list[int] = []
+        self.is_finished = False
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def call(self) -> None:
+        self.calls += 1
+        if any(self.calls in outage for outage in self.outages):
+            raise ConnectionError("no route to host")
+
+    def start(self) -> None:
+        self.call()
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.config = values
+
+    def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        self.call()
+        if self.refused in values:
+            raise ValueError(f"{self.refused} is no name")
+        self.steps.append(step or 0)
+
+    def finish(self) -> None:
+        self.call()
+        self.is_finished = True
+
+
+class TestTracker(CallbackContract):
+    default_callbacks = True
+
+    def make(self) -> Tracker:
+        return Tracker(Remote())
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The tracker is tried again without a delay."""
+    monkeypatch.setattr("danling.callbacks.tracker._FIRST_DELAY", 0.0)
+
+
+def messages_of(caplog) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if "tracker_remote" in record.msg % record.args
+    ]
+
+
+def train(make_runner, tracker: Tracker, *callbacks: Any, **config: Any) -> Any:
+    runner = make_runner([RunDirectory(), Results(), tracker, *callbacks], **config)
+    runner.train()
+    return runner
+
+
+def test_it_gets_the_configuration_and_every_row(make_runner):
+    remote = Remote()
+
+    train(make_runner, Tracker(remote), optim={"lr": 0.1, "betas": [0.9, 0.99]})
+
+    assert remote.config["optim.lr"] == 0.1
+    assert remote.config["optim.betas"] == "[0.9, 0.99]"
+    assert remote.steps == [2, 4, 6, 6, 8, 10, 12, 12]
+    assert remote.is_finished
+
+
+def test_an_outage_from_start_to_end_is_one_warning_and_a_count(make_runner, caplog, at_once):
+    remote = Remote(range(1000))
+
+    runner = train(make_runner, Tracker(remote))
+
+    assert runner.status == "finished"
+    first, *others = messages_of(caplog)
+    assert first == (
+        "tracker_remote failed, and the training goes on: ConnectionError: no route to host"
+    )
+    assert others == ["tracker_remote did not get 8 rows", "tracker_remote failed 10 times"]
+    assert len(list(read_metrics(runner.dir / "metrics.jsonl"))) == 8
+
+
+@pytest.mark.parametrize("outage", [range(1, 2), range(3, 5), range(9, 10)])
+def test_what_was_missed_in_an_outage_is_sent_after_it(outage: range, make_runner, at_once):
+    remote = Remote(outage)
+
+    train(make_runner, Tracker(remote))
+
+    assert remote.steps == [2, 4, 6, 6, 8, 10, 12, 12]
+
+
+def test_a_tracker_that_is_away_is_left_alone_for_a_while(make_runner):
+    remote = Remote(range(1000))
+
+    train(make_runner, Tracker(remote))
+
+    assert remote.calls == 2  # at the start and at the end
+
+
+def test_a_row_that_is_refused_does_not_hold_up_the_others(make_runner, caplog, at_once):
+    remote = Remote(refused="train/aux")
+    log_once = LambdaCallback(
+        on_step=lambda runner: runner.global_step == 3 and runner.log("aux", 1.0)
+    )
+
+    train(make_runner, Tracker(remote), log_once)
+
+    assert remote.steps == [2, 6, 6, 8, 10, 12, 12]
+    assert "tracker_remote did not get 1 rows" in messages_of(caplog)
+
+
+def test_where_it_is_strict_a_failure_ends_the_training(make_runner):
+    with pytest.raises(ConnectionError, match="no route to host"):
+        train(make_runner, Tracker(Remote(range(1000)), strict=True))
+
+
+def test_without_a_directory_it_does_nothing(make_runner):
+    remote = Remote()
+
+    make_runner([Tracker(remote)]).train()
+
+    assert remote.calls == 0
+
+
+def test_two_trackers_have_two_names(make_runner):
+    other = Remote()
+    other.name = "other"
+
+    runner = train(make_runner, Tracker(Remote()), Tracker(other))
+
+    assert runner.callbacks["tracker_remote"].own.steps == other.steps
