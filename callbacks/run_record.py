@@ -89,7 +89,7 @@ class RunRecord(Callback):
             run = RunFile.create(
                 path,
                 {name: str(getattr(runner, name)) for name in _NAMES},
-                code=_code_of(runner),
+                code=runner.code,
                 hash_inputs=runner.config.semantic(),
                 environment=read_environment(),
             )
@@ -98,7 +98,7 @@ class RunRecord(Callback):
 
     def _record_code(self, run: RunFile, runner: Runner) -> None:
         """Write the uncommitted code; of a later launch only where it is other code."""
-        code, launches = _code_of(runner), run.data["launches"]
+        code, launches = runner.code, run.data["launches"]
         path = runner.paths.code_patch
         if len(launches) > 1:
             before = run.data["code"]
@@ -114,7 +114,3 @@ class RunRecord(Callback):
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, patch.data)
         run.save()
-
-
-def _code_of(runner: Runner) -> Code:
-    return runner._ownership.code

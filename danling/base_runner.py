@@ -70,12 +70,16 @@ class BaseRunner(Owned, Scored):
         self.config.bind_state({name: self._state_reader(name) for name in STATE_KEYS})
 
     def init_logging(self) -> None:
-        """Log to the console, and to `run.log` if there is a directory; what `Logging` calls."""
+        """Log to the console, and to `run.log` if there is a directory; what `Logging` calls.
+
+        Only the main process does: the others' lines would be the same once more.
+        """
         from danling.logs import open_logger
 
-        path = self.log_path if self.has_dir else None
+        main = self.is_main_process
+        path = self.log_path if self.has_dir and main else None
         self.logger = open_logger(
-            f"danling.run.{self.uuid.hex[:8]}", path, console=True, level=logging.INFO
+            f"danling.run.{self.uuid.hex[:8]}", path, console=main, level=logging.INFO
         )
 
     # Processes

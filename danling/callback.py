@@ -119,7 +119,10 @@ class Callback:
         """
 
     def on_fetch_start(self, runner: Runner) -> None:
-        """Before a batch is asked of the loader: with `on_fetch_end` it measures the wait."""
+        """Before a batch is asked of the loader: with `on_fetch_end` it measures the wait.
+
+        At the end of a stream whose length nobody knows it fires once more, without `on_fetch_end`.
+        """
 
     def on_fetch_end(self, runner: Runner, batch: Any) -> None:
         """After the loader gave a batch."""
@@ -128,7 +131,7 @@ class Callback:
         """Before a batch (under accumulation a micro-batch) is used. May change it in place."""
 
     def on_before_step(self, runner: Runner) -> None:
-        """Before an optimizer step: gradients are complete, unscaled, unclipped; change them here."""
+        """Before an optimizer step: gradients complete, unscaled and unclipped; may change them."""
 
     def on_step(self, runner: Runner) -> None:
         """After an optimizer step; `runner.global_step` counts it, the gradients are still there.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -224,6 +225,9 @@ class WorkerInit:
         self._function = function
 
     def __call__(self, worker_id: int) -> None:
+        inherited = signal.getsignal(signal.SIGTERM)
+        if callable(inherited):  # torch has put its own handler under it, by which the worker dies
+            signal.signal(signal.SIGTERM, inherited)
         worker = get_worker_info()
         if worker is not None and isinstance(worker.dataset, IndexedReader | IterableReader):
             object.__setattr__(worker, "dataset", worker.dataset.dataset)  # it is frozen

@@ -25,6 +25,8 @@ class LoopRunner(LogbookRunner):
         self.pending_rng: dict[str, Any] | None = None
         # of callbacks that the checkpoint had and this run has not
         self.foreign_state: dict[str, Any] = {}
+        # to the optimizers and schedulers, when they were made
+        self.given: dict[str, Any] | None = None
         # of the iterator that is valid, while a training is open
         self._epochs_token: object | None = None
         self._batches_token: object | None = None  # likewise, while an epoch is open

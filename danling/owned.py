@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from danling.identity import Code
 from danling.ownership import Ownership
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ class Owned:
     """What a runner shows of its identity and its directory."""
 
     _ownership: Ownership
+
+    @property
+    def code(self) -> Code:
+        """The code that runs, as far as it could be found out."""
+        return self._ownership.code
 
     @property
     def experiment_uuid(self) -> UUID:

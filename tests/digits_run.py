@@ -36,7 +36,7 @@ def make_digits_runner(
     train, val = random_split(dataset, [1500, 297], torch.Generator().manual_seed(0))
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    settings = {
+    settings: dict[str, Any] = {
         "project_root": root,
         "experiment_name": "digits",
         "seed": seed,
@@ -46,15 +46,15 @@ def make_digits_runner(
         "monitor_mode": "max",
         "dataloader": {"batch_size": 64},
         "optim": {"lr": 0.01, "amsgrad": False},
-    }
+    } | config
     log_attempt = LambdaCallback(
         name="log_attempt", on_step=lambda runner: runner.log("attempt", float(attempt))
     )
     return dl.AccelerateRunner(
-        settings | config,
+        settings,
         model=model,
         criterion=nn.CrossEntropyLoss(),
-        optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
+        optimizer=torch.optim.AdamW(model.parameters(), lr=settings["optim"]["lr"]),
         datasets={"train": train, "val": val},
         metrics={"accuracy": lambda output, target: (output.argmax(1) == target).float().mean()},
         callbacks=[tensorboard or TensorBoard(histograms="1 epoch"), log_attempt, *callbacks],

@@ -195,6 +195,18 @@ def test_a_result_is_the_mean_over_the_samples():
     assert all(type(value) is float for value in result.values())
 
 
+def test_a_loss_that_is_written_to_the_same_place_every_time_is_averaged():
+    class Reusing(TinyRunner):  # as CUDA graphs do
+        loss = torch.zeros(())
+
+        def evaluate_step(self, batch):
+            return {"loss": self.loss.add_(1), "twice": self.loss}
+
+    result = Reusing().evaluate("test")
+
+    assert result == {"loss": 2.5, "twice": 2.5}
+
+
 def test_values_logged_during_an_evaluation_are_part_of_its_result():
     class Logging(TinyRunner):
         def evaluate_step(self, batch):
@@ -373,6 +385,35 @@ def test_predict_hooks_fire_around_and_within():
     assert recording.hooks == [
         *("on_predict_start", *["on_predict_batch_end"] * 4, "on_predict_end")
     ]
+
+
+@pytest.mark.parametrize("hook", ["on_step", "on_batch_end", "on_checkpoint", "on_epoch_end"])
+def test_a_callback_may_evaluate(hook):
+    plain = Dropping({"evaluate_every": None})
+    plain.train()
+    recording = RecordingCallback()
+
+    class Curious(Callback):
+        def __init__(self):
+            setattr(self, hook, lambda runner, *_: runner.evaluate("test"))
+
+    curious = Dropping({"evaluate_every": None}, callbacks=[Curious(), recording])
+    curious.train()
+
+    assert all(map(torch.equal, states(curious.model), states(plain.model)))
+    assert recording.is_paired
+    assert recording.count("on_evaluate_end") == (2 if hook == "on_epoch_end" else 8) + (
+        2 if hook == "on_checkpoint" else 0
+    )
+
+
+def test_a_callback_may_evaluate_another_split_within_an_evaluation():
+    class Curious(Callback):
+        def on_evaluate_batch_end(self, runner, batch, output):
+            if runner.evaluating == "val":
+                runner.evaluate("test")
+
+    assert TinyRunner(callbacks=[Curious()]).evaluate("val") == TinyRunner().evaluate("val")
 
 
 def test_predicting_within_a_training_changes_nothing_of_it():

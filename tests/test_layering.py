@@ -194,12 +194,10 @@ def test_every_module_says_what_is_public(path: Path):
     assert ast.get_docstring(tree)
 
 
-@pytest.mark.parametrize("path", CORE + READY_MADE, ids=ids)
+@pytest.mark.parametrize("path", SOURCES, ids=ids)
 def test_every_module_has_a_test_file_of_its_name(path: Path):
-    folder = ROOT / "tests" / ("callbacks" if path in READY_MADE else "")
     names = {"__init__": "test_exports", "__main__": "test_cli"}
-    expected = names.get(path.stem, f"test_{path.stem}") + ".py"
-    if path.parent.name == "cli":
-        expected = "test_cli.py"
+    file = names.get(path.stem, f"test_{path.stem}") + ".py"
+    folder = "callbacks/" if path in READY_MADE and path.stem != "__init__" else ""
 
-    assert (folder / expected).exists() or (ROOT / "tests" / expected).exists()
+    assert (ROOT / "tests" / folder / file).exists()

@@ -154,6 +154,16 @@ def test_a_loss_reaches_the_parameters_of_its_optimizer_alone():
     assert model["b"].weight.grad is not None
 
 
+def test_frozen_parameters_are_passed_over():
+    model, optimization = several()
+    model["a"].bias.requires_grad_(False)
+
+    optimization.backward(model["a"](torch.ones(1, 3)).sum(), "a")
+
+    assert model["a"].bias.grad is None
+    assert model["a"].weight.grad is not None
+
+
 def test_only_the_stepped_optimizer_forgets_its_gradients():
     model, optimization = several()
     for name in "ab":

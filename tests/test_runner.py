@@ -139,6 +139,18 @@ def test_weights_after_many_steps_are_those_of_a_loop_by_hand(recipe: Recipe):
     assert are_identical(weights(model), weights(expected))
 
 
+def test_a_loader_of_the_user_s_is_read_in_its_order():
+    points, target = map(torch.cat, zip(*batches_of(50), strict=True))
+    data = torch.utils.data.DataLoader(TensorDataset(points, target), batch_size=8)
+    recipe = Recipe(steps=100)
+    expected, model = mlp(), mlp()
+    recipe.by_hand(expected)
+
+    recipe.by_runner(model, dataloaders={"train": data})
+
+    assert are_identical(weights(model), weights(expected))
+
+
 class Copying(Callback):
     def __init__(self):
         self.batches: list[tuple[Tensor, Tensor]] = []
@@ -227,7 +239,7 @@ class Stream(IterableDataset):
 
 
 def test_a_stream_without_length_trains_every_window():
-    model, recording = mlp(), RecordingCallback("on_step", "on_batch_end", "on_epoch_end")
+    model, recording = mlp(), RecordingCallback()
     config = {
         "max_epochs": 2,
         "dataloader": {"batch_size": 8},
@@ -239,7 +251,8 @@ def test_a_stream_without_length_trains_every_window():
     )
     runner.train()
 
-    assert recording.count("on_batch_end") == 20
+    assert recording.count("on_batch_end") == recording.count("on_fetch_end") == 20
+    assert recording.count("on_fetch_start") == 20 + 2  # the end of an epoch is found by asking
     assert recording.count("on_step") == 6
     assert runner.global_step == 6
     assert runner.total_steps is None

@@ -60,9 +60,8 @@ def status_of_the_run(directory: Path) -> str:
     return str(json.loads(record.read_text())["status"])
 
 
-DIES = pytest.mark.xfail(reason="torch's handler in a worker takes the place of ours", strict=False)
 THINNED = [
-    pytest.param(signal.SIGTERM, 2, marks=DIES),
+    pytest.param(signal.SIGTERM, 2),
     pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.exhaustive),
     pytest.param(signal.SIGTERM, 0, marks=pytest.mark.exhaustive),
     pytest.param(signal.SIGUSR1, 0, marks=pytest.mark.exhaustive),

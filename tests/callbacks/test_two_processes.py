@@ -109,7 +109,6 @@ def test_the_main_process_prints_each_line_once(launch: Launch):
     assert launch.errors[0].count("epoch 2/9 | step  8/54") == 1
 
 
-@pytest.mark.xfail(reason="init_logging opens console and run.log on every process", strict=False)
 def test_the_other_process_is_silent_and_writes_nothing(launch: Launch):
     assert "danling" not in launch.errors[1]
     assert "epoch" not in launch.errors[1]

@@ -1,0 +1,140 @@
+"""Whether a checkpoint fits a runner: compared before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from danling.errors import CheckpointError
+from danling.optimization import named
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner
+
+__all__ = ["check_complete", "check_parts", "kinds", "obstacles", "surroundings"]
+
+REQUIRED = ("model", "optimizer", "scheduler", "scaler", "config", "results", "callbacks", "data")
+REQUIRED_TOO = ("rng", "run")
+_SHOWN = 8  # problems in a message
+
+
+def kinds(runner: AccelerateRunner) -> dict[str, dict[str, str]]:
+    """The classes of optimizers and schedulers, by name."""
+    return {
+        kind: {name: type(part).__name__ for name, part in parts.items()}
+        for kind, parts in _parts(runner).items()
+    }
+
+
+def surroundings(runner: AccelerateRunner) -> dict[str, str]:
+    """What else decides about the last bits of a computation."""
+    return {
+        "torch": torch.__version__,
+        "mixed_precision": str(runner.accelerator.mixed_precision),
+        "device": runner.device.type,
+    }
+
+
+def check_complete(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Refuse what a run cannot go on from.
+
+    Raises:
+        CheckpointError: It holds only weights, or a part of it is gone.
+    """
+    if "data" not in checkpoint and "rng" not in checkpoint:
+        raise CheckpointError(
+            f"{path} holds only weights and configuration (save_weights_only): a run goes on from "
+            "latest.pth; load_checkpoint(path, strict=False) takes the weights alone"
+        )
+    missing = [key for key in REQUIRED + REQUIRED_TOO if key not in checkpoint]
+    if missing:
+        raise CheckpointError(f"{path} is not complete: {', '.join(missing)} is not in it")
+
+
+def check_parts(
+    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
+) -> list[str]:
+    """Compare names, shapes and types of weights, optimizers and schedulers.
+
+    Returns:
+        What does not fit and is left out, where `strict` is not set.
+
+    Raises:
+        CheckpointError: Something does not fit; nothing was changed.
+    """
+    wrong, other = _model_problems(runner.unwrapped_model, checkpoint["model"])
+    other += _part_problems(runner, checkpoint)
+    if wrong or (other and strict):
+        shown = "; ".join((wrong + other)[:_SHOWN])
+        more = len(wrong + other) - _SHOWN
+        raise CheckpointError(
+            f"{path} does not fit this run: {shown}" + (f"; and {more} more" if more > 0 else "")
+        )
+    return other
+
+
+def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
+    """What of the run itself makes an exact continuation impossible."""
+    now = {"world_size": runner.world_size, "accum_steps": runner.accum_steps}
+    found = [f"{key} {run[key]} -> {value}" for key, value in now.items() if run[key] != value]
+    if crash := run.get("crash"):
+        found.append(f"it was saved in the middle of a step that failed ({crash})")
+    return found
+
+
+def _model_problems(
+    model: torch.nn.Module | None, state: Mapping[str, Any] | None
+) -> tuple[list[str], list[str]]:
+    """What cannot be loaded at all, and what can be left out."""
+    if model is None or state is None:
+        return [], []
+    own = model.state_dict()
+    other = [f"missing weight {name}" for name in own if name not in state]
+    other += [f"unexpected weight {name}" for name in state if name not in own]
+    wrong = []
+    for name in own.keys() & state.keys():
+        then, now = state[name], own[name]
+        if not (isinstance(then, torch.Tensor) and isinstance(now, torch.Tensor)):
+            continue
+        if then.shape != now.shape:
+            shapes = f"{tuple(then.shape)}, in the model {tuple(now.shape)}"
+            wrong.append(f"{name} has the shape {shapes}")
+        elif then.dtype != now.dtype:
+            other.append(f"{name} is {then.dtype}, in the model {now.dtype}")
+    return sorted(wrong), other
+
+
+def _part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> list[str]:
+    recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
+    problems: list[str] = []
+    for kind, parts in _parts(runner).items():
+        if not now["optimizer"]:
+            break  # nothing will be trained
+        saved = named(checkpoint[kind])
+        problems += (f"missing {_label(kind, name)}" for name in parts if name not in saved)
+        problems += (f"unexpected {_label(kind, name)}" for name in saved if name not in parts)
+        for name in parts.keys() & saved.keys():
+            then = recorded.get(kind, {}).get(name, now[kind][name])
+            if then != now[kind][name]:
+                problems.append(f"{_label(kind, name)} was {then}, now it is {now[kind][name]}")
+            elif kind == "optimizer":
+                problems += _group_problems(_label(kind, name), parts[name], saved[name])
+    return problems
+
+
+def _group_problems(label: str, optimizer: torch.optim.Optimizer, state: Any) -> list[str]:
+    then = [len(group["params"]) for group in state["param_groups"]]
+    now = [len(group["params"]) for group in optimizer.param_groups]
+    return [] if then == now else [f"{label} had groups of {then} parameters, now of {now}"]
+
+
+def _parts(runner: AccelerateRunner) -> dict[str, Mapping[str, Any]]:
+    optimization = runner.optimization
+    return {"optimizer": optimization.optimizers, "scheduler": optimization.schedulers}
+
+
+def _label(kind: str, name: str) -> str:
+    return f"{kind} {name!r}" if name else kind

@@ -1,0 +1,52 @@
+"""The pages of TensorBoard as a browser draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from danling.config import Config
+from danling.event_file import EventWriter
+from danling.hparams import of_config, session_end, session_start
+from danling.tensorboard import split_layout, write_band
+from docs.screenshots import browser, colored_pixels, take_screenshot
+from tests.tensorboard_server import Server
+
+pytestmark = pytest.mark.skipif(browser() is None, reason="needs chromium")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    logs = tmp_path_factory.mktemp("browser") / "logs"
+    for seed in range(3):
+        run = logs / f"seed={seed}"
+        run.mkdir(parents=True)
+        values, group = of_config(Config(seed=seed, lr=0.1), "")
+        with EventWriter(run) as writer:
+            writer.add([session_start(values, group, 0.0), split_layout(["loss"])], step=0)
+            for step in range(1, 100):
+                loss = math.exp(-step / 30) + math.sin(step + seed) / 10
+                writer.add_scalars({"train/loss": loss, "val/loss": loss + seed / 10}, step)
+            writer.add(session_end("finished", 1.0), step=100)
+    write_band(logs / "seeds", [logs / f"seed={seed}" for seed in range(3)])
+    with Server(logs, fast=True, runs=4) as running:
+        running.wait_until(lambda: len(running.scalars("seeds", "val/loss/mean")) == 99)
+        yield running
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param("timeseries", marks=pytest.mark.exhaustive), "custom_scalars"]
+)
+def test_a_page_of_charts_draws_its_lines(page: str, server: Server, tmp_path: Path):
+    picture = tmp_path / f"{page}.png"
+
+    drawn = 0
+    for _ in range(3):  # on a busy machine they may come after the time of the picture
+        if drawn < 1000:
+            take_screenshot(server.url, page, picture)
+            drawn = colored_pixels(picture)
+
+    assert drawn >= 1000
