@@ -16,7 +16,6 @@ from danling.patch import code_patch
 from danling.record import RunFile
 
 if TYPE_CHECKING:
-    from danling.identity import Code
     from danling.runner import AccelerateRunner as Runner
 
 __all__ = ["RunRecord"]

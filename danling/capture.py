@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from danling.compatibility import (
+    check_complete,
+    check_parts,
+    check_weights,
+    config_changes,
+    kinds,
+    obstacles,
+    surroundings,
+)
 from danling.distributed import World
 from danling.errors import CheckpointError, ResumeError
+from danling.given import changes, given, keep_given, move_to_schedule
 from danling.jsonable import to_plain
 from danling.seed import derive, rng_state, seed_everything, set_rng_state
 from danling.settings import STATE_KEYS
@@ -23,7 +29,7 @@ from danling.validation import read_checkpoint, trailer_of
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["build", "load", "restore", "save", "take"]
+__all__ = ["build", "given_to", "load", "read_together", "restore", "restore_rng", "save", "take"]
 
 _SENT = 1 << 26  # bytes of a checkpoint up to which it is sent to the other processes
 
@@ -51,7 +57,10 @@ def take(runner: AccelerateRunner) -> dict[str, Any]:
             "accum_steps": runner.accum_steps,
             "seconds": runner.clock.seconds,
             "stop_reason": runner.stop_reason,
-            "versions": {name: version(name) for name in ("torch", "accelerate")},
+            "surroundings": surroundings(runner),
+            "kinds": kinds(runner),
+            "given": given_to(runner),
+            "resume_report": runner.resume_report,
         },
     }
 
@@ -118,29 +127,89 @@ def restore(
 ) -> None:
     """Take a checkpoint: everything is compared before anything is changed."""
     runner.prepare()
+    given_to(runner)
+    if not strict and "data" not in checkpoint:
+        restore_weights(runner, checkpoint, path)
+        return
+    reasons = runner.world.together(lambda: compare(runner, checkpoint, path, strict))
     data, run = checkpoint["data"], checkpoint["run"]
-
-    def compare() -> list[str]:
-        adopt_drawn_seed(runner, checkpoint["config"])
-        check_model(runner.unwrapped_model, checkpoint["model"], path)
-        reasons = check_run(runner, run) + restore_loaders(runner, data)
-        if reasons and strict and not runner.config.elastic:
-            raise ResumeError(f"{path} cannot be continued exactly: {'; '.join(reasons)}")
-        return reasons
-
-    reasons = runner.world.together(compare)
     if runner.model is not None:
-        runner.unwrapped_model.load_state_dict(checkpoint["model"])
-    runner.optimization.load_state_dict(checkpoint)
+        runner.unwrapped_model.load_state_dict(checkpoint["model"], strict=strict)
+    restore_optimization(runner, checkpoint)
     for name in ("epoch", "global_step", "batch_index"):
         setattr(runner.counters, name, data[name])
     runner.history.restore(checkpoint["results"])
     runner.clock.before = run["seconds"]
     runner.last_evaluation = Moment(**data["last_evaluation"])
     restore_own(runner, data["open"], checkpoint["rng"])
-    restore_callbacks(runner, checkpoint["callbacks"])
-    runner.resume_report = {"exact": not reasons, "reasons": reasons, "checkpoint": path.name}
+    reasons += restore_callbacks(runner, checkpoint["callbacks"], strict=strict)
+    runner.resume_report = {
+        "exact": not reasons,
+        "reasons": reasons,
+        "changes": config_changes(runner, checkpoint["config"])
+        + changes(run["given"], given_to(runner)),
+        "checkpoint": path.name,
+        "run": run["uuid"],
+        "epoch": runner.epoch,
+        "global_step": runner.global_step,
+    }
     runner.callbacks("on_load", runner, checkpoint)
+
+
+def compare(
+    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path, strict: bool
+) -> list[str]:
+    """Why the continuation will not be exact, all of which was asked for or cannot be helped.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit.
+        ResumeError: It does, but the continuation would not be the one that was asked for.
+    """
+    check_complete(checkpoint, path)
+    left_out = check_parts(runner, checkpoint, path, strict=strict)
+    adopt_drawn_seed(runner, checkpoint["config"])
+    try:
+        doubts = restore_loaders(runner, checkpoint["data"])
+    except ResumeError as error:
+        runner.forget_loaders()
+        if strict:
+            raise
+        doubts = [str(error)]
+    found = obstacles(runner, checkpoint["run"])
+    if found and strict and not runner.config.elastic:
+        runner.forget_loaders()
+        raise ResumeError(
+            f"{path} cannot be continued exactly: {'; '.join(found)}. The ways out: put the old "
+            "values back; or pass elastic=True to go on with the new ones, not bit for bit as "
+            "before; or take what fits with load_checkpoint(path, strict=False)"
+        )
+    then = checkpoint["run"].get("surroundings", {})
+    now = surroundings(runner)
+    other = [
+        f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]
+    ]
+    return left_out + found + doubts + other
+
+
+def given_to(runner: AccelerateRunner) -> dict[str, Any]:
+    """What the optimizers and schedulers were made with, as they were when first asked for it."""
+    if runner.given is None:
+        runner.given = given(runner.optimization)
+    return runner.given
+
+
+def restore_optimization(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> None:
+    """Load optimizers and schedulers, with the values that were given now."""
+    then, now = checkpoint["run"]["given"], given_to(runner)
+    runner.optimization.load_state_dict(keep_given(runner.optimization, checkpoint, then, now))
+    move_to_schedule(runner.optimization, then, now)
+
+
+def restore_weights(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Load the weights of a file that has nothing else."""
+    left_out = check_weights(runner.unwrapped_model, checkpoint["model"], path)
+    runner.unwrapped_model.load_state_dict(checkpoint["model"], strict=False)
+    runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
 
 
 def restore_own(
@@ -181,50 +250,30 @@ def restore_loaders(runner: AccelerateRunner, data: Mapping[str, Any]) -> list[s
     return reasons
 
 
-def restore_callbacks(runner: AccelerateRunner, states: Mapping[str, dict[str, Any]]) -> None:
+def restore_callbacks(
+    runner: AccelerateRunner, states: Mapping[str, dict[str, Any]], *, strict: bool
+) -> list[str]:
     """Give each callback its state by name, and report in one line which came and went."""
     names = {callback.name for callback in runner.callbacks}
+    problems: list[str] = []
     for callback in runner.callbacks:
         if callback.name in states:
-            callback.load_state_dict(states[callback.name])
+            try:
+                callback.load_state_dict(states[callback.name])
+            except Exception as error:
+                problem = f"the state of callback {callback.name!r} does not load: {error!r}"
+                if strict:
+                    raise CheckpointError(problem) from error
+                problems.append(problem)
     runner.foreign_state = {name: state for name, state in states.items() if name not in names}
     added = sorted(names - states.keys())
     removed = sorted(name for name, state in runner.foreign_state.items() if state)
-    if added or removed:
-        lists = (
-            f"{word}: {', '.join(found)}"
-            for word, found in (("new", added), ("gone", removed))
-            if found
-        )
+    told = [("new", added), ("gone", removed)]
+    if lists := [f"{word}: {', '.join(found)}" for word, found in told if found]:
         runner.logger.warning(
             "the callbacks differ from those of the checkpoint (%s)", "; ".join(lists)
         )
-
-
-def check_run(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
-    """What of the run itself makes an exact continuation impossible."""
-    reasons = []
-    for name, now in (("world_size", runner.world_size), ("accum_steps", runner.accum_steps)):
-        if run[name] != now:
-            reasons.append(f"{name} was {run[name]}, now it is {now}")
-    return reasons
-
-
-def check_model(model: nn.Module | None, state: Mapping[str, Any] | None, path: Path) -> None:
-    """Compare names and shapes of the weights before any is changed."""
-    if model is None or state is None:
-        return
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    for name, tensor in own.items():
-        if name in state and getattr(tensor, "shape", None) != getattr(state[name], "shape", None):
-            problems.append(
-                f"{name} has shape {tuple(state[name].shape)}, the model {tuple(tensor.shape)}"
-            )
-    if problems:
-        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
-        raise CheckpointError(f"{path} does not fit the model: {shown}")
+    return problems
 
 
 def model_state(runner: AccelerateRunner) -> Any:
@@ -248,7 +297,8 @@ def build(cls: Callable[..., Any], path: Path, parts: Mapping[str, Any]) -> Any:
 
     checkpoint = read_checkpoint(path)
     saved = checkpoint["config"]
-    config = parts.get("config") or Config({k: saved[k] for k in saved if k not in STATE_KEYS})
+    own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
+    config = parts.get("config") or Config(own)
     runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
     restore(runner, checkpoint, path)
     return runner
@@ -257,39 +307,9 @@ def build(cls: Callable[..., Any], path: Path, parts: Mapping[str, Any]) -> Any:
 def restore_rng(runner: AccelerateRunner) -> None:
     """Put the random streams back, once, right before the first batch after a resume."""
     state, runner.pending_rng = runner.pending_rng, None
-    if state is not None:
-        set_rng_state(state)
-
-
-def resume(runner: AccelerateRunner) -> None:
-    """Load the checkpoint that the run goes on from, if there is one; what `_open` calls."""
-    which, message = runner.resumption()
-    if message:
-        runner.logger.info("%s", message)
-    if which is None:
+    if state is None:
         return
-    for line in runner.world.on_main(runner.checkpoints.clean):
-        runner.logger.warning("checkpoints: %s", line)
-    if which == "latest" and runner.world.on_main(runner.checkpoints.is_empty):
-        runner.logger.info("it has no checkpoint yet: training starts from its beginning")
-        return
-    checkpoint, path = read_together(runner.world, lambda: runner.checkpoints.load(which))
-    restore(runner, checkpoint, path)
-    report_differences(runner, checkpoint["config"])
-    reasons = (runner.resume_report or {}).get("reasons")
-    runner.logger.log(
-        logging.WARNING if reasons else logging.INFO,
-        "resumed from %s at epoch %d, global step %d: %s",
-        path,
-        runner.epoch,
-        runner.global_step,
-        f"not exactly, since {'; '.join(reasons)}" if reasons else "exactly",
-    )
-
-
-def report_differences(runner: AccelerateRunner, saved: Mapping[str, Any]) -> None:
-    """Log what the configuration now says otherwise: it wins."""
-    own = type(runner.config)({key: saved[key] for key in saved if key not in STATE_KEYS})
-    for key, (new, old) in runner.config.diff(own).items():
-        if key != "resume":
-            runner.logger.info("config: %s was %r, now it is %r", key, old, new)
+    report = runner.resume_report
+    if (problems := set_rng_state(state)) and report is not None:
+        runner.resume_report = report | {"exact": False, "reasons": report["reasons"] + problems}
+        runner.logger.warning("the random streams are not exactly restored: %s", problems)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from danling.errors import CheckpointError
+from danling.jsonable import to_plain
+from danling.nested import difference
 from danling.optimization import named
+from danling.settings import STATE_KEYS
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["check_complete", "check_parts", "kinds", "obstacles", "surroundings"]
+__all__ = [
+    "check_complete",
+    "check_parts",
+    "check_weights",
+    "config_changes",
+    "kinds",
+    "obstacles",
+    "surroundings",
+]
 
-REQUIRED = ("model", "optimizer", "scheduler", "scaler", "config", "results", "callbacks", "data")
-REQUIRED_TOO = ("rng", "run")
+_OPTIMIZATION = ("model", "optimizer", "scheduler", "scaler")
+_REQUIRED = (*_OPTIMIZATION, "config", "results", "callbacks", "data", "rng", "run")
 _SHOWN = 8  # problems in a message
 
 
@@ -49,7 +60,7 @@ def check_complete(checkpoint: Mapping[str, Any], path: Path) -> None:
             f"{path} holds only weights and configuration (save_weights_only): a run goes on from "
             "latest.pth; load_checkpoint(path, strict=False) takes the weights alone"
         )
-    missing = [key for key in REQUIRED + REQUIRED_TOO if key not in checkpoint]
+    missing = [key for key in _REQUIRED if key not in checkpoint]
     if missing:
         raise CheckpointError(f"{path} is not complete: {', '.join(missing)} is not in it")
 
@@ -68,11 +79,19 @@ def check_parts(
     wrong, other = _model_problems(runner.unwrapped_model, checkpoint["model"])
     other += _part_problems(runner, checkpoint)
     if wrong or (other and strict):
-        shown = "; ".join((wrong + other)[:_SHOWN])
-        more = len(wrong + other) - _SHOWN
-        raise CheckpointError(
-            f"{path} does not fit this run: {shown}" + (f"; and {more} more" if more > 0 else "")
-        )
+        raise _unfit(path, wrong + other)
+    return other
+
+
+def check_weights(model: torch.nn.Module | None, state: Mapping[str, Any], path: Path) -> list[str]:
+    """Compare weights alone; returns which are on one side only.
+
+    Raises:
+        CheckpointError: Shapes differ; nothing was changed.
+    """
+    wrong, other = _model_problems(model, state)
+    if wrong:
+        raise _unfit(path, wrong)
     return other
 
 
@@ -83,6 +102,20 @@ def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
     if crash := run.get("crash"):
         found.append(f"it was saved in the middle of a step that failed ({crash})")
     return found
+
+
+def config_changes(runner: AccelerateRunner, saved: Mapping[str, Any]) -> list[str]:
+    """A line for each value that the configuration now says otherwise: it wins."""
+    now = to_plain(runner.config.resolved())
+    then = {key: value for key, value in saved.items() if key not in (*STATE_KEYS, "resume")}
+    now.pop("resume", None)
+    pairs = difference(dict(_leaves(now)), dict(_leaves(then))).items()
+    return [f"config: {key} was {old!r}, now it is {new!r}" for key, (new, old) in pairs]
+
+
+def _unfit(path: Path, problems: list[str]) -> CheckpointError:
+    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return CheckpointError(f"{path} does not fit this run: {'; '.join(problems[:_SHOWN])}{more}")
 
 
 def _model_problems(
@@ -138,3 +171,11 @@ def _parts(runner: AccelerateRunner) -> dict[str, Mapping[str, Any]]:
 
 def _label(kind: str, name: str) -> str:
     return f"{kind} {name!r}" if name else kind
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value

@@ -15,7 +15,7 @@ import torch
 
 from danling.optimization import Optimization, named
 
-__all__ = ["changes", "given", "keep_given"]
+__all__ = ["changes", "given", "keep_given", "move_to_schedule"]
 
 State = dict[str, Any]
 
@@ -40,12 +40,13 @@ def changes(then: State, now: State) -> list[str]:
     ]
 
 
-def keep_given(optimization: Optimization, checkpoint: Mapping[str, Any], then: State) -> State:
+def keep_given(
+    optimization: Optimization, checkpoint: Mapping[str, Any], then: State, now: State
+) -> State:
     """The states of a checkpoint, with the values that are other ones now.
 
     A learning rate that a schedule moves is scaled by as much as the one it began with.
     """
-    now = given(optimization)
     states: State = dict(checkpoint)
     for kind in ("optimizer", "scheduler"):
         if checkpoint[kind] is None or _same(then.get(kind), now[kind]):
@@ -73,9 +74,7 @@ def move_to_schedule(optimization: Optimization, then: State, now: State) -> Non
 def _merged_part(kind: str, state: Any, then: Any, now: Any) -> Any:
     if then is None or now is None or kind == "scheduler":
         return _merged(state, then, now)
-    groups = [
-        _merged_group(*three) for three in zip(state["param_groups"], then, now, strict=True)
-    ]
+    groups = [_merged_group(*three) for three in zip(state["param_groups"], then, now, strict=True)]
     return {**state, "param_groups": groups}
 
 

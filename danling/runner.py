@@ -14,6 +14,7 @@ from danling.batch import forward, predict, read_output, sample_count
 from danling.errors import DataError, RunError
 from danling.evaluation import check_samples, evaluate_split, evaluation_mode, predict_split
 from danling.loop import LoopRunner
+from danling.resumption import resume
 from danling.window import OpenBatch, Window, windowed
 
 __all__ = ["AccelerateRunner"]
@@ -292,7 +293,7 @@ class AccelerateRunner(LoopRunner):
 
     def _open(self) -> None:
         super()._open()
-        capture.resume(self)
+        resume(self)
 
     def _restore_rng(self) -> None:
         if self.pending_rng is not None:

@@ -20,7 +20,7 @@ from danling.tensorboard import write_band
 from tests.digits_run import LAST_STEP, make_digits_runner
 from tests.tensorboard_server import Server
 
-PAGES = ("timeseries", "hparams", "custom_scalars", "text")
+PAGES = ("timeseries", "hparams", "custom_scalars")
 CHARTS = ("timeseries", "custom_scalars")
 TAGS = "^(train|val)/(loss|accuracy)$"
 TRIES = 5
