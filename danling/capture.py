@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from danling.compatibility import (
     check_complete,
@@ -19,7 +19,7 @@ from danling.compatibility import (
 )
 from danling.distributed import World
 from danling.errors import CheckpointError, ResumeError
-from danling.given import changes, given, keep_given, move_to_schedule
+from danling.given import changes, given_to, restore_optimization
 from danling.jsonable import to_plain
 from danling.seed import derive, rng_state, seed_everything, set_rng_state
 from danling.settings import STATE_KEYS
@@ -29,7 +29,9 @@ from danling.validation import read_checkpoint, trailer_of
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["build", "given_to", "load", "read_together", "restore", "restore_rng", "save", "take"]
+__all__ = ["build", "load", "read_together", "restore", "restore_rng", "save", "take"]
+
+R = TypeVar("R", bound="AccelerateRunner")
 
 _SENT = 1 << 26  # bytes of a checkpoint up to which it is sent to the other processes
 
@@ -191,20 +193,6 @@ def compare(
     return left_out + found + doubts + other
 
 
-def given_to(runner: AccelerateRunner) -> dict[str, Any]:
-    """What the optimizers and schedulers were made with, as they were when first asked for it."""
-    if runner.given is None:
-        runner.given = given(runner.optimization)
-    return runner.given
-
-
-def restore_optimization(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> None:
-    """Load optimizers and schedulers, with the values that were given now."""
-    then, now = checkpoint["run"]["given"], given_to(runner)
-    runner.optimization.load_state_dict(keep_given(runner.optimization, checkpoint, then, now))
-    move_to_schedule(runner.optimization, then, now)
-
-
 def restore_weights(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Load the weights of a file that has nothing else."""
     left_out = check_weights(runner.unwrapped_model, checkpoint["model"], path)
@@ -291,7 +279,7 @@ def load_model(runner: AccelerateRunner, state: Any) -> None:
         runner.unwrapped_model.load_state_dict(state)
 
 
-def build(cls: Callable[..., Any], path: Path, parts: Mapping[str, Any]) -> Any:
+def build(cls: Callable[..., R], path: Path, parts: Mapping[str, Any]) -> R:
     """A runner with the configuration of a checkpoint, that has taken its state."""
     from danling.config import Config
 

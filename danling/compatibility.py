@@ -43,7 +43,7 @@ def kinds(runner: AccelerateRunner) -> dict[str, dict[str, str]]:
 def surroundings(runner: AccelerateRunner) -> dict[str, str]:
     """What else decides about the last bits of a computation."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "mixed_precision": str(runner.accelerator.mixed_precision),
         "device": runner.device.type,
     }

@@ -13,6 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, SupportsFloat, TypeVar
 
@@ -204,11 +205,10 @@ def read_scalars(directory: str | os.PathLike[str]) -> dict[str, list[tuple[int,
         OSError: A file cannot be read.
     """
     points: dict[str, list[tuple[int, float]]] = {}
-    for path in event_files(directory):
-        for event in read_events(path):
-            for value in event.summary.value:
-                if value.HasField("simple_value"):
-                    points.setdefault(value.tag, []).append((event.step, value.simple_value))
+    for event in chain.from_iterable(map(read_events, event_files(directory))):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                points.setdefault(value.tag, []).append((event.step, value.simple_value))
     return points
 
 

@@ -9,15 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from danling.optimization import Optimization, named
 
-__all__ = ["changes", "given", "keep_given", "move_to_schedule"]
+__all__ = ["changes", "given_to", "restore_optimization"]
+
+if TYPE_CHECKING:
+    from danling.runner import AccelerateRunner
 
 State = dict[str, Any]
+
+
+def given_to(runner: AccelerateRunner) -> dict[str, Any]:
+    """What the optimizers and schedulers were made with, as they were when first asked for it."""
+    if runner.given is None:
+        runner.given = given(runner.optimization)
+    return runner.given
+
+
+def restore_optimization(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> None:
+    """Load optimizers and schedulers, with the values that were given now."""
+    then, now = checkpoint["run"]["given"], given_to(runner)
+    runner.optimization.load_state_dict(keep_given(runner.optimization, checkpoint, then, now))
+    move_to_schedule(runner.optimization, then, now)
 
 
 def given(optimization: Optimization) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Final
@@ -98,16 +99,21 @@ def check_mergeable(metrics: Mapping[str, Any]) -> None:
             )
 
 
-def merged(metric: Any, world: World) -> Any:
-    """The metric with what it accumulated on all processes; those of torchmetrics do it alone."""
-    if world.size == 1 or accumulators(metric):
-        return metric
+def value_over(world: World, metric: Any) -> Any:
+    """The value of a metric over what it accumulated on all processes."""
+    if world.size == 1:
+        return metric.compute()
+    if accumulators(metric):  # those of torchmetrics gather by themselves
+        with warnings.catch_warnings():
+            # that there was no update: a process may get no batch of a small split
+            warnings.filterwarnings("ignore", r"The ``compute`` method", UserWarning)
+            return metric.compute()
     own = copy.deepcopy(metric)
     if callable(getattr(own, "to", None)):
         own.to("cpu")
     first, *others = world.gather(own)
     first.merge_state(others)
-    return first
+    return first.compute()
 
 
 def compute(metrics: Mapping[str, Any], world: World | None = None) -> dict[str, float]:
@@ -120,7 +126,7 @@ def compute(metrics: Mapping[str, Any], world: World | None = None) -> dict[str,
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         if is_stateful(metric):
-            value = merged(metric, world or World()).compute()
+            value = value_over(world or World(), metric)
             if isinstance(value, Mapping):
                 values |= {f"{name}/{key}": number(name, item) for key, item in value.items()}
             else:

@@ -8,8 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danling.capture import given_to, read_together, restore
+from danling.capture import read_together, restore
 from danling.errors import CheckpointError, ResumeError
+from danling.given import given_to
 
 if TYPE_CHECKING:
     from danling.checkpoint import CheckpointStore

@@ -39,8 +39,13 @@ def run_texts(
     """
     texts = {"run/config": config_text(config), "run/command": command_text(sys.orig_argv)}
     record = RunFile.read(paths.run_json).data if paths.run_json.exists() else {}
-    if record.get("code"):
-        texts["run/code"] = code_text(record["code"], paths.code_patch)
+    launches, patch = record.get("launches", []), paths.code_patch
+    code = record.get("code")
+    if launches and launches[-1].get("code"):  # the run goes on with other code
+        code = launches[-1]["code"]
+        patch = patch.with_name(f"{patch.stem}-{len(launches)}{patch.suffix}")
+    if code:
+        texts["run/code"] = code_text(code, patch)
     if record.get("environment"):
         texts["run/environment"] = _table(record["environment"])
     if model is not None:

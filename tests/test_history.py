@@ -102,6 +102,16 @@ def test_what_is_not_scored_takes_no_score_away():
     assert history.best_score == 0.7
 
 
+def test_what_is_not_scored_is_never_best():
+    history = History("train/loss", "min", strict=True)
+
+    history.add({"epoch": 0, "global_step": 3, "train": {"loss": 0.1}}, scored=False)
+    history.add({"epoch": 1, "global_step": 4, "train": {"loss": 0.5}})
+
+    assert history.scores == [None, 0.5]
+    assert history.best_score == 0.5
+
+
 def test_a_history_goes_on_from_its_results():
     history = history_of([0.5, 0.7, math.nan])
     other = History("val/score", "max", strict=False)

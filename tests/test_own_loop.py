@@ -212,17 +212,22 @@ def test_an_exception_in_the_body_fires_no_end_hooks(where):
     assert runner.status == "failed"
 
 
+def fails(runner):
+    batches = runner.batches()
+    for batch in batches:
+        runner.train_step(batch)["loss"].backward()
+        raise ZeroDivisionError
+
+
 def test_a_run_goes_on_after_an_exception_without_its_leftovers():
     runner, _ = recorded({"max_epochs": 1, "evaluate_every": "2 steps"})
     errors = []
     try:
         with runner:
             for _ in runner.epochs():
-                for batch in runner.batches():
-                    runner.train_step(batch)["loss"].backward()
-                    raise ZeroDivisionError
+                fails(runner)
     except ZeroDivisionError as error:
-        errors.append(error)  # its traceback keeps the iterators alive
+        errors.append(error)  # its traceback keeps the iterator alive
 
     with runner:
         for _ in runner.epochs():

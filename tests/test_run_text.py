@@ -35,6 +35,18 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch):
     assert "+api_key" in texts["run/code"]
 
 
+def test_a_run_that_goes_on_with_other_code_shows_that_code(tmp_path: Path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "code-2.patch").write_text("+later\n")
+    record = {"schema": 1, "code": {"commit": "1f"}, "launches": [{}, {"code": {"commit": "2e"}}]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+
+    text = run_texts({}, RunPaths(tmp_path), None)["run/code"]
+
+    assert "| commit | 2e |" in text
+    assert "+later" in text
+
+
 def test_a_run_without_a_record_has_the_texts_that_need_none(tmp_path: Path):
     assert sorted(run_texts({}, RunPaths(tmp_path), None)) == ["run/command", "run/config"]
 

@@ -60,7 +60,7 @@ def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
     assert str(params["max_epochs"]) in {"4", "4.0"}
 
 
-class Remote(GeneralTracker):
+class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types
     """A tracker on a server that is away for some of the calls."""
 
     name = "remote"
