@@ -15,6 +15,7 @@ from danling.dispatch import Callbacks
 from danling.distributed import World
 from danling.errors import RunError
 from danling.history import Scored
+from danling.media_log import MediaLog
 from danling.owned import Owned
 from danling.ownership import Ownership
 from danling.settings import STATE_KEYS
@@ -26,7 +27,7 @@ __all__ = ["BaseRunner"]
 Status = Literal["running", "finished", "stopped", "failed", "preempted", "interrupted"]
 
 
-class BaseRunner(Owned, Scored):
+class BaseRunner(Owned, Scored, MediaLog):
     """A run: configuration, identity, directory, results, callbacks; `with runner:` opens it.
 
     Args:
@@ -192,6 +193,7 @@ class BaseRunner(Owned, Scored):
             return
         try:
             self._finish()
+            self.agree()  # that nobody has failed: until here a failure of one ends all
         except BaseException as raised:
             self._unwind(raised)
             raise

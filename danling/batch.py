@@ -85,7 +85,7 @@ def sample_count(batch: Any) -> int:
     """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
     if isinstance(batch, Tensor):
         return batch.size(0) if batch.ndim else 0
-    if isinstance(batch, list | tuple):
+    if isinstance(batch, (list, tuple)):
         parts: Iterable[Any] = batch
     else:
         parts = batch.values() if isinstance(batch, Mapping) else ()
@@ -101,9 +101,9 @@ def input_and_target(batch: Any) -> tuple[Any, Any]:
     Raises:
         DataError: It is not a pair; a batch of another shape needs an own `train_step`.
     """
-    if isinstance(batch, list | tuple) and len(batch) == 2:
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
         return batch[0], batch[1]
-    size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+    size = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
     raise DataError(
         f"the batch is a {type(batch).__name__}{size}, not (input, target) and not a mapping: "
         "override train_step and evaluate_step"
@@ -113,7 +113,7 @@ def input_and_target(batch: Any) -> tuple[Any, Any]:
 def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) -> Any:
     """The default step: forward, loss and metrics of a batch."""
     check_model(model)
-    if isinstance(batch, list | tuple) or not isinstance(batch, Mapping):
+    if isinstance(batch, (list, tuple)) or not isinstance(batch, Mapping):
         input, target = input_and_target(batch)
         output = model(input)
         if criterion is None:
@@ -145,7 +145,7 @@ def predict(model: Any, batch: Any) -> Any:
     check_model(model)
     if isinstance(batch, Mapping):
         return logits_of(model(**batch))
-    return model(batch[0] if isinstance(batch, list | tuple) else batch)
+    return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
 
 def checked_scalar(name: str, value: Any) -> Any:

@@ -65,7 +65,10 @@ class LogbookRunner(PartsRunner):
             for tag, total in totals.items()
             if tag.startswith("train/")
         }
-        return means | compute(self.metrics_of("train"), self.world) if means else {}
+        values = compute(self.metrics_of("train"), self.world) if means else {}
+        if values:  # they have no value until the epoch is over, and so were never logged
+            self.callbacks("on_log", self, {f"train/{name}": values[name] for name in values})
+        return means | values
 
     def _log_window(self) -> None:
         """Give the means since the last log to `on_log`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, repeat
 from typing import Any, NamedTuple
 
 __all__ = ["OpenBatch", "Window", "windowed"]
@@ -59,7 +59,7 @@ def windowed(
         [('a', False, 1.0), ('b', True, 1.0), ('c', True, 2.0)]
     """
     if accumulation == 1:
-        return ((batch, _WHOLE) for batch in source)
+        return zip(source, repeat(_WHOLE))
     return _counted(source, length, accumulation, start)
 
 

@@ -22,13 +22,14 @@ SHARED_BASES = {"monitor"}
 # A module reaches, through whatever it imports, none of a later line. `defaults` composes the
 # callbacks, which import the core: the one place where the arrow turns, and imported in a call.
 LAYERS = [
-    "errors git files jsonable",
-    "config identity state triggers distributed seed",
-    "record checkpoint",
+    "errors git files jsonable filesystem failpoints masking lock crc32c attempts media_log",
+    "config identity state triggers distributed seed sampling keyed transfer window averages",
+    "encoding record checkpoint sources stream loader data history metrics event_file tensorboard",
     "callback",
     "dispatch",
-    "base_runner",
-    "runner",
+    "ownership owned base_runner",
+    "parts logbook loop",
+    "capture resumption runner",
     "testing cli __main__",
 ]
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer.split()}

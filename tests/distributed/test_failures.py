@@ -61,13 +61,14 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted({read_checkpoint(path)["data"]["global_step"] for path in files})
 
 
+# The steps that are saved when step 6 or what follows it fails; the best one is the fourth.
 HOOKS = {
-    "on_step": [4, 5],  # before the save of this step
-    "on_evaluate_batch_end": [7, 8],  # the evaluation of the second epoch
-    "on_checkpoint": [5, 6],  # after the save of this step
-    "on_epoch_end": [7, 8],
-    "on_save": [5, 6],
-    "on_train_end": [8],
+    "on_step": [4, 5],
+    "on_checkpoint": [4, 5, 6],
+    "on_save": [4, 5, 6],
+    "on_evaluate_batch_end": [4, 7, 8],
+    "on_epoch_end": [4, 7, 8],
+    "on_train_end": [4, 8],
 }
 
 
@@ -134,7 +135,7 @@ def test_a_rank_that_is_frozen_for_a_while_goes_on(tmp_path: Path) -> None:
 
     ended = wait(pids, trap)
 
-    assert (ended.codes, results(tmp_path, 2)) == ([0, 0], [16, 16])
+    assert (ended.codes, results(tmp_path, 2)) == ([0, 0], [8, 8])
 
 
 # Saving
@@ -157,7 +158,7 @@ def saving(folder: Path, failpoints: str, policy: str, asynchronous: bool) -> No
 def test_a_full_disk_on_rank_0_is_the_same_error_on_all_ranks(
     asynchronous: bool, tmp_path: Path
 ) -> None:
-    point = f"checkpoint.after_fsync=raise:{errno.ENOSPC}@3"
+    point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
     ended = together(
         2, saving, tmp_path, point, "raise", asynchronous, folder=tmp_path, timeout=40
@@ -169,14 +170,14 @@ def test_a_full_disk_on_rank_0_is_the_same_error_on_all_ranks(
     first, _, _ = ended.output[ended.output.index("Traceback") :].partition("[rank")
     assert "CheckpointError" in first
     assert status(tmp_path) == "failed"
-    assert saved_steps(tmp_path) in ([1, 2], [1, 2, 4], [2, 4], [2])
+    assert set(saved_steps(tmp_path)) <= {1, 2, 4}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_a_save_that_fails_may_be_a_warning_on_all_ranks(
     asynchronous: bool, tmp_path: Path
 ) -> None:
-    point = f"checkpoint.after_fsync=raise:{errno.ENOSPC}@3"
+    point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
     ended = together(
         2, saving, tmp_path, point, "warn", asynchronous, folder=tmp_path, timeout=40
@@ -188,7 +189,7 @@ def test_a_save_that_fails_may_be_a_warning_on_all_ranks(
 
 
 def test_a_rank_that_is_killed_while_it_saves_leaves_whole_checkpoints(tmp_path: Path) -> None:
-    point = "checkpoint.after_fsync=kill@5"
+    point = "checkpoint.after_write=kill@5"
 
     ended = together(2, saving, tmp_path, point, "raise", False, folder=tmp_path, timeout=40)
 
@@ -248,13 +249,6 @@ def test_a_damaged_checkpoint_is_the_same_error_on_all_ranks(tmp_path: Path) -> 
     assert ended.output.count("its end is missing or was changed") >= 2
 
 
-class OtherModel(InTime):
-    """Whose model has another shape, on rank 1 only."""
-
-    def __init__(self, folder: Path, **parts: Any) -> None:
-        super().__init__(folder, {"resume": "auto"}, **parts)
-
-
 def resuming_with_a_failing_callback(folder: Path) -> None:
     runner = InTime(
         folder,
@@ -267,7 +261,6 @@ def resuming_with_a_failing_callback(folder: Path) -> None:
 
 def stopping_early(folder: Path) -> None:
     runner = InTime(folder, {"max_epochs": 3, "resume": "auto"}, default_callbacks=True)
-    At("on_epoch_end", fail)
     runner.callbacks.append(At("on_epoch_end", fail, rank=0, step=8))
     runner.train()
 

@@ -1,0 +1,116 @@
+"""A save of a checkpoint, and which of the numbered files stay.
+
+Why a numbered file was written stands in the file, in the metrics of its trailer. So what is kept
+follows from the directory alone: a restart forgets nothing, and removes nothing that is not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from danling.catalog import is_numbered
+from danling.history import is_better
+from danling.triggers import Every
+
+if TYPE_CHECKING:
+    from danling.catalog import Entry
+    from danling.checkpoint import CheckpointStore
+    from danling.runner import AccelerateRunner
+
+__all__ = ["REGULAR", "SCORE", "Ranking", "Save", "kept", "number"]
+
+REGULAR = "kept as one of the last"
+SCORE = "kept for its score"
+
+
+@dataclass(frozen=True)
+class Save:
+    """One file to write: under which names, what is in it, of when it is, and why.
+
+    Attributes:
+        names: Of the file.
+        contents: What `runner.state_dict()` gave, or a snapshot of it.
+        global_step: Optimizer steps completed.
+        epoch: Epochs completed.
+        metrics: Numbers for people, and `REGULAR` or `SCORE` for `kept`.
+    """
+
+    names: tuple[str, ...]
+    contents: Any
+    global_step: int
+    epoch: int
+    metrics: dict[str, float]
+
+    def commit(self, store: CheckpointStore) -> Path:
+        """Write it."""
+        return store.commit(
+            self.contents,
+            self.names,
+            global_step=self.global_step,
+            epoch=self.epoch,
+            metrics=self.metrics,
+        )
+
+
+class Ranking:
+    """The best scores, the best one first; of equal ones the earlier is before the later.
+
+    Args:
+        size: How many; at least the best one.
+        mode: Whether a lower (`"min"`) or a higher (`"max"`) score is better.
+
+    Example:
+        >>> ranking = Ranking(2, "max")
+        >>> [ranking.add(score) for score in (0.5, float("nan"), 0.7, 0.4, 0.7, None)]
+        [0, None, 0, None, 1, None]
+        >>> ranking.best
+        0.7
+    """
+
+    def __init__(self, size: int, mode: Literal["min", "max"] = "min") -> None:
+        self.mode = mode
+        self._size = max(size, 1)
+        self._scores: list[float] = []
+
+    @property
+    def best(self) -> float | None:
+        return self._scores[0] if self._scores else None
+
+    def add(self, score: float | None) -> int | None:
+        """The place of a score among the best, if it is one: NaN and infinities never are."""
+        for place, other in enumerate([*self._scores, None][: self._size]):
+            if score is not None and is_better(score, other, self.mode):
+                self._scores.insert(place, float(score))
+                del self._scores[self._size :]
+                return place
+        return None
+
+
+def number(runner: AccelerateRunner, period: Every | None) -> str:
+    """The name of a file that is of one epoch or one step."""
+    by_step = runner.batch_index > 0 or (period is not None and period.unit == "steps")
+    return f"step-{runner.global_step}" if by_step else f"epoch-{runner.epoch}"
+
+
+def kept(entries: Sequence[Entry], *, last: int | None, best: int, mode: str) -> set[str]:
+    """The numbered files that stay: the last regular ones, the best ones, and everybody else's.
+
+    Of equal scores the earlier stays, as of equal results the earlier is the best.
+
+    Args:
+        entries: Of the directory, newest first.
+        last: How many regular ones; None: all.
+        best: How many of the best.
+        mode: Whether a lower (`"min"`) or a higher (`"max"`) score is better.
+    """
+    numbered = [entry for entry in entries if is_numbered(entry.name)]
+    sign = -1 if mode == "max" else 1
+    scored = [entry for entry in numbered if SCORE in entry.metrics]
+    scored.sort(key=lambda entry: (sign * entry.metrics[SCORE], entry.trailer.serial))
+    stay = [entry for entry in numbered if not {REGULAR, SCORE} & entry.metrics.keys()]
+    stay += [entry for entry in numbered if REGULAR in entry.metrics][:last]
+    stay += scored[:best]
+    return {entry.name for entry in stay}
