@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from danling import retention
 from danling.callback import Priority
 from danling.callbacks.monitor import Monitor
 from danling.catalog import is_name
 from danling.checkpoint import CheckpointStore
 from danling.errors import CallbackError, CheckpointError
 from danling.history import flatten
-from danling.retention import REGULAR, SCORE, Ranking, Save, kept, number
+from danling.retention import REGULAR, SCORE, Ranking, Save
 from danling.snapshot import snapshot
 from danling.triggers import Every, Moment
 from danling.writer import AsyncWriter
@@ -59,6 +60,8 @@ class ModelCheckpoint(Monitor):
 
     name = _FIRST
     priority = Priority.LOWEST  # what it saves includes what all others did
+    _judged: tuple[int, int] | None  # epoch and step of the result judged last
+    _saved: tuple[int, int, int] | None  # position of the run in `latest`
 
     def __init__(
         self,
@@ -106,10 +109,12 @@ class ModelCheckpoint(Monitor):
 
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Find the best scores in the results that there are now."""
-        results, self._saved = runner.results, _position(runner)
+        results, self._saved = runner.results, retention.position(runner)
         if results and self.name not in checkpoint["callbacks"]:
-            self._judged = _key(results[-1])  # too late to save the weights that it is of
-        elif results and self._judged != _key(results[-1]):
+            self._judged = retention.key_of(
+                results[-1]
+            )  # too late to save the weights that it is of
+        elif results and self._judged != retention.key_of(results[-1]):
             results = results[:-1]
         monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
         self._ranking = Ranking(self.save_top_k, mode)
@@ -121,7 +126,7 @@ class ModelCheckpoint(Monitor):
         _, self._ranking.mode = self.resolve(runner.monitor, runner.config.monitor_mode)
         self.failures = 0
         if self.is_first and runner.has_dir:
-            runner.world.on_main(partial(_preflight, runner))
+            runner.world.on_main(partial(retention.preflight, runner))
         if self.asynchronous:
             self._writer = AsyncWriter()
 
@@ -163,7 +168,7 @@ class ModelCheckpoint(Monitor):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the scores are in the results."""
-        self._judged = None if state["judged"] is None else tuple(state["judged"])
+        self._judged = state["judged"]
         self._last, self._last_kept = Moment(*state["last"]), Moment(*state["last_kept"])
 
     # When
@@ -174,11 +179,11 @@ class ModelCheckpoint(Monitor):
         names: dict[str, dict[str, float]] = {}
         if self.is_first:
             due = self.every is not None and self.every.is_due(now, self._last)
-            if due or (runner.is_ending and _position(runner) != self._saved):
+            if due or (runner.is_ending and retention.position(runner) != self._saved):
                 names["latest"] = {}
-                self._last, self._saved = now, _position(runner)
+                self._last, self._saved = now, retention.position(runner)
             if self.keep_every is not None and self.keep_every.is_due(now, self._last_kept):
-                names[number(runner, self.keep_every)] = {REGULAR: 1.0}
+                names[retention.number(runner, self.keep_every)] = {REGULAR: 1.0}
                 self._last_kept = now
         if judged is None or not self.save_top_k:
             return names
@@ -186,18 +191,18 @@ class ModelCheckpoint(Monitor):
         if place == 0:
             names["best" if self.is_first else f"best-{self.name}"] = {}
         if self.save_top_k > 1:
-            names.setdefault(number(runner, self.keep_every), {})[SCORE] = score
+            names.setdefault(retention.number(runner, self.keep_every), {})[SCORE] = score
         return names
 
     def _judge(self, runner: Runner) -> tuple[float, int] | None:
         """Score and place of a result that was not judged yet, where it is among the best."""
         result = runner.latest_result
         monitor, _ = self.resolve(runner.monitor, runner.config.monitor_mode)
-        if result is None or self._judged == _key(result):
+        if result is None or self._judged == retention.key_of(result):
             return None
         if monitor.startswith("train/") and not runner.epoch_complete:
             return None
-        self._judged = _key(result)
+        self._judged = retention.key_of(result)
         if self.monitor is not None and self.best_score is None:
             self.score(monitor, result)  # says so where the value does not exist
         score = flatten(result).get(monitor)
@@ -228,7 +233,9 @@ class ModelCheckpoint(Monitor):
         path = save.commit(store)
         if self.is_first and (self.keep_last is not None or self.save_top_k > 1):
             best, mode = self.save_top_k, self._ranking.mode
-            store.rotate(kept(store.candidates(), last=self.keep_last, best=best, mode=mode))
+            store.rotate(
+                retention.kept(store.candidates(), last=self.keep_last, best=best, mode=mode)
+            )
         return path
 
     def _write(self, store: CheckpointStore, save: Save) -> list[Path]:
@@ -263,8 +270,7 @@ class ModelCheckpoint(Monitor):
     def _forget(self) -> None:
         self.failures = 0
         self._last = self._last_kept = Moment()
-        self._judged: tuple[int, int] | None = None  # epoch and step of the result judged last
-        self._saved: tuple[int, int, int] | None = (0, 0, 0)
+        self._judged, self._saved = None, (0, 0, 0)
         self._ranking = Ranking(self.save_top_k)
 
     def _check(self) -> None:
@@ -281,8 +287,8 @@ class ModelCheckpoint(Monitor):
             return
         if not is_name(f"best-{self.name}"):
             raise CallbackError(
-                f"ModelCheckpoint(name={self.name!r}): it names a file, best-{{name}}.pth: letters, "
-                "digits and . _ = - after the first"
+                f"ModelCheckpoint(name={self.name!r}): it names a file: letters, digits, "
+                "and after the first also . _ = -"
             )
         if self.keep_every is not None or self.save_top_k > 1 or self.save_on_exception:
             raise CallbackError(
@@ -298,18 +304,3 @@ def _collect(writer: AsyncWriter[Path], wait: bool) -> list[Path]:
     else:
         writer.check()
     return writer.completed()
-
-
-def _preflight(runner: Runner) -> None:
-    store = runner.checkpoints
-    weights = runner.unwrapped_model.state_dict().values() if store.is_empty() else ()
-    expected = sum(getattr(weight, "nbytes", 0) for weight in weights)
-    store.preflight(expected or None)
-
-
-def _position(runner: Runner) -> tuple[int, int, int]:
-    return runner.epoch, runner.global_step, runner.batch_index
-
-
-def _key(result: Mapping[str, Any]) -> tuple[int, int]:
-    return result["epoch"], result["global_step"]

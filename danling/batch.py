@@ -11,7 +11,7 @@ from torch import Tensor
 from danling.errors import DataError, MetricError, RunError
 from danling.metrics import RESERVED, measure
 
-__all__ = ["Output", "checked_scalar", "forward", "predict", "read_output", "sample_count"]
+__all__ = ["Output", "checked_scalar", "forward", "kept", "predict", "read_output", "sample_count"]
 
 
 class Output(NamedTuple):
@@ -56,15 +56,22 @@ def read_output(output: Any) -> Output:
 
 def scalar(loss: Any) -> Tensor:
     """The loss, if it is a tensor of one element."""
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return loss
     if not isinstance(loss, Tensor):
         raise MetricError(
             f"the loss is a {type(loss).__name__}, not a tensor: keep it a tensor, without .item()"
         )
-    if loss.ndim and loss.numel() != 1:
+    if loss.numel() != 1:
         raise MetricError(
             f"the loss has shape {tuple(loss.shape)}: reduce it to a scalar, as with .mean()"
         )
-    return loss if loss.ndim == 0 else loss.reshape(())
+    return loss.reshape(())
+
+
+def kept(loss: Tensor) -> Tensor:
+    """The loss without its graph; on CUDA a copy, because a CUDA graph reuses its place."""
+    return loss.detach().clone() if loss.is_cuda else loss.detach()
 
 
 def count_of(samples: Any) -> Tensor | int | None:

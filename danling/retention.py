@@ -6,7 +6,7 @@ follows from the directory alone: a restart forgets nothing, and removes nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from danling.checkpoint import CheckpointStore
     from danling.runner import AccelerateRunner
 
-__all__ = ["REGULAR", "SCORE", "Ranking", "Save", "kept", "number"]
+__all__ = [
+    "REGULAR",
+    "SCORE",
+    "Ranking",
+    "Save",
+    "kept",
+    "key_of",
+    "number",
+    "position",
+    "preflight",
+]
 
 REGULAR = "kept as one of the last"
 SCORE = "kept for its score"
@@ -114,3 +124,20 @@ def kept(entries: Sequence[Entry], *, last: int | None, best: int, mode: str) ->
     stay += [entry for entry in numbered if REGULAR in entry.metrics][:last]
     stay += scored[:best]
     return {entry.name for entry in stay}
+
+
+def preflight(runner: AccelerateRunner) -> None:
+    """Fail now where the first save would; the weights tell how much space it takes at least."""
+    store, model = runner.checkpoints, runner.unwrapped_model
+    weights = model.state_dict().values() if model is not None and store.is_empty() else ()
+    store.preflight(sum(getattr(weight, "nbytes", 0) for weight in weights) or None)
+
+
+def position(runner: AccelerateRunner) -> tuple[int, int, int]:
+    """Where a run is."""
+    return runner.epoch, runner.global_step, runner.batch_index
+
+
+def key_of(result: Mapping[str, Any]) -> tuple[int, int]:
+    """Which result this is."""
+    return result["epoch"], result["global_step"]

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from danling import capture
-from danling.batch import forward, predict, read_output, sample_count
+from danling.batch import forward, kept, predict, read_output, sample_count
 from danling.errors import DataError, RunError
 from danling.evaluation import check_samples, evaluate_split, evaluation_mode, predict_split
 from danling.loop import LoopRunner
@@ -127,15 +127,17 @@ class AccelerateRunner(LoopRunner):
         feed = windowed(source, length, self.accum_steps, self.batch_index)
         self._restore_rng()  # last of all: making an iterator may draw
         self._batches_token = token = object()
-        while self.batch_index != length:
-            self.world.begin_batch()
+        while self.counters.batch_index != length:
+            if self.world.size > 1:
+                self.world.begin_batch()
             hooks("on_fetch_start", self)
             batch, window = next(feed, _END)
             if batch is _END[0]:
                 break
             hooks("on_fetch_end", self, batch)
             self._batch = OpenBatch(batch, window)
-            self.optimization.synchronise(self.model, window.closes)
+            if not self.optimization.direct:
+                self.optimization.synchronise(self.model, window.closes)
             hooks("on_batch_start", self, batch)
             try:
                 yield batch
@@ -149,7 +151,7 @@ class AccelerateRunner(LoopRunner):
                 )
             self._end_batch()
             self._pass_safe_point()
-            if window.closes and self._is_cut() and self.batch_index != length:
+            if window.closes and self._is_cut() and self.counters.batch_index != length:
                 return
         if self.batch_index == 0:
             raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
@@ -175,7 +177,7 @@ class AccelerateRunner(LoopRunner):
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
         count = samples if samples is not None else sample_count(batch.batch) or 1
-        self._meter.add("train/loss", loss.detach().clone(), count)  # a CUDA graph reuses its place
+        self._meter.add("train/loss", kept(loss), count)
         for key, value in metrics.items():
             self._meter.add(f"train/{key}", value, count)
         self._accumulated = not window.closes

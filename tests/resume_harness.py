@@ -61,6 +61,10 @@ class Range:
         self.low = min(self.low, float(output.min()))
         self.high = max(self.high, float(output.max()))
 
+    def merge_state(self, others: list[Range]) -> None:
+        self.low = min([self.low, *(other.low for other in others)])
+        self.high = max([self.high, *(other.high for other in others)])
+
     def compute(self) -> float:
         return self.high - self.low
 

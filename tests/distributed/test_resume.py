@@ -1,0 +1,200 @@
+"""A run of several processes is killed and goes on, with as many processes or with others."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.distributed.processes import succeed, together
+from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
+
+pytestmark = pytest.mark.distributed
+
+SETTINGS = [
+    Setting(),
+    Setting(workers=2),
+    Setting(accumulation=3, every="2 steps"),
+    Setting(evaluate_every="3 steps", every="5 steps"),
+    Setting(workers=2, persistent=True, schedule="epoch", asynchronous=True, every="2 steps"),
+]
+
+
+def make(root: Path, setting: Setting, kill: tuple[int, int] | None, elastic: bool) -> Runner:
+    """A runner of the harness that is killed on one rank, at one step."""
+    step, victim = kill or (None, -1)
+    runner = Runner(root, setting, step if int(os.environ["RANK"]) == victim else None)
+    runner.config.poll_interval = 2
+    runner.config.elastic = elastic
+    runner.seen = root / f"seen-{os.environ['WORLD_SIZE']}-{runner.rank}.jsonl"
+    assert isinstance(runner.callbacks["kill"], Kill)
+    return runner
+
+
+def train(
+    root: Path, setting: Setting, kill: tuple[int, int] | None = None, elastic: bool = False
+) -> None:
+    runner = make(root, setting, kill, elastic)
+    runner.train()
+    outcome = {
+        "weights": digest(runner.unwrapped_model.state_dict()),
+        "optimizer": digest(runner.optimizer.state_dict()),
+        "scheduler": digest(runner.scheduler.state_dict()),
+        "results": runner.results,
+        "early_stopping": str(runner.callbacks["early_stopping"].state_dict()),
+        "steps": runner.global_step,
+        "epoch": runner.epoch,
+    }
+    (root / f"outcome-{runner.rank}.json").write_text(json.dumps(outcome))
+    (root / "report.json").write_text(json.dumps(runner.resume_report))
+
+
+def seen(root: Path, size: int) -> list[Any]:
+    """The samples of each rank, epoch and batch, as an uninterrupted training would have them."""
+    rows: dict[tuple[int, int, int], Any] = {}
+    for rank in range(size):
+        for line in (root / f"seen-{size}-{rank}.jsonl").read_text().splitlines():
+            epoch, batch, *data = json.loads(line)
+            rows[epoch, batch, rank] = data
+    return sorted(rows.items())
+
+
+def outcome(root: Path, size: int) -> dict[str, Any]:
+    ranks = [json.loads((root / f"outcome-{rank}.json").read_text()) for rank in range(size)]
+    assert ranks == [ranks[0]] * size
+    (directory,) = (path for path in (root / "experiments").iterdir() if path.is_dir())
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    metrics = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
+    return {**ranks[0], "seen": seen(root, size), "metrics": metrics}
+
+
+def interrupted(
+    root: Path, size: int, setting: Setting, *kills: tuple[int, int], then: Setting | None = None
+) -> dict[str, Any]:
+    root.mkdir(parents=True, exist_ok=True)
+    for kill in kills:
+        ended = together(size, train, root, setting, kill, folder=root)
+        assert ended.codes[kill[1]] == -signal.SIGKILL, ended.output
+        assert 0 not in ended.codes
+        setting = then or setting
+    succeed(size, train, root, setting, folder=root)
+    return outcome(root, size)
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, dict[str, Any]]:
+    """Outcomes of trainings that nobody interrupts, each made when it is first asked for."""
+    root = tmp_path_factory.mktemp("references")
+
+    class Made(dict[Any, dict[str, Any]]):
+        def __missing__(self, key: tuple[int, Setting]) -> dict[str, Any]:
+            size, setting = key
+            self[key] = interrupted(root / f"{size}-{name(setting)}", size, setting)
+            return self[key]
+
+    return Made()
+
+
+def steps_of(setting: Setting, size: int) -> int:
+    return setting.epochs * -(-(SAMPLES // (4 * size)) // setting.accumulation)
+
+
+def cases() -> Iterator[Any]:
+    for index, setting in enumerate(SETTINGS):
+        drawn = random.Random(name(setting))
+        steps = range(1, steps_of(setting, 2) + 1)
+        chosen = drawn.choice(steps[1:])
+        for step in steps:
+            for rank in (0, 1):
+                thinned = step == chosen and rank == index % 2
+                marks = [] if thinned else pytest.mark.exhaustive
+                yield pytest.param(setting, step, rank, marks=marks, id=f"{name(setting)}-{step}-{rank}")
+
+
+@pytest.mark.parametrize(("setting", "step", "rank"), [*cases()])
+def test_two_processes_of_which_one_is_killed_go_on_exactly(
+    setting: Setting, step: int, rank: int, references: dict[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    result = interrupted(tmp_path, 2, setting, (step, rank))
+
+    assert result == references[2, setting]
+
+
+def test_the_number_of_workers_may_change_on_two_processes(
+    references: dict[Any, dict[str, Any]], tmp_path: Path
+) -> None:
+    result = interrupted(tmp_path, 2, Setting(), (11, 1), (13, 0), then=Setting(workers=2))
+
+    assert result == references[2, Setting()]
+
+
+# Another number of processes
+
+
+def train_elastically(root: Path, setting: Setting, kill: tuple[int, int] | None) -> None:
+    train(root, setting, kill, elastic=True)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (2, 1),
+        (2, 3),
+        pytest.param((1, 2), marks=pytest.mark.exhaustive),
+        pytest.param((3, 2), marks=pytest.mark.exhaustive),
+        (2, 1, 2, 3),
+    ],
+)
+def test_another_number_of_processes_covers_the_rest_of_the_epoch_once(
+    sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    *before, last = sizes
+    setting = Setting()
+    step = 2
+    for size in before:
+        ended = together(
+            size, train_elastically, tmp_path, setting, (step, 0), folder=tmp_path
+        )
+        assert ended.codes[0] == -signal.SIGKILL, ended.output
+        step += 2
+
+    succeed(last, train_elastically, tmp_path, setting, None, folder=tmp_path)
+
+    used: Counter[tuple[int, int]] = Counter()
+    for path in tmp_path.glob("seen-*.jsonl"):
+        for line in path.read_text().splitlines():
+            epoch, _, indices, _ = json.loads(line)
+            used.update((epoch, index) for index in indices)
+    counts = [[used[epoch, index] for index in range(SAMPLES)] for epoch in range(EPOCHS)]
+    lost = _redone(before)
+    padding = -SAMPLES % (last * 4) % last  # at most world size - 1 samples are seen twice
+    assert all(min(epoch) == 1 for epoch in counts)
+    assert sum(counts[0]) - SAMPLES <= lost + last - 1
+    assert all(sum(epoch) - SAMPLES <= max(padding, last - 1) for epoch in counts[1:])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["exact"] is False
+    assert f"world_size {before[-1]} -> {last}" in report["reasons"]
+    results = json.loads((tmp_path / "outcome-0.json").read_text())["results"]
+    assert [result["epoch"] for result in results] == list(range(1, EPOCHS + 1))
+
+
+def _redone(sizes: list[int]) -> int:
+    """Samples of the steps that were taken, but not saved: the last step before each kill."""
+    return sum(size * 4 for size in sizes)
+
+
+def test_another_number_of_processes_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    ended = together(2, train, tmp_path, Setting(), (5, 0), folder=tmp_path)
+    assert ended.codes[0] == -signal.SIGKILL
+
+    ended = together(3, train, tmp_path, Setting(), folder=tmp_path)
+
+    assert 0 not in ended.codes
+    assert "saved with 2 processes, now 3" in ended.output
+    assert "elastic=True" in ended.output
