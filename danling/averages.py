@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["Averages", "Meter", "Total"]
 
-_CAPACITY: Final = 256  # values held per name before they are folded into one sum on the device
+_CAPACITY: Final = 128  # values held per name before they are folded into one sum on the device
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ def is_scalar(value: Any) -> bool:
 def sample_count(batch: Any) -> int:
     """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
     if isinstance(batch, Tensor):
-        return batch.size(0) if batch.ndim else 0
+        shape = batch.shape
+        return shape[0] if shape else 0
     if isinstance(batch, (list, tuple)):
         parts: Iterable[Any] = batch
     else:

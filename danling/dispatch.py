@@ -19,6 +19,9 @@ class Callbacks:
     List-like: `append`, `remove` (a callback or a name), `in`, `callbacks["early_stopping"]`.
     It may change before and between runs, not during one.
 
+    Attributes:
+        heard: The hooks that any callback overrides; what happens in every step looks here first.
+
     Args:
         callbacks: The user's.
         defaults: Those that are there unless the user brings one of the same name.
@@ -40,6 +43,7 @@ class Callbacks:
         self._all: list[Callback] = []
         self._defaults: list[Callback] = list(defaults)
         self._tables: dict[str, tuple[Listener, ...]] = {}
+        self.heard: set[str] = set()
         self.in_run = False
         if isinstance(callbacks, Callback):
             kind = type(callbacks).__name__
@@ -84,6 +88,8 @@ class Callbacks:
                 for callback, method in methods
                 if getattr(method, "__func__", method) is not base
             )
+
+        self.heard = {hook for hook, listeners in self._tables.items() if listeners}
 
     def __call__(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it; an error is raised with a note."""

@@ -246,7 +246,8 @@ class LoopRunner(LogbookRunner):
         if batch is None:
             return
         self.counters.batch_index += 1
-        self.callbacks("on_batch_end", self, batch.batch, batch.output)
+        if "on_batch_end" in self.callbacks.heard:
+            self.callbacks("on_batch_end", self, batch.batch, batch.output)
         if batch.window.closes and not batch.stepped:
             self._drop_window()
         if batch.stepped:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from danling.dispatch import Callbacks
+
 __all__ = ["MediaLog"]
 
 
@@ -22,7 +24,7 @@ class MediaLog:
         >>> runner.log_image("sample", images[0])  # doctest: +SKIP
     """
 
-    callbacks: Any
+    callbacks: Callbacks
 
     def log_text(self, tag: str, markdown: str) -> None:
         """Show a text, written in Markdown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,7 @@ class Ownership:
         message = f"{reason}going on in {run.path} ({run.status})"
         data = run.data
         return Plan(
-            path=str(run.path),
+            path=os.path.realpath(run.path),  # as of a new run: it must survive a chdir
             uuid=str(data["uuid"]),
             experiment_uuid=str(data["experiment_uuid"]),
             run_uuid=str(data["run_uuid"]),

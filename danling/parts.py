@@ -188,7 +188,7 @@ class PartsRunner(BaseRunner):
                 self.dataloaders[split] if batched else self.datasets[split],
                 batched=batched,
                 settings=split_settings(self.config.dataloader, split, self.splits),
-                seed=self.config.seed,
+                seed=int(self.config.seed or 0),
                 shuffle=training,
                 training=training,
                 placement=Placement(self.device, self.rank, self.world_size),

@@ -54,6 +54,18 @@ class Save:
     epoch: int
     metrics: dict[str, float]
 
+    @classmethod
+    def of(
+        cls,
+        runner: AccelerateRunner,
+        names: tuple[str, ...],
+        contents: Any,
+        reasons: Mapping[str, float] | None = None,
+    ) -> Save:
+        """A save of this point of a run, with the reasons to keep it."""
+        metrics = runner.score_metrics() | dict(reasons or {})
+        return cls(names, contents, runner.global_step, runner.epoch, metrics)
+
     def commit(self, store: CheckpointStore) -> Path:
         """Write it."""
         return store.commit(

@@ -117,7 +117,7 @@ class AccelerateRunner(LoopRunner):
     def _batches(self, split: str) -> Iterator[Any]:
         self._require_epoch()
         self._settle()
-        hooks, loader = self.callbacks, self.loader(split)
+        hooks, heard, loader = self.callbacks, self.callbacks.heard, self.loader(split)
         self._trained.add(split)
         check_samples(self.world, loader)
         source = loader.iterate(self.epoch, self.batch_index)
@@ -130,15 +130,18 @@ class AccelerateRunner(LoopRunner):
         while self.counters.batch_index != length:
             if self.world.size > 1:
                 self.world.begin_batch()
-            hooks("on_fetch_start", self)
+            if "on_fetch_start" in heard:
+                hooks("on_fetch_start", self)
             batch, window = next(feed, _END)
             if batch is _END[0]:
                 break
-            hooks("on_fetch_end", self, batch)
+            if "on_fetch_end" in heard:
+                hooks("on_fetch_end", self, batch)
             self._batch = OpenBatch(batch, window)
             if not self.optimization.direct:
                 self.optimization.synchronise(self.model, window.closes)
-            hooks("on_batch_start", self, batch)
+            if "on_batch_start" in heard:
+                hooks("on_batch_start", self, batch)
             try:
                 yield batch
             except GeneratorExit:  # a `break`: the next call closes what it leaves open
@@ -187,11 +190,13 @@ class AccelerateRunner(LoopRunner):
     def _take_step(self, name: str, batch: OpenBatch) -> None:
         hooks, optimization = self.callbacks, self.optimization
         optimization.open(name, batch.window.rescale)
-        hooks("on_before_step", self)
+        if "on_before_step" in hooks.heard:
+            hooks("on_before_step", self)
         optimization.step()
         self.counters.global_step += 1
         self.is_log_step |= self.counters.global_step % self._log_interval == 0
-        hooks("on_step", self)
+        if "on_step" in hooks.heard:
+            hooks("on_step", self)
         if optimization.used_norm is not None:
             self._meter.add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()

@@ -29,7 +29,9 @@ __all__ = [
 class SeededConfig(Protocol):
     """What `seed_everything` needs of a config."""
 
-    seed: int | None
+    @property
+    def seed(self) -> Any:
+        """The seed, or None."""
 
     def record_drawn_seed(self, seed: int) -> None:
         """Take note of a seed that the user did not choose."""

@@ -22,7 +22,7 @@ import danling as dl
 from danling.callbacks import ModelCheckpoint
 
 
-class NoisyDigits(Dataset):
+class NoisyDigits(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self) -> None:
         pixels, digits = load_digits(return_X_y=True)
         self.images = torch.tensor(pixels, dtype=torch.float32) / 16

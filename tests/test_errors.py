@@ -22,7 +22,9 @@ def test_every_error_of_the_library_is_a_danling_error() -> None:
 
 
 def test_the_drawn_tree_names_every_error() -> None:
-    drawn = {line.split("──")[-1].split()[0] for line in errors.__doc__.splitlines() if "──" in line}
+    lines = [line for line in (errors.__doc__ or "").splitlines() if "──" in line]
+
+    drawn = {line.split("──")[-1].split()[0] for line in lines}
 
     assert drawn | {"DanLingError", "did_you_mean"} == set(errors.__all__)
 

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,8 +63,7 @@ def measure(root: Path, megabytes: int, rounds: int) -> dict[str, list[float]]:
         row["torch.save + fsync"] = seconds(lambda: plain(runners["sync"], root, sync=True))
         for name, runner in runners.items():
             runner.counters.global_step += 1
-            save = checkpoints[name]
-            row[name] = seconds(lambda save=save, r=runner: save._save(r, {"latest": {}}))
+            row[name] = seconds(partial(checkpoints[name]._save, runner, {"latest": {}}))
         rest = seconds(lambda: checkpoints["async"]._deliver(runners["async"], wait=True))
         row["async, whole"] = row["async"] + rest
         for name, value in row.items() if number else ():

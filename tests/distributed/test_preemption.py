@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.distributed.processes import Ended, leave, results, start, together, wait
+from tests.distributed.processes import Ended, leave, results, start, succeed, together, wait
 from tests.distributed.runners import At, Regression
 from tests.distributed.test_resume import Setting, interrupted, outcome, train
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.distributed
 
 
 def run_of(folder: Path) -> Path:
-    (run,) = (path for path in (folder / "experiments").iterdir() if path.is_dir())
+    (run,) = (path.parent for path in (folder / "experiments").glob("*/run.json"))
     return run
 
 
@@ -70,7 +70,7 @@ def training(folder: Path, hook: str, number: int, rank: int) -> None:
         ("on_step", signal.SIGINT, 0, 6),
         ("on_evaluate_batch_end", signal.SIGTERM, 1, 8),
         ("on_checkpoint", signal.SIGTERM, 1, 6),
-        ("on_epoch_end", signal.SIGTERM, 1, 8),
+        ("on_epoch_end", signal.SIGTERM, 1, 9),  # too late for this epoch, so with the next poll
     ],
 )
 def test_a_signal_to_one_rank_ends_all_at_the_same_saved_step(
@@ -136,9 +136,25 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 MOMENTS = 20
 
 
+def train_slowly(folder: Path) -> None:
+    """Train so that most of the time is spent in training."""
+
+    class Slow(dl.Callback):
+        def on_step(self, runner: dl.AccelerateRunner) -> None:
+            time.sleep(0.02)
+
+        def on_evaluate_batch_end(self, runner: dl.AccelerateRunner, *_: Any) -> None:
+            time.sleep(0.02)
+
+        def on_save(self, runner: dl.AccelerateRunner, path: Path) -> None:
+            time.sleep(0.02)
+
+    train(folder, Setting(every="1 epoch"), callbacks=[Slow()])
+
+
 def signalled(folder: Path, delay: float, victims: list[int]) -> Ended:
     """Start a training, and send SIGTERM after a while to some ranks."""
-    pids = start(2, train, folder, Setting(every="1 epoch"), output=folder / "output.txt")
+    pids = start(2, train_slowly, folder, output=folder / "output.txt")
     time.sleep(delay)
     for rank in victims:
         os.kill(pids[rank], signal.SIGTERM)
@@ -150,8 +166,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     """What comes of a training that nobody disturbs, and how many seconds it takes."""
     root = tmp_path_factory.mktemp("undisturbed")
     begun = time.monotonic()
-    result = interrupted(root, 2, Setting(every="1 epoch"))
-    return result, time.monotonic() - begun
+    succeed(2, train_slowly, root, folder=root)
+    return outcome(root, 2), time.monotonic() - begun
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,15 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.distributed.processes import succeed, together
 from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
+
+import danling as dl
 
 pytestmark = pytest.mark.distributed
 
@@ -38,9 +40,15 @@ def make(root: Path, setting: Setting, kill: tuple[int, int] | None, elastic: bo
 
 
 def train(
-    root: Path, setting: Setting, kill: tuple[int, int] | None = None, elastic: bool = False
+    root: Path,
+    setting: Setting,
+    kill: tuple[int, int] | None = None,
+    elastic: bool = False,
+    callbacks: Sequence[dl.Callback] = (),
 ) -> None:
     runner = make(root, setting, kill, elastic)
+    for callback in callbacks:
+        runner.callbacks.append(callback)
     runner.train()
     outcome = {
         "weights": digest(runner.unwrapped_model.state_dict()),
@@ -68,7 +76,7 @@ def seen(root: Path, size: int) -> list[Any]:
 def outcome(root: Path, size: int) -> dict[str, Any]:
     ranks = [json.loads((root / f"outcome-{rank}.json").read_text()) for rank in range(size)]
     assert ranks == [ranks[0]] * size
-    (directory,) = (path for path in (root / "experiments").iterdir() if path.is_dir())
+    (directory,) = (path.parent for path in (root / "experiments").glob("*/run.json"))
     lines = (directory / "metrics.jsonl").read_text().splitlines()
     metrics = [{k: v for k, v in json.loads(line).items() if k != "time"} for line in lines]
     return {**ranks[0], "seen": seen(root, size), "metrics": metrics}

@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import errno
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from danling.callbacks import LambdaCallback, ModelCheckpoint
+from danling.callbacks.run_directory import RunDirectory
+from danling.errors import CallbackError, CheckpointError, MetricError
+from danling.failpoints import set_failpoints
+from danling.validation import read_checkpoint, trailer_of
+from tests.resume_harness import in_process
+from tests.resume_runs import (
+    STEPS,
+    interrupted,
+    log,
+    make_runner,
+    names,
+    trained,
+    tree,
+    weights,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_failpoints() -> Iterator[None]:
+    yield
+    set_failpoints("")
+
+
+def steps(runner: Any) -> dict[str, int]:
+    return {entry.name: entry.global_step for entry in runner.checkpoints.candidates()}
+
+
+def saves(runner: Any, options: Any = None) -> tuple[list[int], Any]:
+    """The steps at which on_save fired, of a whole training."""
+    found: list[int] = []
+    watch = LambdaCallback(name="watch", on_save=lambda r, path: found.append(r.global_step))
+    runner.callbacks.append(watch)
+    runner.train()
+    return found, runner
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"save_top_k": -1}, "save_top_k is 0 or more"),
+        ({"keep_last": 0, "keep_every": "1 epoch"}, "keep_last 1 or more"),
+        ({"keep_last": 2}, "set it too"),
+        ({"on_save_error": "ignore"}, "'raise' or 'warn'"),
+        ({"name": "../auc"}, "it names a file"),
+        ({"name": "val/auc"}, "it names a file"),
+        ({"name": "auc", "keep_every": "1 epoch"}, "are for the one without"),
+        ({"name": "auc", "save_top_k": 2}, "are for the one without"),
+    ],
+)
+def test_what_cannot_be_meant_is_an_error_at_once(arguments: dict[str, Any], message: str):
+    with pytest.raises(CallbackError, match=message):
+        ModelCheckpoint(**arguments)
+
+
+# When
+
+
+def test_by_default_latest_is_saved_after_each_epoch_and_best_when_it_improves():
+    found, runner = saves(make_runner(scores=(0.3, 0.1, 0.2), max_epochs=3))
+
+    assert found == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert steps(runner) == {
+        "latest": 3 * STEPS,
+        "previous": 2 * STEPS,
+        "best": 2 * STEPS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [("4 steps", [4, 8, 12, 12]), (None, [12]), ("2 epochs", [12]), ("0.25 run", [3, 6, 9, 12])],
+)
+def test_latest_is_saved_as_often_as_said_and_at_the_end(every: str | None, expected: list[int]):
+    found, runner = saves(make_runner([ModelCheckpoint(every, save_top_k=0)]))
+
+    assert found == expected
+    assert runner.checkpoints.load()[0]["data"]["epoch"] == 2
+
+
+def test_latest_is_saved_by_time():
+    pause = LambdaCallback(name="pause", on_step=lambda r: threading.Event().wait(0.05))
+
+    found, _ = saves(make_runner([ModelCheckpoint("0.12 s", save_top_k=0), pause]))
+
+    assert 3 <= len(found) <= 7
+    assert found[-1] == 12
+
+
+def test_a_stop_saves_where_it_stops():
+    stop = LambdaCallback(name="s", on_step=lambda r: r.stop() if r.global_step == 8 else None)
+
+    runner = trained([stop])
+
+    assert steps(runner)["latest"] == 8
+
+
+def test_numbered_files_are_named_after_their_epoch_or_step():
+    by_epoch = trained([ModelCheckpoint(keep_every="1 epoch")])
+    by_step = trained([ModelCheckpoint(keep_every="4 steps")])
+
+    assert names(by_epoch) == {"latest", "previous", "best", "epoch-1", "epoch-2"}
+    assert by_epoch.checkpoints.load("epoch-2")[0]["data"]["epoch"] == 2
+    assert names(by_step) >= {"step-4", "step-8", "step-12"}
+    assert by_step.checkpoints.load("step-8")[0]["data"]["global_step"] == 8
+
+
+def test_a_save_has_the_evaluation_of_its_own_step():
+    runner = trained([ModelCheckpoint("3 steps")], evaluate_every="3 steps", scores=(0.5, 0.4))
+
+    for entry in runner.checkpoints.candidates():
+        result = runner.checkpoints.load(entry.name)[0]["results"][-1]
+        assert result["global_step"] == entry.global_step
+
+
+# Which
+
+
+def test_nan_and_infinite_scores_are_never_best():
+    script = (math.nan, 0.5, math.nan, 0.7, math.inf)
+
+    runner = trained(scores=script, max_epochs=5, monitor_mode="max")
+
+    assert steps(runner)["best"] == 4 * STEPS
+    assert runner.best_score == pytest.approx(0.7)
+
+
+def test_without_a_finite_score_there_is_no_best():
+    assert "best" not in names(trained(scores=(math.nan, math.inf)))
+
+
+def test_of_equal_scores_the_earlier_is_best():
+    assert steps(trained(scores=(0.5, 0.5, 0.5), max_epochs=3))["best"] == STEPS
+
+
+def test_a_second_one_follows_another_value_and_writes_its_own_best_alone():
+    high = ModelCheckpoint(name="high", monitor="val/loss", mode="max")
+
+    runner = trained([ModelCheckpoint(), high], scores=(0.3, 0.9, 0.1), max_epochs=3)
+
+    found = steps(runner)
+    assert (found["best"], found["best-high"], found["latest"]) == (18, 12, 18)
+    assert high.best_score == pytest.approx(0.9)
+
+
+def test_a_monitor_that_does_not_exist_is_an_error_with_the_names():
+    with pytest.raises(MetricError, match="did you mean 'val/loss'"):
+        trained([ModelCheckpoint(name="typo", monitor="val/los", mode="min")])
+
+
+def best_of(script: list[float], k: int, mode: str) -> list[int]:
+    finite = [(score, epoch) for epoch, score in enumerate(script, 1) if math.isfinite(score)]
+    sign = -1 if mode == "max" else 1
+    return sorted(epoch for _, epoch in sorted(finite, key=lambda p: (sign * p[0], p[1]))[:k])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_kept_is_the_best_and_the_last_for_any_scores_and_restarts(seed: int):
+    chance = random.Random(seed)
+    script = [chance.choice([math.nan, round(chance.random(), 1)]) for _ in range(10)]
+    mode, k, last = chance.choice(["min", "max"]), chance.choice([1, 2, 3]), chance.choice([1, 2])
+    every = chance.choice([1, 2])
+    options = {"scores": tuple(script), "max_epochs": 10, "monitor_mode": mode}
+
+    def checkpoint() -> ModelCheckpoint:
+        return ModelCheckpoint(save_top_k=k, keep_every=f"{every} epochs", keep_last=last)
+
+    first = interrupted(STEPS * chance.randrange(2, 9) + 2, [checkpoint()], **options)
+    runner = trained([checkpoint()], resume=str(first.dir), **options)
+
+    regular = [epoch for epoch in range(1, 11) if epoch % every == 0][-last:]
+    best = best_of(script, k, mode)
+    expected = {*regular, *(best if k > 1 else [])}
+    assert names(runner) - {"latest", "previous", "best"} == {f"epoch-{e}" for e in expected}
+    assert steps(runner)["latest"] == 10 * STEPS
+    top = best_of(script, 1, mode)
+    assert steps(runner).get("best") == (top[0] * STEPS if top else None)
+
+
+def test_a_checkpoint_that_was_saved_by_hand_is_never_removed():
+    by_hand = LambdaCallback(
+        name="hand",
+        on_step=lambda r: r.save_checkpoint("step-3") if r.global_step == 3 else None,
+    )
+
+    runner = trained([ModelCheckpoint(keep_every="1 epoch", keep_last=1, save_top_k=2), by_hand])
+
+    assert "step-3" in names(runner)
+
+
+def test_what_a_user_deletes_is_no_error():
+    def delete(runner: Any) -> None:
+        if runner.epoch == 2:
+            for path in runner.checkpoint_dir.glob("*.pth"):
+                path.unlink()
+
+    hand = LambdaCallback(name="hand", on_epoch_start=delete)
+
+    runner = trained([ModelCheckpoint(keep_every="1 epoch", keep_last=2), hand], max_epochs=3)
+
+    assert steps(runner)["latest"] == 3 * STEPS
+
+
+def test_weights_alone_are_smaller_and_never_what_a_run_goes_on_from():
+    options = {"scores": (0.5, 0.4, 0.3), "max_epochs": 3, "evaluate_every": "3 steps"}
+    checkpoint = ModelCheckpoint(save_weights_only=True, keep_every="1 epoch")
+    first = interrupted(STEPS + 5, [checkpoint], **options)
+
+    best = read_checkpoint(first.checkpoint_dir / "best.pth")
+    assert set(best) == {"format", "run", "model", "config"}
+    assert steps(first)["best"] > steps(first)["latest"]
+
+    again = trained([ModelCheckpoint(save_weights_only=True)], resume=str(first.dir), **options)
+
+    assert again.resume_report is not None
+    assert again.resume_report["global_step"] == STEPS
+    assert again.resume_report["checkpoint"] == "latest.pth"
+
+
+def test_nothing_is_saved_without_a_directory():
+    runner = make_runner()
+    runner.callbacks.remove("run_directory")
+
+    runner.train()
+
+    assert list(Path().rglob("*.pth")) == []
+
+
+def test_a_callback_in_a_second_runner_starts_anew():
+    checkpoint = ModelCheckpoint()
+    trained([checkpoint], scores=(0.1, 0.2))
+
+    second = trained([checkpoint], scores=(0.9, 0.8), seed=5)
+
+    assert steps(second)["best"] == 2 * STEPS
+
+
+# Exceptions
+
+
+def test_a_failing_run_leaves_nothing_unless_asked_and_never_over_latest():
+    plain = interrupted(9)
+    asked = interrupted(9, [ModelCheckpoint(save_on_exception=True)])
+
+    path = asked.dir / "crash" / "step-9.pth"
+    assert not (plain.dir / "crash").exists()
+    assert steps(asked)["latest"] == STEPS
+    assert read_checkpoint(path)["run"]["crash"] == "RuntimeError: boom"
+
+    again = trained(resume=str(asked.dir))
+    assert again.resume_report is not None
+    assert again.resume_report["global_step"] == STEPS
+
+
+# Errors
+
+
+def test_a_directory_that_cannot_be_written_fails_before_the_first_step():
+    taken: list[int] = []
+    watch = LambdaCallback(name="watch", on_step=lambda r: taken.append(r.global_step))
+
+    def block(runner: Any) -> None:
+        (runner.dir / "checkpoints").write_text("in the way")
+
+    block_it = LambdaCallback(name="block", on_setup=block)
+
+    with pytest.raises(CheckpointError, match="checkpoints cannot be saved") as caught:
+        trained([watch, block_it])
+
+    assert caught.value.errno == errno.ENOTDIR
+    assert taken == []
+
+
+def test_a_save_that_fails_ends_the_run_and_keeps_what_was_there():
+    def break_disk(runner: Any) -> None:
+        if runner.epoch == 1:
+            set_failpoints("checkpoint.before_write=raise:28")
+
+    runner = make_runner([LambdaCallback(name="b", on_epoch_start=break_disk)], max_epochs=3)
+    with pytest.raises(CheckpointError, match="No space left on device") as caught:
+        runner.train()
+
+    assert caught.value.errno == errno.ENOSPC
+    assert steps(runner)["latest"] == STEPS
+    set_failpoints("")
+    assert weights(trained(resume=str(runner.dir), max_epochs=3)) == weights(trained(max_epochs=3))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_save_that_fails_can_be_a_warning_until_the_run_ends(asynchronous: bool):
+    def break_disk(runner: Any) -> None:
+        text = "checkpoint.before_write=raise:28" if runner.epoch == 1 else ""
+        set_failpoints(text)
+
+    checkpoint = ModelCheckpoint(on_save_error="warn", asynchronous=asynchronous)
+    fault = LambdaCallback(name="b", on_fetch_start=break_disk)
+    runner = make_runner([checkpoint, fault], max_epochs=4)
+
+    with pytest.raises(CheckpointError, match="1 saves failed in this run"):
+        runner.train()
+
+    assert "save failed (1 so far)" in log(runner)
+    assert runner.global_step == steps(runner)["latest"] == 4 * STEPS
+
+
+def test_a_checkpoint_directory_that_vanishes_is_made_again_and_a_run_that_vanishes_is_an_error():
+    def vanish(what: str) -> Any:
+        def act(runner: Any) -> None:
+            if runner.epoch == 1:
+                shutil.rmtree(runner.checkpoint_dir if what == "checkpoints" else runner.dir)
+
+        return LambdaCallback(name="vanish", on_epoch_start=act)
+
+    kept = trained([vanish("checkpoints")], max_epochs=3)
+    assert steps(kept)["latest"] == 3 * STEPS
+
+    with pytest.raises(CheckpointError, match="No such file") as caught:
+        trained([vanish("run")], max_epochs=3)
+    assert caught.value.errno == errno.ENOENT
+
+
+REAL = """
+    import os, subprocess, sys
+    from pathlib import Path
+    from danling.callbacks import LambdaCallback, ModelCheckpoint
+    from danling.errors import CheckpointError
+    from tests.resume_runs import make_runner
+
+    def mount(*arguments):
+        if subprocess.run(["mount", *arguments]).returncode:
+            sys.exit("mount failed")
+
+    root = Path("experiments")
+    root.mkdir()
+    mount("-t", "tmpfs", "-o", "size=600k", "none", str(root))
+    def fault(runner):
+        if runner.epoch == 1:
+            {fault}
+    runner = make_runner([LambdaCallback(name="fault", on_epoch_start=fault)], max_epochs=3)
+    try:
+        runner.train()
+    except CheckpointError as error:
+        print("errno", error.errno)
+    {repair}
+    print(sorted(os.listdir(runner.checkpoint_dir)))
+    again = make_runner(max_epochs=3, resume=str(runner.dir))
+    again.train()
+    print(again.resume_report["global_step"], again.global_step)
+"""
+FULL = ('open(root / "big", "wb").write(bytes(64 << 10)) if False else fill()', "")
+
+
+@pytest.mark.parametrize(
+    ("fault", "repair", "number"),
+    [
+        (
+            'os.system(f"dd if=/dev/zero of={root}/big bs=1k 2>/dev/null")',
+            '(root / "big").unlink()',
+            errno.ENOSPC,
+        ),
+        (
+            'mount("-o", "remount,ro", str(root))',
+            'mount("-o", "remount,rw", str(root))',
+            errno.EROFS,
+        ),
+    ],
+    ids=["full", "read-only"],
+)
+def test_a_disk_that_fails_in_the_middle_of_a_run_costs_one_epoch(
+    fault: str, repair: str, number: int
+):
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no private mount namespaces here")
+    script = textwrap.dedent(REAL).format(fault=fault, repair=repair)
+
+    result = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", script], capture_output=True, text=True
+    )
+
+    if "mount failed" in result.stderr:
+        pytest.skip("nothing may be mounted here")
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"errno {number}", result.stderr
+    assert ".tmp" not in lines[1]
+    assert lines[2] == f"{STEPS} {3 * STEPS}"
+
+
+# In the background
+
+
+def test_a_background_save_is_told_on_the_main_thread_and_leaves_no_thread():
+    told: list[tuple[str, bool]] = []
+    watch = LambdaCallback(
+        name="watch",
+        on_save=lambda r, path: told.append((path.name, threading.current_thread().name)),
+    )
+
+    runner = trained([ModelCheckpoint("2 steps", asynchronous=True), watch])
+
+    assert {name for _, name in told} == {threading.main_thread().name}
+    assert len(told) == 7  # 2, 4, ..., 12 and the end of the last epoch
+    assert not [t for t in threading.enumerate() if t.name == "danling-writer"]
+    assert steps(runner)["latest"] == 2 * STEPS
+    assert weights(runner) == weights(trained())
+
+
+def test_a_background_save_is_of_the_step_it_names():
+    seen: dict[int, dict[str, list[Any]]] = {}
+    watch = LambdaCallback(
+        name="watch", on_step=lambda r: seen.setdefault(r.global_step, weights(r))
+    )
+
+    runner = trained([ModelCheckpoint(asynchronous=True, keep_every="1 step"), watch])
+
+    for step in range(1, 2 * STEPS):
+        state = runner.checkpoints.load(f"step-{step}")[0]["model"]
+        assert {name: value.tolist() for name, value in state.items()} == seen[step]
+
+
+def test_an_error_in_the_background_is_raised_at_the_next_step():
+    set_failpoints("checkpoint.after_open=raise:5")
+    runner = make_runner([ModelCheckpoint("2 steps", asynchronous=True)])
+
+    def wait(r: Any) -> None:
+        while r.global_step == 2 and r.callbacks["model_checkpoint"]._writer.busy:
+            threading.Event().wait(0.01)
+
+    runner.callbacks.append(LambdaCallback(name="w", on_fetch_start=wait))
+    with pytest.raises(CheckpointError) as caught:
+        runner.train()
+
+    assert caught.value.errno == errno.EIO
+    assert runner.global_step == 3
+    assert not [t for t in threading.enumerate() if t.name == "danling-writer"]
+
+
+def test_a_run_that_fails_ends_its_background_save_first():
+    set_failpoints("checkpoint.after_write=sleep:0.3")
+
+    runner = interrupted(STEPS + 1, [ModelCheckpoint(asynchronous=True)])
+
+    assert steps(runner)["latest"] == STEPS
+
+
+def die_in_a_background_save(place: str) -> None:
+    torch.set_num_threads(1)
+    set_failpoints(f"checkpoint.{place}=kill@2")
+    make_runner([ModelCheckpoint("2 steps", asynchronous=True)]).train()
+
+
+@pytest.mark.parametrize("place", ["after_write", "after_replace"])
+def test_a_run_that_dies_in_a_background_save_goes_on_exactly(place: str):
+    assert in_process(die_in_a_background_save, place) == -signal.SIGKILL
+
+    again = trained([ModelCheckpoint("2 steps")], resume="auto")
+
+    assert again.resume_report is not None
+    assert again.resume_report["global_step"] in (2, 4)
+    assert not list(again.checkpoint_dir.glob(".tmp.*"))
+    assert weights(again) == weights(trained())
