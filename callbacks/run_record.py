@@ -64,7 +64,8 @@ class RunRecord(Callback):
         """Record where this launch goes on."""
         if self._run is not None and runner.in_run:
             with self._attempts.caught(runner.logger):
-                self._run.data["launches"][-1]["start_step"] = runner.global_step
+                launch = self._run.data["launches"][-1]
+                launch |= {"start_step": runner.global_step, "resumed": runner.resume_report}
                 self._run.save()
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
@@ -92,7 +93,8 @@ class RunRecord(Callback):
                 hash_inputs=runner.config.semantic(),
                 environment=read_environment(),
             )
-        run.launch(start_step=runner.global_step)
+        launch = run.launch(start_step=runner.global_step)
+        launch["resumed"] = runner.resume_report  # of a run that begins from another's checkpoint
         return run
 
     def _record_code(self, run: RunFile, runner: Runner) -> None:

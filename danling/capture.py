@@ -15,6 +15,7 @@ from danling.compatibility import (
     config_changes,
     kinds,
     obstacles,
+    part_problems,
     surroundings,
 )
 from danling.distributed import World
@@ -137,7 +138,8 @@ def restore(
     data, run = checkpoint["data"], checkpoint["run"]
     if runner.model is not None:
         runner.unwrapped_model.load_state_dict(checkpoint["model"], strict=strict)
-    restore_optimization(runner, checkpoint)
+    if not part_problems(runner, checkpoint):  # else it is not strict, and left out
+        restore_optimization(runner, checkpoint)
     for name in ("epoch", "global_step", "batch_index"):
         setattr(runner.counters, name, data[name])
     runner.history.restore(checkpoint["results"])

@@ -24,6 +24,7 @@ __all__ = [
     "config_changes",
     "kinds",
     "obstacles",
+    "part_problems",
     "surroundings",
 ]
 
@@ -77,7 +78,7 @@ def check_parts(
         CheckpointError: Something does not fit; nothing was changed.
     """
     wrong, other = _model_problems(runner.unwrapped_model, checkpoint["model"])
-    other += _part_problems(runner, checkpoint)
+    other += part_problems(runner, checkpoint)
     if wrong or (other and strict):
         raise _unfit(path, wrong + other)
     return other
@@ -93,6 +94,25 @@ def check_weights(model: torch.nn.Module | None, state: Mapping[str, Any], path:
     if wrong:
         raise _unfit(path, wrong)
     return other
+
+
+def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> list[str]:
+    """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
+    recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
+    problems: list[str] = []
+    for kind, parts in _parts(runner).items():
+        if not now["optimizer"]:
+            break  # nothing will be trained
+        saved = named(checkpoint[kind])
+        problems += (f"missing {_label(kind, name)}" for name in parts if name not in saved)
+        problems += (f"unexpected {_label(kind, name)}" for name in saved if name not in parts)
+        for name in parts.keys() & saved.keys():
+            then = recorded.get(kind, {}).get(name, now[kind][name])
+            if then != now[kind][name]:
+                problems.append(f"{_label(kind, name)} was {then}, now it is {now[kind][name]}")
+            elif kind == "optimizer":
+                problems += _group_problems(_label(kind, name), parts[name], saved[name])
+    return problems
 
 
 def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
@@ -138,24 +158,6 @@ def _model_problems(
         elif then.dtype != now.dtype:
             other.append(f"{name} is {then.dtype}, in the model {now.dtype}")
     return sorted(wrong), other
-
-
-def _part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> list[str]:
-    recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
-    problems: list[str] = []
-    for kind, parts in _parts(runner).items():
-        if not now["optimizer"]:
-            break  # nothing will be trained
-        saved = named(checkpoint[kind])
-        problems += (f"missing {_label(kind, name)}" for name in parts if name not in saved)
-        problems += (f"unexpected {_label(kind, name)}" for name in saved if name not in parts)
-        for name in parts.keys() & saved.keys():
-            then = recorded.get(kind, {}).get(name, now[kind][name])
-            if then != now[kind][name]:
-                problems.append(f"{_label(kind, name)} was {then}, now it is {now[kind][name]}")
-            elif kind == "optimizer":
-                problems += _group_problems(_label(kind, name), parts[name], saved[name])
-    return problems
 
 
 def _group_problems(label: str, optimizer: torch.optim.Optimizer, state: Any) -> list[str]:

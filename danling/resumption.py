@@ -55,7 +55,7 @@ def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
         return checkpoint, path
     for entry in store.candidates():  # `best` may be newer, and hold only weights
         with suppress(CheckpointError):
-            checkpoint, path = store.load(entry.name)
+            checkpoint, path = store.load(entry.path)
             if "data" in checkpoint:
                 return checkpoint, path
     raise CheckpointError(f"all valid checkpoints in {store.directory} hold only weights")

@@ -141,7 +141,8 @@ def kept(entries: Sequence[Entry], *, last: int | None, best: int, mode: str) ->
 def preflight(runner: AccelerateRunner) -> None:
     """Fail now where the first save would; the weights tell how much space it takes at least."""
     store, model = runner.checkpoints, runner.unwrapped_model
-    weights = model.state_dict().values() if model is not None and store.is_empty() else ()
+    is_first = not store.directory.is_dir() or store.is_empty()
+    weights = model.state_dict().values() if model is not None and is_first else ()
     store.preflight(sum(getattr(weight, "nbytes", 0) for weight in weights) or None)
 
 

@@ -70,8 +70,7 @@ class Every:
         True
         >>> Every("100 stpes")
         Traceback (most recent call last):
-        danling.errors.ConfigError: 'stpes' in '100 stpes' is no unit: use steps, epochs, s, min,
-        hours or run
+        danling.errors.ConfigError: 'stpes' is no unit: use steps, epochs, s, min, hours or run
     """
 
     __slots__ = ("unit", "value")
@@ -90,7 +89,7 @@ class Every:
         number, word = match.groups()
         if word not in _UNITS:
             raise ConfigError(
-                f"{word!r} in {period!r} is no unit: use steps, epochs, s, min, hours or run"
+                f"{word!r} is no unit: use steps, epochs, s, min, hours or run"
             )
         self.unit = _UNITS[word]
         self.value = float(number) if number else 1.0

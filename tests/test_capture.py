@@ -1,0 +1,279 @@
+"""What a checkpoint holds, and that a runner takes all of it or nothing."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from danling.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint, TensorBoard
+from danling.errors import CheckpointError
+from danling.runner import AccelerateRunner
+from danling.validation import read_checkpoint
+from tests.resume_runs import (
+    STEPS,
+    Noisy,
+    interrupted,
+    log,
+    make_runner,
+    record,
+    trained,
+    tree,
+    weights,
+)
+
+
+def parts_of(first: AccelerateRunner) -> dict[str, Any]:
+    """What a new runner of the same model is made of."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.Linear(8, 1))
+    return {
+        "model": model,
+        "criterion": nn.MSELoss(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9),
+        "datasets": {"train": Noisy(), "val": Noisy(8)},
+    }
+
+
+def test_the_public_keys_are_there_and_load_with_weights_only():
+    runner = trained()
+
+    loaded = torch.load(runner.checkpoint_dir / "latest.pth", weights_only=True)
+
+    public = {"format", "model", "optimizer", "scheduler", "scaler", "config", "results"}
+    assert set(loaded) == public | {"callbacks", "data", "rng", "run"}
+
+
+def test_the_weights_of_a_run_load_where_danling_is_not_installed():
+    path = trained().checkpoint_dir / "best.pth"
+    script = """
+        import sys
+        sys.modules["danling"] = None
+        import torch
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.Linear(8, 1)
+        )
+        model.load_state_dict(torch.load(sys.argv[1])["model"])
+    """
+
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(path)], check=True)
+
+
+def test_values_that_were_not_logged_yet_survive():
+    options: dict[str, Any] = {"log_interval": 5}
+    first = interrupted(9, [ModelCheckpoint("1 step")], **options)
+
+    again = trained(resume=str(first.dir), **options)
+
+    whole = trained(**options)
+    rows = [(r.dir / "metrics.jsonl").read_text().splitlines() for r in (again, whole)]
+    strip = [
+        [row.partition('"time"')[0] + row.partition('"time"')[2].partition(",")[2] for row in r]
+        for r in rows
+    ]
+    assert strip[0] == strip[1]
+
+
+# All or nothing
+
+
+class Other(nn.Sequential):
+    """Another model than that of the checkpoint."""
+
+    def __init__(self, change: str) -> None:
+        width = 9 if change == "shape" else 8
+        layers: list[nn.Module] = [nn.Linear(4, width), nn.Dropout(0.3), nn.Linear(width, 1)]
+        if change == "missing":
+            layers.append(nn.Linear(1, 1))
+        if change == "unexpected":
+            layers[0] = nn.Linear(4, width, bias=False)
+        super().__init__(*layers)
+        if change == "dtype":
+            self.double()
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters)
+
+
+def two_groups(parameters: Any) -> torch.optim.Optimizer:
+    first, *rest = parameters
+    return torch.optim.SGD([{"params": [first]}, {"params": rest}], lr=0.1)
+
+
+def step_schedule(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.StepLR(optimizer, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": lambda: Other("shape")}, r"0.bias has the shape \(8,\), in the model \(9,\)"),
+        ({"model": lambda: Other("missing")}, "missing weight 3.weight"),
+        ({"model": lambda: Other("unexpected")}, "unexpected weight 0.bias"),
+        ({"model": lambda: Other("dtype")}, "0.weight is torch.float32, in the model"),
+        ({"optimizer": adam}, "optimizer was SGD, now it is Adam"),
+        ({"optimizer": two_groups}, r"groups of \[4\] parameters, now of \[1, 3\]"),
+        ({"scheduler": step_schedule}, "missing scheduler"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_changed(
+    options: dict[str, Callable[..., Any]], message: str
+):
+    path = interrupted(9).checkpoint_dir / "latest.pth"
+    made = {k: make() if k == "model" else make for k, make in options.items()}
+    runner = make_runner(**made)  # type: ignore[arg-type]  # each has its own type
+    runner.prepare()
+    before = weights(runner), str(runner.optimization.state_dict())
+
+    with pytest.raises(CheckpointError, match=message):
+        runner.load_checkpoint(path)
+
+    assert (weights(runner), str(runner.optimization.state_dict())) == before
+    assert runner.global_step == 0
+    assert runner.results == []
+
+
+def test_a_schedule_that_is_gone_is_named():
+    path = interrupted(9, scheduler=step_schedule).checkpoint_dir / "latest.pth"
+
+    with pytest.raises(CheckpointError, match="unexpected scheduler"):
+        make_runner().load_checkpoint(path)
+
+
+def test_what_fits_is_taken_when_strict_is_not_set():
+    path = interrupted(9).checkpoint_dir / "latest.pth"
+    runner = make_runner(model=Other("missing"))
+
+    runner.load_checkpoint(path, strict=False)
+
+    report = runner.resume_report
+    assert report is not None
+    assert not report["exact"]
+    assert "missing weight 3.weight" in report["reasons"]
+    assert runner.global_step == STEPS
+    assert weights(runner)["0.weight"] == read_checkpoint(path)["model"]["0.weight"].tolist()
+
+
+def test_a_part_that_was_taken_out_of_a_checkpoint_is_missed(tmp_path: Path):
+    content = torch.load(interrupted(9).checkpoint_dir / "latest.pth", weights_only=True)
+    del content["rng"]
+    torch.save(content, tmp_path / "cut.pth")
+
+    with pytest.raises(CheckpointError, match="is not complete: rng is not in it"):
+        make_runner().load_checkpoint(tmp_path / "cut.pth")
+
+
+def test_a_callback_s_state_that_does_not_load_is_named(caplog: pytest.LogCaptureFixture):
+    def refuse(state: dict[str, Any]) -> None:
+        raise KeyError("count")
+
+    path = interrupted(9, [EarlyStopping()]).checkpoint_dir / "latest.pth"
+    stopping = EarlyStopping()
+    stopping.load_state_dict = refuse  # type: ignore[method-assign]  # what a changed class does
+
+    with pytest.raises(CheckpointError, match="callback 'early_stopping' does not load"):
+        make_runner([stopping]).load_checkpoint(path)
+
+    runner = make_runner([stopping])
+    runner.load_checkpoint(path, strict=False)
+    assert runner.resume_report is not None
+    assert not runner.resume_report["exact"]
+
+
+def test_weights_alone_are_loaded_on_request_only(caplog: pytest.LogCaptureFixture):
+    first = trained([ModelCheckpoint(save_weights_only=True)])
+    path = first.checkpoint_dir / "best.pth"
+    runner = make_runner()
+
+    with pytest.raises(CheckpointError, match="holds only weights"):
+        runner.load_checkpoint(path)
+    with caplog.at_level(logging.WARNING):
+        runner.load_checkpoint(path, strict=False)
+
+    assert weights(runner) == {
+        name: value.tolist() for name, value in read_checkpoint(path)["model"].items()
+    }
+    assert runner.global_step == 0
+    assert "only weights were loaded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "state", [{"when": object()}, {"f": test_a_schedule_that_is_gone_is_named}]
+)
+def test_a_state_that_cannot_be_saved_is_named_and_the_old_file_stays(state: dict[str, Any]):
+    odd = LambdaCallback(name="odd")
+    odd.state_dict = lambda: state if runner.epoch == 2 else {}  # type: ignore[method-assign]
+    runner = make_runner([odd])
+
+    with pytest.raises(CheckpointError, match=r"callbacks\['odd'\]\['"):
+        runner.train()
+
+    assert runner.checkpoints.load()[0]["data"]["global_step"] == STEPS
+
+
+# A new run from a checkpoint
+
+
+def test_a_fork_has_the_best_score_and_leaves_the_first_run_as_it_is():
+    first = interrupted(3 * STEPS + 2, scores=(0.5, 0.1, 0.4), max_epochs=4, resume="auto")
+    before = tree(first.dir)
+
+    fork = AccelerateRunner.from_checkpoint(
+        first.checkpoint_dir / "latest.pth",
+        callbacks=[TensorBoard(), EarlyStopping(patience=9)],
+        **parts_of(first),
+    )
+    assert fork.best_score == pytest.approx(0.1)
+    fork.train()
+
+    assert fork.dir != first.dir
+    assert fork.epoch == 4
+    assert tree(first.dir) == before
+    assert fork.resume_report is not None
+    assert fork.resume_report["run"] == str(first.uuid)
+    assert record(fork)["launches"][0]["start_step"] == 3 * STEPS
+    assert record(fork)["launches"][0]["resumed"]["run"] == str(first.uuid)
+
+
+def test_a_fork_goes_on_in_the_middle_of_an_epoch_as_the_run_itself():
+    first = interrupted(9, [ModelCheckpoint("1 step")])
+
+    fork = AccelerateRunner.from_checkpoint(first.checkpoint_dir / "latest.pth", **parts_of(first))
+    fork.train()
+
+    whole = trained()
+    assert weights(fork) == weights(whole)
+    assert fork.results == whole.results
+
+
+def test_a_checkpoint_can_be_evaluated_without_what_trained_it():
+    first = trained()
+    parts = parts_of(first)
+
+    runner = AccelerateRunner.from_checkpoint(
+        first.checkpoint_dir / "best.pth",
+        model=parts["model"],
+        criterion=parts["criterion"],
+        datasets={"test": Noisy(8)},
+        default_callbacks=False,
+    )
+
+    assert set(runner.evaluate("test")) == {"loss"}
+
+
+def test_the_report_is_kept_in_the_record_and_in_later_checkpoints():
+    first = interrupted(9)
+
+    again = trained(resume=str(first.dir))
+
+    assert record(again)["launches"][1]["resumed"] == again.resume_report
+    assert again.checkpoints.load()[0]["run"]["resume_report"] == again.resume_report
+    assert "resumed from" in log(again)
