@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from accelerate.utils import DistributedType
+
+from danling import sharding
 from danling.compatibility import (
     check_complete,
     check_parts,
@@ -18,23 +20,21 @@ from danling.compatibility import (
     part_problems,
     surroundings,
 )
-from danling.distributed import World
 from danling.errors import CheckpointError, ResumeError
 from danling.given import changes, given_to, restore_optimization
 from danling.jsonable import to_plain
+from danling.reading import read_together
 from danling.seed import derive, rng_state, seed_everything, set_rng_state
 from danling.settings import STATE_KEYS
 from danling.triggers import Moment
-from danling.validation import read_checkpoint, trailer_of
+from danling.validation import read_checkpoint
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["build", "load", "read_together", "restore", "restore_rng", "save", "take"]
+__all__ = ["build", "load", "restore", "restore_rng", "save", "take"]
 
 R = TypeVar("R", bound="AccelerateRunner")
-
-_SENT = 1 << 26  # bytes of a checkpoint up to which it is sent to the other processes
 
 
 def take(runner: AccelerateRunner) -> dict[str, Any]:
@@ -94,37 +94,6 @@ def load(runner: AccelerateRunner, path: Path, *, strict: bool = True) -> None:
     restore(runner, checkpoint, path, strict=strict)
 
 
-def read_together(
-    world: World, choose: Callable[[], tuple[dict[str, Any], Path]]
-) -> tuple[dict[str, Any], Path]:
-    """Let the main process choose a file, check and read it, and give all the same content.
-
-    A large file is not sent: each process reads it by itself, unless one of them cannot see it, or
-    sees another, as it happens on shared file systems.
-    """
-    chosen: list[tuple[dict[str, Any], Path]] = []
-
-    def describe() -> tuple[Path, str | None, bool]:
-        chosen.append(choose())
-        path = chosen[0][1]
-        return path, digest_of(path), path.stat().st_size < _SENT
-
-    path, digest, is_small = world.on_main(describe)
-    if not chosen and not is_small:
-        with suppress(CheckpointError):
-            if digest == digest_of(path):
-                chosen.append((read_checkpoint(path), path))
-    if is_small or world.maximum([not chosen])[0]:
-        return world.broadcast(chosen[0] if chosen else None)  # type: ignore[return-value]  # rank 0 has one
-    return chosen[0]
-
-
-def digest_of(path: Path) -> str | None:
-    """Of the content of a file, as it says itself."""
-    trailer = trailer_of(path)
-    return None if trailer is None else trailer.sha256
-
-
 def restore(
     runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True
 ) -> None:
@@ -137,7 +106,8 @@ def restore(
     reasons = runner.world.together(lambda: compare(runner, checkpoint, path, strict))
     data, run = checkpoint["data"], checkpoint["run"]
     if runner.model is not None:
-        runner.unwrapped_model.load_state_dict(checkpoint["model"], strict=strict)
+        weights = checkpoint["model"]
+        sharding.load_model_state(runner.model, runner.unwrapped_model, weights, strict=strict)
     if not part_problems(runner, checkpoint):  # else it is not strict, and left out
         restore_optimization(runner, checkpoint)
     for name in ("epoch", "global_step", "batch_index"):
@@ -198,7 +168,8 @@ def compare(
 def restore_weights(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Load the weights of a file that has nothing else."""
     left_out = check_weights(runner.unwrapped_model, checkpoint["model"], path)
-    runner.unwrapped_model.load_state_dict(checkpoint["model"], strict=False)
+    weights = checkpoint["model"]
+    sharding.load_model_state(runner.model, runner.unwrapped_model, weights, strict=False)
     runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
 
 
@@ -270,15 +241,9 @@ def model_state(runner: AccelerateRunner) -> Any:
     """The weights under the names of the plain model."""
     if runner.model is None:
         return None
-    if runner.optimization.direct:
-        return runner.unwrapped_model.state_dict()
-    return runner.unwrapped_model.state_dict()
-
-
-def load_model(runner: AccelerateRunner, state: Any) -> None:
-    """Load the weights."""
-    if runner.model is not None:
-        runner.unwrapped_model.load_state_dict(state)
+    if runner.accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise CheckpointError("checkpoints of DeepSpeed are not supported: use FSDP, or DDP")
+    return sharding.model_state(runner.model, runner.unwrapped_model)
 
 
 def build(cls: Callable[..., R], path: Path, parts: Mapping[str, Any]) -> R:

@@ -191,9 +191,7 @@ class World:
 
     # Below
 
-    def _exchange(
-        self, kind: str, numbers: Sequence[float] = (), size: int = 0
-    ) -> list[_Message]:
+    def _exchange(self, kind: str, numbers: Sequence[float] = (), size: int = 0) -> list[_Message]:
         """Give every rank the message of every other; all must be in the same call."""
         call = f"{self._calls[-1] if self._calls else 'the run'}|{kind}"
         self._collectives += 1

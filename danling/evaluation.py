@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,19 @@ from danling.errors import DataError
 from danling.loader import Loader
 from danling.metrics import compute, reset
 from danling.seed import isolated_rng
+from danling.sharding import in_step
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["check_samples", "evaluate_split", "evaluation_mode", "predict_split", "reduce_totals"]
+__all__ = [
+    "check_samples",
+    "evaluate_split",
+    "evaluate_splits",
+    "evaluation_mode",
+    "predict_split",
+    "reduce_totals",
+]
 
 
 @contextmanager
@@ -62,6 +70,17 @@ def without_collectives(model: Any) -> Iterator[None]:
         model.require_forward_param_sync = before
 
 
+def evaluate_splits(runner: AccelerateRunner, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The results of splits, by default of all but `train` and `test`."""
+    runner.prepare()
+    names = names or runner.evaluation_splits
+    if not names:
+        known = runner.splits
+        raise DataError(f"no split to evaluate: without names it skips some of {known}")
+    with evaluation_mode(runner.model):
+        return {split: evaluate_split(runner, split) for split in names}
+
+
 def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
     """Means over the samples of a split, on the host, over all processes."""
     hooks, loader, averages = runner.callbacks, runner.loader(split, evaluating=True), Averages()
@@ -70,7 +89,7 @@ def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
         reset(metrics)
         check_samples(runner.world, loader)
         hooks("on_evaluate_start", runner, split)
-        for batch in loader.iterate(0):
+        for batch in in_step(runner, loader.iterate(0)):
             hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
             loss, values, samples = read_output(output)
@@ -94,7 +113,7 @@ def predict_split(runner: AccelerateRunner, split: str) -> Any:
     check_samples(runner.world, loader)
     hooks("on_predict_start", runner, split)
     outputs: list[tuple[int, Any]] = []
-    for index, batch in enumerate(loader.iterate(0)):
+    for index, batch in enumerate(in_step(runner, loader.iterate(0))):
         output = runner.predict_step(batch)
         hooks("on_predict_batch_end", runner, batch, output)
         outputs.append((loader.positions(index)[0], to_host(output)))

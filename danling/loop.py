@@ -262,7 +262,8 @@ class LoopRunner(LogbookRunner):
         """Fire `on_checkpoint` for the step that was taken, after the evaluation due at it."""
         if self._at_safe_point:
             self._at_safe_point = False
-            self.callbacks("on_checkpoint", self)
+            if "on_checkpoint" in self.callbacks.heard:
+                self.callbacks("on_checkpoint", self)
 
     def _settle(self) -> None:
         """Close the batch that a `break` left open."""

@@ -65,9 +65,11 @@ class Optimization:
         self.max_value = max_value
         self.interval = interval
         self._accelerator = accelerator
+        self._model: Any = None
         self._prepared: dict[str, Any] = dict(optimizers)
         self._current: str | None = None  # while its gradients are complete
-        self._norm: Tensor | None = None
+        self.used_norm: Tensor | None = None
+        """The norm of the open step, if anybody asked for it."""
 
     def prepare(self, model: nn.Module | None) -> Any:
         """Let Accelerate place and wrap the model and the optimizers; returns the model."""
@@ -76,7 +78,7 @@ class Optimization:
             return None
         prepared = self._accelerator.prepare(*parts)
         prepared = list(prepared) if isinstance(prepared, tuple) else [prepared]
-        model = prepared.pop(0) if model is not None else None
+        self._model = model = prepared.pop(0) if model is not None else None
         if not self.direct:
             self._prepared = dict(zip(self.optimizers, prepared, strict=True))
         return model
@@ -128,7 +130,7 @@ class Optimization:
 
     def open(self, name: str, rescale: float = 1.0) -> None:
         """Gradients of the named optimizer are complete: make them readable."""
-        self._current, self._norm = name, None
+        self._current, self.used_norm = name, None
         if rescale != 1.0:
             for parameter in self._parameters(name):
                 if parameter.grad is not None:
@@ -155,7 +157,7 @@ class Optimization:
             self._prepared[self._require_gradients()].zero_grad()
         else:
             self.discard()  # the engine's backward reached the parameters of the others too
-        self._current = self._norm = None
+        self._current = self.used_norm = None
 
     def discard(self) -> None:
         """Forget all gradients, of a window that will not be stepped."""
@@ -165,20 +167,15 @@ class Optimization:
     @property
     def grad_norm(self) -> Tensor:
         """Total norm of the gradients of this step, before clipping; computed on first use."""
-        if self._norm is None:
+        if self.used_norm is None:
             gradients = [
                 parameter.grad
                 for parameter in self._parameters(self._require_gradients())
                 if parameter.grad is not None
             ]
             norm = get_total_norm(gradients)
-            self._norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return self._norm
-
-    @property
-    def used_norm(self) -> Tensor | None:
-        """The norm of this step, if anybody asked for it."""
-        return self._norm
+            self.used_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return self.used_norm
 
     def end_epoch(self) -> None:
         """Move the schedules that count epochs."""
@@ -219,7 +216,7 @@ class Optimization:
             norm = self._accelerator.clip_grad_norm_(
                 parameters, limit
             )  # sharded: only the engine knows the norm
-            self._norm = norm if isinstance(norm, Tensor) else None
+            self.used_norm = norm if isinstance(norm, Tensor) else None
             return
         with torch.no_grad():
             clip_grads_with_norm_(parameters, limit, self.grad_norm)
@@ -231,7 +228,7 @@ class Optimization:
         scaler = getattr(self._accelerator, "scaler", None)
         return {
             "optimizer": unnamed(
-                {name: part.state_dict() for name, part in self.optimizers.items()}
+                {name: optimizer_state(self._model, part) for name, part in self.optimizers.items()}
             ),
             "scheduler": unnamed(
                 {name: part.state_dict() for name, part in self.schedulers.items()}
@@ -241,11 +238,12 @@ class Optimization:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave."""
-        for kind, parts in (("optimizer", self.optimizers), ("scheduler", self.schedulers)):
-            states = named(state[kind])
-            for name, part in parts.items():
-                if name in states:
-                    part.load_state_dict(states[name])
+        states = named(state["optimizer"])
+        for name in self.optimizers.keys() & states.keys():
+            load_optimizer_state(self._model, self.optimizers[name], states[name])
+        states = named(state["scheduler"])
+        for name in self.schedulers.keys() & states.keys():
+            self.schedulers[name].load_state_dict(states[name])
         scaler = getattr(self._accelerator, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])

@@ -148,19 +148,24 @@ class Ownership:
             return self._fresh()
         if resume not in (True, "auto", "latest", "best"):
             return self._at(Path(str(resume)))
-        runs = find_runs(root, self.run_uuid.hex)
         if resume in (True, "auto"):
-            runs = [run for run in runs if run.unfinished and not run.locked]
-        if runs:
-            return self._continue(runs[0], "best" if resume == "best" else "latest", "")
-        if resume in (True, "auto"):
-            return self._fresh(
-                f"resume='auto' found no unfinished run of this code and configuration in {root}: "
-                f"a new one starts{self._hint_at_shorter(root)}"
-            )
+            return self._automatic(root)
+        if runs := find_runs(root, self.run_uuid.hex):
+            return self._continue(runs[0], str(resume), "")
         raise ResumeError(
             f"resume={resume!r}: there is no run of this code and configuration in {root}; "
             "give the path of a run or of a checkpoint instead"
+        )
+
+    def _automatic(self, root: Path) -> Plan:
+        if self.code.partial:  # it may be other code than that of a run with the same ids
+            return self._fresh("resume='auto': the code could not be read in time, a new run starts")
+        for run in find_runs(root, self.run_uuid.hex):
+            if run.unfinished and not run.locked:
+                return self._continue(run, "latest", "")
+        return self._fresh(
+            f"resume='auto' found no unfinished run of this code and configuration in {root}: "
+            f"a new one starts{self._hint_at_shorter(root)}"
         )
 
     def _hint_at_shorter(self, root: Path) -> str:

@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danling.capture import read_together, restore
+from danling.capture import restore
 from danling.errors import CheckpointError, ResumeError
 from danling.given import given_to
+from danling.reading import read_together
 
 if TYPE_CHECKING:
     from danling.checkpoint import CheckpointStore

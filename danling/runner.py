@@ -12,7 +12,7 @@ from torch import Tensor
 from danling import capture
 from danling.batch import forward, kept, predict, read_output, sample_count
 from danling.errors import DataError, RunError
-from danling.evaluation import check_samples, evaluate_split, evaluation_mode, predict_split
+from danling.evaluation import check_samples, evaluate_splits, evaluation_mode, predict_split
 from danling.loop import LoopRunner
 from danling.resumption import resume
 from danling.window import OpenBatch, Window, windowed
@@ -234,15 +234,9 @@ class AccelerateRunner(LoopRunner):
             DataError: There is no such split, or it is empty.
         """
         with self.world.call("evaluate()"):
-            self.prepare()
             if self._batch is not None and self._batch.stepped:
                 self._end_batch()
-            names = splits or tuple(self.evaluation_splits)
-            if not names:
-                known = self.splits
-                raise DataError(f"no split to evaluate: without names it skips some of {known}")
-            with evaluation_mode(self.model):
-                results = {split: evaluate_split(self, split) for split in names}
+            results = evaluate_splits(self, splits)
             if self._batches_token is not None:
                 self._add_evaluation(results)
         return results[splits[0]] if len(splits) == 1 else results

@@ -59,9 +59,10 @@ runner.train()
 
 result = runner.evaluate("test")  # a call that all processes make, and all get the result of
 predictions = runner.predict("test").argmax(dim=1)  # each sample once, in the order of the dataset
-targets = torch.stack([target for _, target in test])
+targets = torch.stack([test[index][1] for index in range(len(test))])
 if runner.is_main_process:  # what only one is to do: print, draw, upload
-    print(f"{runner.world_size} processes, {runner.global_step} steps of {config.global_batch_size}")
+    batch = config.global_batch_size
+    print(f"{runner.world_size} processes, {runner.global_step} steps of {batch}")
     print(f"test accuracy: {result['accuracy']:.2%}, {len(predictions)} predictions")
     print(f"the same from them: {(predictions == targets).float().mean():.2%}")
     print(f"results, checkpoints and log: {runner.dir}")

@@ -177,7 +177,7 @@ def train(root: Path, setting: Setting, kill_at: int | None = None) -> None:
 
 
 def in_process(work: Callable[..., None], *args: Any) -> int:
-    """Do something in a process of its own, forked for speed; returns how it ended, as `wait` says."""
+    """Do something in a process of its own, forked for speed; returns how it ended."""
     pid = os.fork()
     if pid == 0:
         try:

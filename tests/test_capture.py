@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(
 ):
     path = interrupted(9).checkpoint_dir / "latest.pth"
     made = {k: make() if k == "model" else make for k, make in options.items()}
-    runner = make_runner(**made)  # type: ignore[arg-type]  # each has its own type
+    runner = make_runner(**made)
     runner.prepare()
     before = weights(runner), str(runner.optimization.state_dict())
 
@@ -177,7 +177,7 @@ def test_a_callback_s_state_that_does_not_load_is_named(caplog: pytest.LogCaptur
 
     path = interrupted(9, [EarlyStopping()]).checkpoint_dir / "latest.pth"
     stopping = EarlyStopping()
-    stopping.load_state_dict = refuse  # type: ignore[method-assign]  # what a changed class does
+    stopping.load_state_dict = refuse  # as of a class that has changed since
 
     with pytest.raises(CheckpointError, match="callback 'early_stopping' does not load"):
         make_runner([stopping]).load_checkpoint(path)
@@ -210,7 +210,7 @@ def test_weights_alone_are_loaded_on_request_only(caplog: pytest.LogCaptureFixtu
 )
 def test_a_state_that_cannot_be_saved_is_named_and_the_old_file_stays(state: dict[str, Any]):
     odd = LambdaCallback(name="odd")
-    odd.state_dict = lambda: state if runner.epoch == 2 else {}  # type: ignore[method-assign]
+    odd.state_dict = lambda: state if runner.epoch == 2 else {}
     runner = make_runner([odd])
 
     with pytest.raises(CheckpointError, match=r"callbacks\['odd'\]\['"):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from tests.distributed.processes import leave, results, succeed, together
 
 from danling.distributed import World
 from danling.errors import CheckpointError, DistributedError
+from tests.distributed.processes import leave, results, succeed, together
 
 pytestmark = pytest.mark.distributed
 

@@ -1,4 +1,4 @@
-"""Kill -9 at a step, continue in a fresh process: nothing may differ from a run nobody disturbed."""
+"""Kill -9 at a step, continue in a fresh process: nothing differs from a run nobody disturbed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.resume_harness import EPOCHS, SAMPLES, Setting, interrupted, name, reference
 
 STEPS = EPOCHS * SAMPLES // 4

@@ -85,7 +85,9 @@ def together(
     return wait(pids, output, terminates=terminates, timeout=timeout)
 
 
-def wait(pids: Sequence[int], output: Path, *, terminates: bool = True, timeout: float = 120) -> Ended:
+def wait(
+    pids: Sequence[int], output: Path, *, terminates: bool = True, timeout: float = 120
+) -> Ended:
     """Wait for processes of `start`, and end them as a launcher does when one has failed."""
     codes: dict[int, int] = {}
     deadline, first, told = time.monotonic() + timeout, 0.0, False

@@ -94,7 +94,9 @@ class At(dl.Callback):
 
     priority = 1000
 
-    def __init__(self, hook: str, action: Callable[..., None], *, rank: int = 1, step: int = 3) -> None:
+    def __init__(
+        self, hook: str, action: Callable[..., None], *, rank: int = 1, step: int = 3
+    ) -> None:
         self.action, self.rank, self.step = action, rank, step
         setattr(self, hook, self._act)
 

@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.distributed.processes import leave, results, succeed, together
-from tests.distributed.runners import At, Regression
 
 import danling as dl
+from tests.distributed.processes import leave, results, succeed, together
+from tests.distributed.runners import At, Regression
 
 pytestmark = pytest.mark.distributed
 
@@ -60,7 +61,7 @@ def test_what_is_read_or_asked_for_on_one_rank_alone_works(tmp_path: Path) -> No
     assert first[0] == 4  # the first agreement after it is that of the epoch's end
 
 
-CALLS: dict[str, Callable[[dl.AccelerateRunner], object]] = {
+CALLS: dict[str, Callable[..., Any]] = {
     "save_checkpoint()": lambda runner: runner.save_checkpoint(),
     "load_checkpoint()": lambda runner: runner.load_checkpoint("anything.pth"),
     "evaluate()": lambda runner: runner.evaluate("val"),

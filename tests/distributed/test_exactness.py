@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.distributed.processes import leave, results, succeed, together
-from tests.distributed.runners import Numbered, Regression, normalised_network, numbers, weights
 from torch import Tensor, nn
 
 import danling as dl
+from tests.distributed.processes import leave, results, succeed, together
+from tests.distributed.runners import Numbered, Regression, normalised_network, numbers, weights
 
 pytestmark = pytest.mark.distributed
 
@@ -156,9 +156,7 @@ def training(folder: Path, batch_size: int, accumulation: int, interval: str) ->
     leave(folder, [outcome, recorder.samples])
 
 
-def trained(
-    folder: Path, size: int, *args: Any
-) -> tuple[list[Any], list[list[list[int]]]]:
+def trained(folder: Path, size: int, *args: Any) -> tuple[list[Any], list[list[list[int]]]]:
     """What came of a training, and which samples each rank saw in each batch."""
     folder.mkdir()
     succeed(size, training, folder, *args, folder=folder)
@@ -278,5 +276,3 @@ def test_a_stream_of_unknown_length_ends_on_all_ranks_together(
     assert results_0 == results_1
     if not sharded:
         assert sorted(sum(first[:5] + second[:5], [])) == list(range(20))
-
-

@@ -10,19 +10,19 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from tests.distributed.processes import leave, results, start, succeed, together, wait
-from tests.distributed.runners import At, Regression, die, fail, freeze
 
 import danling as dl
+from danling import reading
 from danling.callbacks import ModelCheckpoint
 from danling.failpoints import set_failpoints
 from danling.validation import read_checkpoint
+from tests.distributed.processes import leave, results, start, succeed, together, wait
+from tests.distributed.runners import At, Regression, die, fail, freeze
 
 pytestmark = pytest.mark.distributed
 
@@ -39,7 +39,9 @@ class InTime(Regression):
 
 def training(folder: Path, hook: str, failure: Callable[..., None], rank: int) -> None:
     trap = At(hook, failure, rank=rank, step=STEP_OF_FAILURE)
-    runner = InTime(folder, callbacks=[ModelCheckpoint(every="1 step"), trap], default_callbacks=True)
+    runner = InTime(
+        folder, callbacks=[ModelCheckpoint(every="1 step"), trap], default_callbacks=True
+    )
     assert runner.world_size == 2
     runner.train()
 
@@ -141,12 +143,10 @@ def test_a_rank_that_is_frozen_for_a_while_goes_on(tmp_path: Path) -> None:
 # Saving
 
 
-def saving(folder: Path, failpoints: str, policy: str, asynchronous: bool) -> None:
+def saving(folder: Path, failpoints: str, policy: Any, asynchronous: bool) -> None:
     if os.environ["RANK"] == "0":
         set_failpoints(failpoints)
-    checkpoint = ModelCheckpoint(
-        every="1 step", on_save_error=policy, asynchronous=asynchronous
-    )
+    checkpoint = ModelCheckpoint(every="1 step", on_save_error=policy, asynchronous=asynchronous)
     runner = InTime(folder, callbacks=[checkpoint], default_callbacks=True)
     try:
         runner.train()
@@ -160,9 +160,7 @@ def test_a_full_disk_on_rank_0_is_the_same_error_on_all_ranks(
 ) -> None:
     point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
-    ended = together(
-        2, saving, tmp_path, point, "raise", asynchronous, folder=tmp_path, timeout=40
-    )
+    ended = together(2, saving, tmp_path, point, "raise", asynchronous, folder=tmp_path, timeout=40)
 
     assert ended.codes[0] == 1, ended.output
     assert ended.codes[1] != 0
@@ -179,9 +177,7 @@ def test_a_save_that_fails_may_be_a_warning_on_all_ranks(
 ) -> None:
     point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
-    ended = together(
-        2, saving, tmp_path, point, "warn", asynchronous, folder=tmp_path, timeout=40
-    )
+    ended = together(2, saving, tmp_path, point, "warn", asynchronous, folder=tmp_path, timeout=40)
 
     assert [step for step, _ in results(tmp_path, 2)] == [8, 8], ended.output
     assert ended.output.count("save failed") == 1
@@ -209,10 +205,8 @@ def trained(folder: Path) -> Path:
 
 
 def loading(folder: Path, path: Path, blind: bool, large: bool) -> None:
-    from danling import capture
-
     if large:
-        capture._SENT = 0
+        reading.SENT = 0
     if blind and os.environ["RANK"] == "1":
         hidden = folder / "hidden"
         hidden.mkdir()

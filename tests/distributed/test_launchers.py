@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.distributed.processes import (
     ROOT,
     accelerate_launch,

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.distributed.processes import Ended, leave, results, start, succeed, together, wait
-from tests.distributed.runners import At, Regression
-from tests.distributed.test_resume import Setting, interrupted, outcome, train
 
 import danling as dl
-from danling.callbacks import ModelCheckpoint
 from danling.validation import read_checkpoint
+from tests.distributed.processes import Ended, leave, results, start, succeed, together, wait
+from tests.distributed.runners import At, Regression
+from tests.distributed.test_resume import interrupted, outcome, train
+from tests.resume_harness import Setting
 
 pytestmark = pytest.mark.distributed
 

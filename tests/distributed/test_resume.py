@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.distributed.processes import succeed, together
-from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
 
 import danling as dl
+from tests.distributed.processes import succeed, together
+from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
 
 pytestmark = pytest.mark.distributed
 
@@ -121,8 +121,10 @@ def cases() -> Iterator[Any]:
         for step in steps:
             for rank in (0, 1):
                 thinned = step == chosen and rank == index % 2
-                marks = [] if thinned else pytest.mark.exhaustive
-                yield pytest.param(setting, step, rank, marks=marks, id=f"{name(setting)}-{step}-{rank}")
+                marks: Any = [] if thinned else pytest.mark.exhaustive
+                yield pytest.param(
+                    setting, step, rank, marks=marks, id=f"{name(setting)}-{step}-{rank}"
+                )
 
 
 @pytest.mark.parametrize(("setting", "step", "rank"), [*cases()])
@@ -166,9 +168,7 @@ def test_another_number_of_processes_covers_the_rest_of_the_epoch_once(
     setting = Setting()
     step = 2
     for size in before:
-        ended = together(
-            size, train_elastically, tmp_path, setting, (step, 0), folder=tmp_path
-        )
+        ended = together(size, train_elastically, tmp_path, setting, (step, 0), folder=tmp_path)
         assert ended.codes[0] == -signal.SIGKILL, ended.output
         step += 2
 

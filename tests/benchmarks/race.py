@@ -1,0 +1,78 @@
+"""Runs contestants in turn, again and again, so that a slow moment of the machine hits them all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.keras_peer import keras
+from tests.benchmarks.peers import CONTESTANTS, Contestant
+from tests.benchmarks.work import Work, spread
+
+ALL = [*CONTESTANTS, Contestant("Keras on torch", "keras", keras)]
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Send what everybody prints and logs to nowhere: bars are drawn, and nobody reads them."""
+    logging.disable(logging.CRITICAL)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with contextlib.redirect_stderr(nowhere):
+            yield
+    logging.disable(logging.NOTSET)
+
+
+def race(*, features: bool, rounds: int, steps: int, epochs: int) -> dict[str, dict[str, Any]]:
+    """Microseconds per step of each, and how many times those of the hand-written loop.
+
+    Of each contestant and round the fastest epoch counts; a ratio is of the same round.
+    """
+    present = [contestant for contestant in ALL if contestant.is_installed]
+    best: dict[str, list[float]] = {contestant.name: [] for contestant in present}
+    for _ in range(rounds):
+        for contestant in present:
+            with tempfile.TemporaryDirectory() as folder, silence():
+                work = Work.of(Path(folder), steps=steps, epochs=epochs + 2, features=features)
+                best[contestant.name].append(min(contestant.run(work)) / steps * 1e6)
+    hand, ours = best[ALL[0].name], best["DanLing"]
+    return {
+        name: {
+            "us_per_step": spread(times),
+            "times_by_hand": spread(_ratios(times, hand)),
+            "times_danling": spread(_ratios(times, ours)),
+        }
+        for name, times in best.items()
+    } | {other.name: {"missing": other.needs} for other in ALL if not other.is_installed}
+
+
+def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as a table in Markdown."""
+    text = io.StringIO()
+    print(f"\n### {title}\n", file=text)
+    print("| | µs per step | times by hand | times DanLing |", file=text)
+    print("| --- | --- | --- | --- |", file=text)
+    for name, row in rows.items():
+        if "missing" in row:
+            print(f"| {name} | not installed: {row['missing']} | | |", file=text)
+            continue
+        cells = [
+            f"{row['us_per_step']['median']:.0f} (at best {row['us_per_step']['min']:.0f})",
+            _ratio(row["times_by_hand"]),
+            _ratio(row["times_danling"]),
+        ]
+        print(f"| {name} | {' | '.join(cells)} |", file=text)
+    return text.getvalue()
+
+
+def _ratios(times: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [time / other for time, other in zip(times, others, strict=True)]
+
+
+def _ratio(values: dict[str, float]) -> str:
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"

@@ -1,0 +1,53 @@
+"""Prints seconds: import danling, its runner after torch (with and without gc), the first step."""
+
+import gc
+import sys
+import time
+
+start = time.perf_counter()
+import danling as dl  # noqa: E402
+
+imported = time.perf_counter() - start
+
+import accelerate  # noqa: E402, F401
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+collected = 0.0
+
+
+def watch(phase: str, info: dict[str, int]) -> None:
+    global collected
+    collected += time.perf_counter() * (1 if phase == "stop" else -1)
+
+
+gc.callbacks.append(watch)
+start = time.perf_counter()
+make_runner = dl.AccelerateRunner
+loaded = time.perf_counter() - start
+gc.callbacks.clear()
+
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+batches = [(torch.randn(8, 16), torch.randint(0, 4, (8,)))]
+ended = []
+
+
+class Watch(dl.Callback):
+    priority = dl.Priority.LOWEST
+
+    def on_step(self, runner: dl.AccelerateRunner) -> None:
+        ended.append(time.perf_counter())
+
+
+start = time.perf_counter()
+make_runner(
+    {"seed": 0, "max_epochs": 1, "project_root": sys.argv[1], "accelerate": {"cpu": True}},
+    model=model,
+    criterion=nn.CrossEntropyLoss(),
+    optimizer=optimizer,
+    dataloaders={"train": batches},
+    callbacks=[Watch()],
+).train()
+print(imported, loaded, loaded - collected, ended[0] - start)
