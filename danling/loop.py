@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from danling.errors import ConfigError, MetricError, RunError, did_you_mean
+from danling.evaluation import check_samples
+from danling.loader import Loader
 from danling.logbook import LogbookRunner
 from danling.metrics import reset
 from danling.seed import seed_everything
@@ -208,6 +210,16 @@ class LoopRunner(LogbookRunner):
             self.optimization.end_evaluation(self.latest_score)
 
     # The batch
+
+    def _open_source(self, split: str, loader: Loader) -> tuple[Iterator[Any], int | None]:
+        """The batches of the open epoch that are left, and how many the whole epoch has."""
+        self._trained.add(split)
+        check_samples(self.world, loader)
+        source = loader.iterate(self.epoch, self.batch_index)
+        length = loader.batches_in(self.epoch)
+        if self.distributed and length is None:
+            source = self._until_one_ends(source)
+        return source, length
 
     def _until_one_ends(self, source: Iterator[Any]) -> Iterator[Any]:
         """Batches of a source whose length nobody knows: it ends everywhere when it ends anywhere.

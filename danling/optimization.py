@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from danling.errors import RunError, did_you_mean
+from danling.sharding import load_optimizer_state, optimizer_state
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
 

@@ -159,7 +159,9 @@ class Ownership:
 
     def _automatic(self, root: Path) -> Plan:
         if self.code.partial:  # it may be other code than that of a run with the same ids
-            return self._fresh("resume='auto': the code could not be read in time, a new run starts")
+            return self._fresh(
+                "resume='auto': the code could not be read in time, a new run starts"
+            )
         for run in find_runs(root, self.run_uuid.hex):
             if run.unfinished and not run.locked:
                 return self._continue(run, "latest", "")

@@ -12,7 +12,7 @@ from torch import Tensor
 from danling import capture
 from danling.batch import forward, kept, predict, read_output, sample_count
 from danling.errors import DataError, RunError
-from danling.evaluation import check_samples, evaluate_splits, evaluation_mode, predict_split
+from danling.evaluation import evaluate_splits, evaluation_mode, predict_split
 from danling.loop import LoopRunner
 from danling.resumption import resume
 from danling.window import OpenBatch, Window, windowed
@@ -118,12 +118,7 @@ class AccelerateRunner(LoopRunner):
         self._require_epoch()
         self._settle()
         hooks, heard, loader = self.callbacks, self.callbacks.heard, self.loader(split)
-        self._trained.add(split)
-        check_samples(self.world, loader)
-        source = loader.iterate(self.epoch, self.batch_index)
-        length = loader.batches_in(self.epoch)
-        if self.distributed and length is None:
-            source = self._until_one_ends(source)
+        source, length = self._open_source(split, loader)
         feed = windowed(source, length, self.accum_steps, self.batch_index)
         self._restore_rng()  # last of all: making an iterator may draw
         self._batches_token = token = object()

@@ -34,7 +34,7 @@ __all__ = [
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _END = object()
-CPU = torch.device("cpu")
+_CPU = torch.device("cpu")
 
 
 def is_sharded(model: Any) -> bool:

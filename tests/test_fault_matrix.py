@@ -16,13 +16,15 @@ from tests.resume_harness import in_process
 from tests.resume_runs import make_runner, names, trained, weights
 from tests.test_commit import FAILPOINTS
 
+# what is not on the way of an early save: nothing to keep, nothing to remove
+ABSENT = {("checkpoint.after_previous", 1)} | {("checkpoint.before_unlink", n) for n in (1, 2)}
 SWEEP = [
     pytest.param(place, number, id=f"{place.partition('.')[2]}-{number}")
     for place in FAILPOINTS
     for number in (1, 2, 10)
-    if place != "checkpoint.before_unlink" or number == 10  # nothing is removed before
+    if (place, number) not in ABSENT
 ]
-SAMPLE = [SWEEP[index] for index in (0, 8, 16, 19, 22, 26, 30, 39)]
+SAMPLE = [SWEEP[index] for index in (0, 8, 16, 19, 22, 26, 30, 38)]
 
 
 class KillAtSave(Callback):

@@ -184,7 +184,7 @@ def test_what_is_not_finite_is_written_and_told(make_runner):
 
 
 def test_no_value_is_read_from_the_device_on_a_step_that_is_not_logged(make_runner, monkeypatch):
-    """Counted on the CPU: each of these would wait for a GPU (AC-D1)."""
+    """Counted on the CPU: each of these would wait for a GPU."""
     steps_with_reads: set[int | None] = set()
     current: list[int | None] = [None]
     for name in READS:

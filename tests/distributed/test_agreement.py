@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import danling as dl
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression
 

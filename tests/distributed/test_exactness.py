@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def test_training_with_the_same_global_batch_is_that_of_one_process(
     several, shares = trained(tmp_path / "some", size, samples // size, accumulation, interval)
 
     if size == 2:
-        batches = [sum(parts, []) for parts in zip(*shares, strict=True)]
+        batches = [[*chain(*parts)] for parts in zip(*shares, strict=True)]
         assert batches == alone  # of rank 0 the first half of each batch, of rank 1 the second
         for mine, theirs in zip(several[:3], one[:3], strict=True):
             assert np.ravel(mine) == pytest.approx(np.ravel(theirs), rel=1e-4, abs=1e-6)
@@ -203,7 +204,7 @@ def normalising(folder: Path) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_batch_norm_is_evaluated_with_the_statistics_of_rank_0(size: int, tmp_path: Path) -> None:
-    """13 samples in batches of 4: ranks have unequally many, and a forward that syncs would hang."""
+    """13 samples in batches of 4: unequally many per rank, where a forward that syncs hangs."""
     succeed(size, normalising, tmp_path, folder=tmp_path)
 
     found = results(tmp_path, size)
@@ -258,8 +259,8 @@ def streaming(folder: Path, sharded: bool) -> None:
 
     recorder = Recorder()
     config = {"log_interval": 3}
-    parts = {"dataloaders": {"train": batches, "val": batches}}
-    runner = Regression(folder, config, callbacks=[recorder], **parts)
+    loaders = {"train": batches, "val": batches}
+    runner = Regression(folder, config, callbacks=[recorder], dataloaders=loaders)
     runner.datasets = {}
     runner.train()
     leave(folder, [recorder.samples, runner.global_step, runner.results])
@@ -275,4 +276,4 @@ def test_a_stream_of_unknown_length_ends_on_all_ranks_together(
     assert steps_0 == steps_1 == len(first) == len(second) == 10
     assert results_0 == results_1
     if not sharded:
-        assert sorted(sum(first[:5] + second[:5], [])) == list(range(20))
+        assert sorted(chain(*first[:5], *second[:5])) == list(range(20))
