@@ -92,6 +92,7 @@ class ModelCheckpoint(Monitor):
         self.save_on_exception = save_on_exception
         self.on_save_error = on_save_error
         self.asynchronous = asynchronous
+        self._by_step = any(each.unit != "epochs" for each in (self.every, self.keep_every) if each)
         self._check()
         self._writer: AsyncWriter[Path] | None = None
         self._forget()
@@ -137,8 +138,10 @@ class ModelCheckpoint(Monitor):
         """Save what is due at this safe point."""
         if not runner.distributed or runner.global_step % runner.config.poll_interval == 0:
             self._deliver(runner)
-        names = self._due(runner) if runner.has_dir else {}
-        if names:
+        is_news = runner.epoch_complete or runner.evaluations != self._evaluations
+        self._evaluations = runner.evaluations
+        look = is_news or runner.is_ending or self._by_step  # few steps have anything to save
+        if look and runner.has_dir and (names := self._due(runner)):
             self._save(runner, names)
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
@@ -200,9 +203,9 @@ class ModelCheckpoint(Monitor):
     def _judge(self, runner: Runner) -> tuple[float, int] | None:
         """Score and place of a result that was not judged yet, where it is among the best."""
         result = runner.latest_result
-        monitor, _ = self.resolve(runner.monitor, runner.config.monitor_mode)
         if result is None or self._judged == retention.key_of(result):
             return None
+        monitor, _ = self.resolve(runner.monitor, runner.config.monitor_mode)
         if monitor.startswith("train/") and not runner.epoch_complete:
             return None
         self._judged = retention.key_of(result)
@@ -263,7 +266,7 @@ class ModelCheckpoint(Monitor):
     # The rest
 
     def _forget(self) -> None:
-        self.failures = 0
+        self.failures, self._evaluations = 0, -1
         self._last = self._last_kept = Moment()
         self._judged, self._saved = None, (0, 0, 0)
         self._ranking = Ranking(self.save_top_k)
@@ -293,8 +296,5 @@ class ModelCheckpoint(Monitor):
 
 
 def _collect(writer: AsyncWriter[Path], wait: bool) -> list[Path]:
-    if wait:
-        writer.drain()
-    else:
-        writer.check()
+    (writer.drain if wait else writer.check)()
     return writer.completed()

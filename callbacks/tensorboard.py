@@ -84,8 +84,7 @@ class TensorBoard(Callback):
         self._last_steps: dict[str, int] = {}
         self._last_histogram: Moment | None = None
         self._charted: set[str] = set()  # metrics with a chart
-        self._evaluations = 0
-        self._log_interval = 1
+        self._evaluations, self._log_interval = 0, 1
         self._mark = (0, 0.0)  # step and time from which the speed is measured
         self._graph_is_due = False
 
@@ -140,7 +139,8 @@ class TensorBoard(Callback):
             self._restart_clock(runner)
         if self.histograms is not None:
             self._write_histograms(runner, self.histograms)
-        self._try(runner, EventWriter.flush_when_due)
+        if self._writer is not None and self._writer.is_flush_due:
+            self._try(runner, EventWriter.flush)
 
     def on_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
         """Write the graph, with the first batch."""

@@ -147,14 +147,10 @@ class EventWriter:
         self._pending = False
         self._file.flush()
 
-    def flush_when_due(self) -> None:
-        """Flush when something has been waiting, and the last flush is `flush_seconds` ago.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        if self._pending and time.monotonic() - self._flushed >= self._flush_seconds:
-            self.flush()
+    @property
+    def is_flush_due(self) -> bool:
+        """Whether something has been waiting, and the last flush is `flush_seconds` ago."""
+        return self._pending and time.monotonic() - self._flushed >= self._flush_seconds
 
     def close(self) -> None:
         """Flush and close; more than once is fine.
@@ -180,7 +176,8 @@ class EventWriter:
     def _write(self, event: Event) -> None:
         self._file.write(_record(event.SerializeToString()))
         self._pending = True
-        self.flush_when_due()
+        if self.is_flush_due:
+            self.flush()
 
 
 def event_files(directory: str | os.PathLike[str]) -> list[Path]:

@@ -62,7 +62,7 @@ class LoopRunner(LogbookRunner):
         self._end_training()
 
     def _unwind(self, error: BaseException | None) -> None:
-        self._epochs_token = self._batches_token = self._batch = None
+        self._epochs_token = self._batches_token = self._batch = self._planned = None
         super()._unwind(error)
 
     # The training
@@ -105,6 +105,7 @@ class LoopRunner(LogbookRunner):
             self.model.train()  # else modules in evaluation mode are there on purpose: frozen
         if self.rank > 0 and self.global_step == self.batch_index == 0:
             seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
+        self._planned = self.total_steps
         self.callbacks("on_train_start", self)
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
@@ -134,6 +135,7 @@ class LoopRunner(LogbookRunner):
         self._batches_token = object()
         self._exhausted = self._left = self.epoch_complete = False
         self._evaluated, self._within = {}, None
+        self._planned = self.total_steps
         if self.counters.batch_index == 0:  # else the run is resumed within it
             self._meter.start_epoch()
             reset(self.metrics_of("train"))

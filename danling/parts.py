@@ -64,6 +64,7 @@ class PartsRunner(BaseRunner):
         self._split_metrics: dict[tuple[str, bool], dict[str, Any]] = {}
         self.evaluating: str | None = None  # the split that is evaluated
         self._prepared = False
+        self._planned: int | None = None  # total steps of the open run, as the epoch began
 
     def make_accelerator(self) -> Accelerator:
         """Make the accelerator from `config.accelerate`; override it for plug-in objects."""
@@ -153,7 +154,9 @@ class PartsRunner(BaseRunner):
     @property
     def accum_steps(self) -> int:
         """Micro-batches of one optimizer step."""
-        return int(self.config.accelerate.get("gradient_accumulation_steps", 1))
+        options = self.config.accelerate
+        key = "gradient_accumulation_steps"
+        return int(options[key]) if key in options else 1  # get() composes an error and drops it
 
     # Data
 
@@ -242,7 +245,7 @@ class PartsRunner(BaseRunner):
 
     @property
     def progress(self) -> float:
-        total = self.total_steps
+        total = self.total_steps if self._planned is None else self._planned
         return math.nan if not total else min(self.global_step / total, 1.0)
 
     def _default_monitor(self) -> str:

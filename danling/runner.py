@@ -117,7 +117,7 @@ class AccelerateRunner(LoopRunner):
     def _batches(self, split: str) -> Iterator[Any]:
         self._require_epoch()
         self._settle()
-        hooks, heard, loader = self.callbacks, self.callbacks.heard, self.loader(split)
+        hooks, loader = self.callbacks, self.loader(split)
         source, length = self._open_source(split, loader)
         feed = windowed(source, length, self.accum_steps, self.batch_index)
         self._restore_rng()  # last of all: making an iterator may draw
@@ -125,18 +125,12 @@ class AccelerateRunner(LoopRunner):
         while self.counters.batch_index != length:
             if self.world.size > 1:
                 self.world.begin_batch()
-            if "on_fetch_start" in heard:
+            if "on_fetch_start" in hooks.heard:
                 hooks("on_fetch_start", self)
             batch, window = next(feed, _END)
             if batch is _END[0]:
                 break
-            if "on_fetch_end" in heard:
-                hooks("on_fetch_end", self, batch)
-            self._batch = OpenBatch(batch, window)
-            if not self.optimization.direct:
-                self.optimization.synchronise(self.model, window.closes)
-            if "on_batch_start" in heard:
-                hooks("on_batch_start", self, batch)
+            self._open_batch(batch, window)
             try:
                 yield batch
             except GeneratorExit:  # a `break`: the next call closes what it leaves open
@@ -154,6 +148,16 @@ class AccelerateRunner(LoopRunner):
         if self.batch_index == 0:
             raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
         self._exhausted = True
+
+    def _open_batch(self, batch: Any, window: Window) -> None:
+        hooks = self.callbacks
+        if "on_fetch_end" in hooks.heard:
+            hooks("on_fetch_end", self, batch)
+        self._batch = OpenBatch(batch, window)
+        if not self.optimization.direct:
+            self.optimization.synchronise(self.model, window.closes)
+        if "on_batch_start" in hooks.heard:
+            hooks("on_batch_start", self, batch)
 
     def step(self, output: Any, optimizer: str | None = None) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.

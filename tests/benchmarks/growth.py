@@ -41,8 +41,7 @@ def make_runner(steps: int, callbacks: list[dl.Callback], **config: Any) -> dl.A
     work = Work.of(Path(), steps=steps, epochs=1, features=False)
     model = make_model()
     return dl.AccelerateRunner(
-        {"seed": 0, "max_epochs": 1, "evaluate_every": None, "accelerate": {"cpu": True}}
-        | config,
+        {"seed": 0, "max_epochs": 1, "evaluate_every": None, "accelerate": {"cpu": True}} | config,
         model=model,
         criterion=nn.CrossEntropyLoss(),
         optimizer=make_optimizer(model),
@@ -159,9 +158,7 @@ def saving(quick: bool) -> list[Row]:
                 latest = runner.checkpoint_dir / "latest.pth"
                 loaded = seconds(lambda: runner.load_checkpoint(latest), 2)  # noqa: B023
         costs = [f"{cost * 1e3:.1f} ms" for cost in (saved, copied, loaded)]
-        rows.append(
-            (f"save, copy for the background, load of {kilobytes:,} kB", ", ".join(costs))
-        )
+        rows.append((f"save, copy for the background, load of {kilobytes:,} kB", ", ".join(costs)))
     return rows
 
 

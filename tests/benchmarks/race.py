@@ -22,9 +22,9 @@ ALL = [*CONTESTANTS, Contestant("Keras on torch", "keras", keras)]
 def silence() -> Iterator[None]:
     """Send what everybody prints and logs to nowhere: bars are drawn, and nobody reads them."""
     logging.disable(logging.CRITICAL)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        with contextlib.redirect_stderr(nowhere):
-            yield
+    out, err = contextlib.redirect_stdout, contextlib.redirect_stderr
+    with open(os.devnull, "w") as nowhere, out(nowhere), err(nowhere):
+        yield
     logging.disable(logging.NOTSET)
 
 

@@ -1,5 +1,7 @@
 """Prints seconds: import danling, its runner after torch (with and without gc), the first step."""
 
+from __future__ import annotations
+
 import gc
 import sys
 import time

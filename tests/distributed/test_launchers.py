@@ -130,7 +130,8 @@ def test_a_call_on_one_rank_alone_ends_the_run_in_time(script: Path) -> None:
 
 
 def test_torchrun_restarts_a_run_in_its_own_directory(script: Path, tmp_path: Path) -> None:
-    finished = torchrun(*per_node("--max-restarts", 1, script, "raise"))
+    # a static rendezvous, as --master-port gives, keeps the addresses of the processes that are gone
+    finished = torchrun("--standalone", "--nproc-per-node", 2, "--max-restarts", 1, script, "raise")
 
     assert finished.returncode == 0, finished.stdout
     launches = run_json(tmp_path)["launches"]
