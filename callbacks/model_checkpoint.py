@@ -66,6 +66,7 @@ class ModelCheckpoint(Monitor):
     priority = Priority.LOWEST  # what it saves includes what all others did
     _judged: tuple[int, int] | None  # epoch and step of the result judged last
     _saved: tuple[int, int, int] | None  # position of the run in `latest`
+    _evaluations: int  # of the run when it was last looked
 
     def __init__(
         self,
@@ -115,11 +116,8 @@ class ModelCheckpoint(Monitor):
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Find the best scores in the results that there are now."""
         results, self._saved = runner.results, retention.position(runner)
-        last = retention.key_of(results[-1]) if results else None
-        if self.name not in checkpoint["callbacks"]:
-            self._judged = last  # too late to save the weights that it is of
-        elif self._judged != last:
-            results = results[:-1]
+        # one that was not judged when it came has no weights to save any more
+        self._judged = retention.key_of(results[-1]) if results else None
         monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
         self._ranking = Ranking(self.save_top_k, mode)
         for result in results:
@@ -168,13 +166,11 @@ class ModelCheckpoint(Monitor):
             writer.drain()
 
     def state_dict(self) -> dict[str, Any]:
-        """When was saved last, and which result was judged last."""
-        last = {"last": astuple(self._last), "last_kept": astuple(self._last_kept)}
-        return last | {"judged": self._judged}
+        """When was saved last."""
+        return {"last": astuple(self._last), "last_kept": astuple(self._last_kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the scores are in the results."""
-        self._judged = state["judged"]
         self._last, self._last_kept = Moment(*state["last"]), Moment(*state["last_kept"])
 
     # When

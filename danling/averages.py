@@ -78,7 +78,7 @@ def vector(numbers: Sequence[Tensor | float]) -> Tensor:
     device, wide = first.device, torch.float64
     if device.type == "mps":
         wide = torch.float32  # MPS has no float64
-    if all(isinstance(number, Tensor) for number in numbers):
+    if set(map(type, numbers)) == {Tensor}:
         tensors = cast(list[Tensor], numbers)
         return torch.stack([t.reshape(()) if t.ndim else t for t in tensors]).to(wide)
     return torch.stack([torch.as_tensor(n, device=device).reshape(()).to(wide) for n in numbers])

@@ -217,15 +217,13 @@ def restore_callbacks(
     """Give each callback its state by name, and report in one line which came and went."""
     names = {callback.name for callback in runner.callbacks}
     problems: list[str] = []
-    for callback in runner.callbacks:
-        if callback.name in states:
-            try:
-                callback.load_state_dict(states[callback.name])
-            except Exception as error:
-                problem = f"the state of callback {callback.name!r} does not load: {error!r}"
-                if strict:
-                    raise CheckpointError(problem) from error
-                problems.append(problem)
+    for callback in [callback for callback in runner.callbacks if callback.name in states]:
+        try:
+            callback.load_state_dict(states[callback.name])
+        except Exception as error:
+            problems.append(f"the state of callback {callback.name!r} does not load: {error!r}")
+            if strict:
+                raise CheckpointError(problems[-1]) from error
     runner.foreign_state = {name: state for name, state in states.items() if name not in names}
     added = sorted(names - states.keys())
     removed = sorted(name for name, state in runner.foreign_state.items() if state)

@@ -21,6 +21,7 @@ from danling.errors import ConfigError, DataError, did_you_mean
 from danling.loader import Loader
 from danling.metrics import check_mergeable, own_copies
 from danling.optimization import Optimization
+from danling.restart import join_after_restart
 from danling.seed import seed_everything
 
 __all__ = ["PartsRunner"]
@@ -47,6 +48,7 @@ class PartsRunner(BaseRunner):
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
+        join_after_restart()
         self.accelerator = self.make_accelerator()
         self.world = make_world(self.accelerator)
         self._settle_seed()

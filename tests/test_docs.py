@@ -16,7 +16,9 @@ from danling.callback import HOOKS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+DOCUMENTS = sorted(
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+)
 MODULES = sorted(
     [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -92,10 +94,12 @@ def test_the_readme_s_table_lists_every_ready_made_callback():
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(document: str):
-    text = (ROOT / document).read_text(encoding="utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if ":" not in target]
+    path = ROOT / document
+    targets = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
 
-    missing = [target for target in targets if not (ROOT / target).exists()]
+    missing = [
+        target for target in targets if ":" not in target and not (path.parent / target).exists()
+    ]
 
     assert missing == []
 

@@ -257,6 +257,17 @@ def test_a_callback_in_a_second_runner_starts_anew():
     assert steps(second)["best"] == 2 * STEPS
 
 
+def test_one_that_is_added_on_resume_saves_no_weights_for_a_score_of_before():
+    script = (0.9, 0.1, 0.5)
+    first = interrupted(STEPS + 2, scores=script, max_epochs=3)
+
+    high = ModelCheckpoint("1 step", name="high", monitor="val/loss", mode="max")
+    again = trained([ModelCheckpoint(), high], scores=script, max_epochs=3, resume=str(first.dir))
+
+    assert "best-high" not in names(again)
+    assert high.best_score == pytest.approx(0.9)
+
+
 # Exceptions
 
 

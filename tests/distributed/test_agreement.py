@@ -88,7 +88,7 @@ def calling_after_the_training(folder: Path, call: str, rank: int) -> None:
 
 PLACES = [calling_in_a_step, calling_at_the_end_of_an_epoch, calling_after_the_training]
 THINNED = {*zip(CALLS, [*PLACES, *PLACES], [0, 1, 0, 1, 0], strict=False)}
-CASES = [
+CASES: list[Any] = [
     pytest.param(*case, marks=[] if case in THINNED else pytest.mark.exhaustive)
     for case in product(CALLS, PLACES, [0, 1])
 ]

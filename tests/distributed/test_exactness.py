@@ -81,8 +81,17 @@ def measuring(folder: Path, samples: int) -> None:
     leave(folder, [result, predictions.flatten().tolist()])
 
 
-@pytest.mark.parametrize("samples", [101, 2, 16, 9])
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(
+    ("size", "samples"),
+    [
+        (2, 101),
+        (3, 2),  # fewer than processes
+        *(
+            pytest.param(*case, marks=pytest.mark.exhaustive)
+            for case in [(2, 2), (2, 9), (2, 16), (3, 9), (3, 16), (3, 101)]
+        ),
+    ],
+)
 def test_metrics_and_predictions_are_those_of_one_process(
     size: int, samples: int, tmp_path: Path
 ) -> None:

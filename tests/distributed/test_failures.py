@@ -7,8 +7,9 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,22 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("hook", HOOKS)
+def thinned(cases: Iterable[tuple[str, int]], *kept: tuple[str, int]) -> list[Any]:
+    """All cases, of which only some run by default."""
+    marks: dict[bool, Any] = {True: [], False: pytest.mark.exhaustive}
+    return [pytest.param(*case, marks=marks[case in kept]) for case in cases]
+
+
+@pytest.mark.parametrize(
+    ("hook", "rank"),
+    thinned(
+        product(HOOKS, [0, 1]),
+        ("on_step", 1),
+        ("on_checkpoint", 0),
+        ("on_evaluate_batch_end", 1),
+        ("on_train_end", 1),
+    ),
+)
 def test_an_exception_on_one_rank_ends_all_with_its_traceback_first(
     hook: str, rank: int, tmp_path: Path
 ) -> None:
@@ -91,8 +106,14 @@ def test_an_exception_on_one_rank_ends_all_with_its_traceback_first(
     assert saved_steps(tmp_path) == HOOKS[hook]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("hook", ["on_step", "on_evaluate_batch_end", "on_checkpoint"])
+@pytest.mark.parametrize(
+    ("hook", "rank"),
+    thinned(
+        product(["on_step", "on_evaluate_batch_end", "on_checkpoint"], [0, 1]),
+        ("on_step", 0),
+        ("on_evaluate_batch_end", 1),
+    ),
+)
 def test_a_killed_rank_ends_the_others_and_leaves_whole_checkpoints(
     hook: str, rank: int, tmp_path: Path
 ) -> None:
@@ -105,7 +126,14 @@ def test_a_killed_rank_ends_the_others_and_leaves_whole_checkpoints(
     assert saved_steps(tmp_path) == HOOKS[hook]
 
 
-@pytest.mark.parametrize("hook", ["on_step", "on_checkpoint", "on_evaluate_batch_end"])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_checkpoint",
+        pytest.param("on_step", marks=pytest.mark.exhaustive),
+        pytest.param("on_evaluate_batch_end", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_frozen_rank_is_given_up_after_the_time_out(hook: str, tmp_path: Path) -> None:
     output = tmp_path / "output.txt"
     pids = start(2, training, tmp_path, hook, freeze, 1, output=output)

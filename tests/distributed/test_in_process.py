@@ -118,6 +118,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.exhaustive
 def test_the_launcher_of_notebooks_starts_processes_twice(tmp_path: Path) -> None:
     """`debug_launcher` is `notebook_launcher` for CPUs: it starts processes from a function."""
     (tmp_path / "notebook.py").write_text(NOTEBOOK)

@@ -136,6 +136,7 @@ def test_two_processes_of_which_one_is_killed_go_on_exactly(
     assert result == references[2, setting]
 
 
+@pytest.mark.exhaustive
 def test_the_number_of_workers_may_change_on_two_processes(
     references: dict[Any, dict[str, Any]], tmp_path: Path
 ) -> None:
