@@ -56,7 +56,8 @@ class BaseRunner(Owned, Scored, MediaLog):
         self.world = World()
         self.counters = Counters()
         self.clock = Clock()
-        self.callbacks = Callbacks(callbacks, make_defaults() if default_callbacks else ())
+        defaults = make_defaults() if default_callbacks else ()
+        self.callbacks: Callbacks = Callbacks(callbacks, defaults)
         self.epoch_complete = False
         self.evaluations = 0
         self.stop_reason: str | None = None

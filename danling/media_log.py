@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from danling.dispatch import Callbacks
 
 __all__ = ["MediaLog"]
 
@@ -24,7 +22,7 @@ class MediaLog:
         >>> runner.log_image("sample", images[0])  # doctest: +SKIP
     """
 
-    callbacks: Callbacks
+    callbacks: Iterable[Any]
 
     def log_text(self, tag: str, markdown: str) -> None:
         """Show a text, written in Markdown."""

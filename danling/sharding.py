@@ -1,4 +1,7 @@
-"""Models of which each process holds a part (FSDP): whole state, and forwards that need all."""
+"""Models of which each process holds a part (FSDP): whole state, and forwards that need all.
+
+What torch has for them takes half a second to import, and is imported where there is such a model.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from danling.transfer import move
@@ -32,15 +27,17 @@ __all__ = [
     "optimizer_state",
 ]
 
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _END = object()
 _CPU = torch.device("cpu")
 
 
 def is_sharded(model: Any) -> bool:
     """Whether a process holds only a part of the weights."""
-    if not isinstance(model, nn.Module):
+    if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
         return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
     return any(isinstance(part, FullyShardedDataParallel) for part in model.modules()) or any(
         isinstance(parameter, DTensor) for parameter in model.parameters()
     )
@@ -51,34 +48,46 @@ def model_state(model: nn.Module, plain: nn.Module) -> dict[str, Any]:
 
     Of a sharded model only the main process gets them; the others get nothing.
     """
-    return get_model_state_dict(model, options=_WHOLE) if is_sharded(model) else plain.state_dict()
+    if not is_sharded(model):
+        return plain.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_model_state_dict(model, options=options)
 
 
 def load_model_state(
     model: nn.Module, plain: nn.Module, state: Mapping[str, Any], *, strict: bool = True
 ) -> None:
     """Take what `model_state` gave, with the same or another number of processes."""
-    if is_sharded(model):
-        options = StateDictOptions(full_state_dict=True, strict=strict)
-        set_model_state_dict(model, dict(state), options=options)
-    else:
+    if not is_sharded(model):
         plain.load_state_dict(state, strict=strict)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, strict=strict)
+    set_model_state_dict(model, dict(state), options=options)
 
 
 def optimizer_state(model: Any, optimizer: Optimizer) -> dict[str, Any]:
     """The whole state of an optimizer; a collective if the model is sharded."""
-    if is_sharded(model):
-        return get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-    return optimizer.state_dict()
+    if not is_sharded(model):
+        return optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_optimizer_state_dict(model, optimizer, options=options)
 
 
 def load_optimizer_state(model: Any, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Take what `optimizer_state` gave, with the same or another number of processes."""
-    if is_sharded(model):
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(model, optimizer, dict(state), options=options)
-    else:
+    if not is_sharded(model):
         optimizer.load_state_dict(dict(state))
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, dict(state), options=options)
 
 
 def in_step(runner: AccelerateRunner, batches: Iterator[Any]) -> Iterator[Any]:

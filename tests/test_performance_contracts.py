@@ -226,7 +226,10 @@ def test_neither_objects_nor_memory_grow_with_the_steps(default, tmp_path: Path)
     ("statement", "absent"),
     [
         ("import danling", {"torch", "accelerate", "numpy", "git", "tensorboard", "tqdm"}),
-        ("import danling; danling.AccelerateRunner", {"git", "tensorboard", "tqdm", "pandas"}),
+        (
+            "import danling; danling.AccelerateRunner",
+            {"git", "pandas", "sympy", "tensorboard", "tqdm"},
+        ),
         ("import danling.command_line", {"torch", "accelerate", "numpy", "tensorboard"}),
     ],
 )

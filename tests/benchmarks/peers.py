@@ -1,48 +1,25 @@
 """The same work in the trainers of others, each written as its own documentation writes it."""
 
+# mypy: disable-error-code="import-not-found, has-type, misc, arg-type, unused-ignore"
+# The peers are not installed where types are checked.
+
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
 import danling as dl
 from danling.callbacks import TensorBoard
 from tests.benchmarks.work import (
     LOG_INTERVAL,
-    Batch,
     Marks,
     Work,
-    by_hand,
-    by_hand_on_accelerate,
     make_model,
     make_optimizer,
 )
-
-
-class Contestant(NamedTuple):
-    """Someone who does the work.
-
-    Attributes:
-        name: As the table has it.
-        needs: The module without which it is left out.
-        run: Does the work; gives the seconds of each epoch.
-    """
-
-    name: str
-    needs: str
-    run: Callable[[Work], list[float]]
-
-    @property
-    def is_installed(self) -> bool:
-        return find_spec(self.needs) is not None
 
 
 def danling(work: Work) -> list[float]:
@@ -146,11 +123,11 @@ def pytorch_accelerated(work: Work) -> list[float]:
     folder = work.folder / "pytorch-accelerated"
     folder.mkdir(exist_ok=True)
 
-    class Timer(TrainerCallback):  # type: ignore[misc]  # no types
+    class Timer(TrainerCallback):
         def on_train_epoch_start(self, trainer: Any, **_: Any) -> None:
             marks.add()
 
-    class Features(TrainerCallback):  # type: ignore[misc]  # no types
+    class Features(TrainerCallback):
         def __init__(self) -> None:
             self.step, self.writer = 0, SummaryWriter(str(folder))
 
@@ -165,7 +142,7 @@ def pytorch_accelerated(work: Work) -> list[float]:
         def on_training_run_end(self, trainer: Any, **_: Any) -> None:
             self.writer.close()
 
-    class InMemory(Trainer):  # type: ignore[misc]  # no types
+    class InMemory(Trainer):
         def create_train_dataloader(self, batch_size: int, **_: Any) -> Any:
             return work.train
 
@@ -189,126 +166,3 @@ def pytorch_accelerated(work: Work) -> list[float]:
         eval_dataset=work.val if work.features else None,
     )
     return marks.epochs
-
-
-def lightning(work: Work) -> list[float]:
-    import lightning as L
-    from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    marks, criterion, features = Marks(), nn.CrossEntropyLoss(), work.features
-
-    class Timer(Callback):
-        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-            marks.add()
-
-    class Module(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = make_model()
-
-        def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            loss = criterion(self.model(batch[0]), batch[1])
-            if features:
-                self.log("train/loss", loss, prog_bar=True)
-            return loss
-
-        def validation_step(self, batch: Any, index: int) -> None:
-            self.log("val/loss", criterion(self.model(batch[0]), batch[1]))
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return make_optimizer(self.model)
-
-    saver = ModelCheckpoint(work.folder / "lightning", monitor="val/loss", save_last=True)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=work.epochs,
-        callbacks=[Timer(), saver] if features else [Timer()],
-        logger=TensorBoardLogger(work.folder / "lightning") if features else False,
-        log_every_n_steps=LOG_INTERVAL,
-        enable_checkpointing=features,
-        enable_progress_bar=features,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(Module(), _loader(work.train), _loader(work.val) if features else None)
-    return marks.epochs
-
-
-def transformers(work: Work) -> list[float]:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    marks, model, features = Marks(), make_model(), work.features
-
-    class Timer(TrainerCallback):
-        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
-            marks.add()
-
-    class InMemory(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return _loader(work.train)
-
-        def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-            return _loader(work.val)
-
-        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            return nn.functional.cross_entropy(model(inputs[0]), inputs[1])
-
-        def prediction_step(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-            with torch.no_grad():
-                return self.compute_loss(model, inputs), None, None
-
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(work.folder / "transformers")
-    arguments = TrainingArguments(
-        output_dir=str(work.folder / "transformers"),
-        num_train_epochs=work.epochs,
-        per_device_train_batch_size=8,
-        max_grad_norm=0.0,
-        use_cpu=True,
-        report_to="tensorboard" if features else "none",
-        logging_strategy="steps" if features else "no",
-        logging_steps=LOG_INTERVAL,
-        eval_strategy="epoch" if features else "no",
-        save_strategy="epoch" if features else "no",
-        save_total_limit=2,
-        load_best_model_at_end=features,
-        disable_tqdm=not features,
-    )
-    optimizer = make_optimizer(model)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    InMemory(
-        model,
-        arguments,
-        train_dataset=work.train,  # type: ignore[arg-type]  # its own loader reads it
-        eval_dataset=work.val if features else None,  # type: ignore[arg-type]
-        optimizers=(optimizer, schedule),
-        callbacks=[Timer()],
-    ).train()
-    return marks.epochs
-
-
-def _loader(batches: list[Batch]) -> DataLoader[Batch]:
-    """Batches in memory, for trainers that take a list to be several loaders."""
-    return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-CONTESTANTS = [
-    Contestant("PyTorch by hand", "torch", by_hand),
-    Contestant("DanLing", "danling", danling),
-    Contestant("Accelerate by hand", "accelerate", by_hand_on_accelerate),
-    Contestant("Ignite", "ignite", ignite),
-    Contestant("pytorch-accelerated", "pytorch_accelerated", pytorch_accelerated),
-    Contestant("Lightning", "lightning", lightning),
-    Contestant("HF Trainer", "transformers", transformers),
-]
-
-
-def quiet() -> None:
-    """What the libraries of others warn of is not about speed."""
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

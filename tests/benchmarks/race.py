@@ -7,15 +7,43 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.benchmarks.keras_peer import keras
-from tests.benchmarks.peers import CONTESTANTS, Contestant
-from tests.benchmarks.work import Work, spread
+from tests.benchmarks import peers, trainers
+from tests.benchmarks.work import Work, by_hand, by_hand_on_accelerate, spread
 
-ALL = [*CONTESTANTS, Contestant("Keras on torch", "keras", keras)]
+
+class Contestant(NamedTuple):
+    """Someone who does the work.
+
+    Attributes:
+        name: As the table has it.
+        needs: The module without which it is left out.
+        run: Does the work; gives the seconds of each epoch.
+    """
+
+    name: str
+    needs: str
+    run: Callable[[Work], list[float]]
+
+    @property
+    def is_installed(self) -> bool:
+        return find_spec(self.needs) is not None
+
+
+ALL = [
+    Contestant("PyTorch by hand", "torch", by_hand),
+    Contestant("DanLing", "danling", peers.danling),
+    Contestant("Accelerate by hand", "accelerate", by_hand_on_accelerate),
+    Contestant("Ignite", "ignite", peers.ignite),
+    Contestant("pytorch-accelerated", "pytorch_accelerated", peers.pytorch_accelerated),
+    Contestant("Lightning", "lightning", trainers.lightning),
+    Contestant("HF Trainer", "transformers", trainers.transformers),
+    Contestant("Keras on torch", "keras", trainers.keras),
+]
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 batches = [(torch.randn(8, 16), torch.randint(0, 4, (8,)))]
-ended = []
+ended: list[float] = []
 
 
 class Watch(dl.Callback):
