@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -14,13 +14,8 @@ from danling.metrics import RESERVED, measure
 __all__ = ["Output", "checked_scalar", "forward", "kept", "predict", "read_output", "sample_count"]
 
 
-class Output(NamedTuple):
-    """What a train or evaluate step returned, taken apart."""
-
-    loss: Tensor
-    metrics: Mapping[str, Any]
-    samples: Tensor | int | None
-
+Output = tuple[Tensor, Mapping[str, Any], Tensor | int | None]
+"""What a train or evaluate step returned, taken apart: loss, metrics, number of samples."""
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -32,7 +27,7 @@ def read_output(output: Any) -> Output:
         MetricError: There is no loss in it, or the loss is not a scalar tensor.
     """
     if isinstance(output, Tensor):
-        return Output(scalar(output), _NOTHING, None)
+        return scalar(output), _NOTHING, None
     if isinstance(output, Mapping):
         if output.get("loss") is None:
             keys = ", ".join(repr(key) for key in output)
@@ -44,14 +39,14 @@ def read_output(output: Any) -> Output:
             for name, value in output.items()
             if name not in RESERVED and is_scalar(value)
         }
-        return Output(scalar(output["loss"]), metrics, count_of(output.get("n")))
+        return scalar(output["loss"]), metrics, count_of(output.get("n"))
     loss = getattr(output, "loss", None)
     if loss is None:
         raise MetricError(
             f"the step returned {type(output).__name__}: return a scalar loss, a mapping "
             "with 'loss', or an object with a .loss"
         )
-    return Output(scalar(loss), _NOTHING, None)
+    return scalar(loss), _NOTHING, None
 
 
 def scalar(loss: Any) -> Tensor:
@@ -131,7 +126,7 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
     result = model(**batch)
     if not metrics:
         return result
-    loss = read_output(result).loss
+    loss, _, _ = read_output(result)
     return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
 
 

@@ -208,6 +208,7 @@ def restore_loaders(runner: AccelerateRunner, data: Mapping[str, Any]) -> list[s
     for split, state in own.items():
         if split in runner.splits:
             reasons += runner.loader(split).load_state_dict(state, elastic=runner.config.elastic)
+            runner.remember_loader(split)
     return reasons
 
 

@@ -20,6 +20,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from danling import filesystem
@@ -74,6 +75,7 @@ class CheckpointStore:
         self.run = run
         self._files = CheckpointDirectory(self.directory, keep_previous)
         self._catalog = Catalog(self.directory)
+        self._lock = Lock()
 
     def commit(
         self,
@@ -103,14 +105,16 @@ class CheckpointStore:
         names = _checked(names)
         payload = self._payload(checkpoint)
         numbers = {k: float(v) for k, v in (metrics or {}).items() if v is not None}
-        trailer = Trailer(names, self._next_serial(), global_step, epoch, self.run, numbers)
         path = self._files.file(names[0])
-        with _translated(f"the checkpoint of step {global_step} was not saved", path):
+        what = f"the checkpoint of step {global_step} was not saved"
+        with self._lock, _translated(what, path):  # another save may be under way in a thread
+            serial = self._next_serial()
+            trailer = Trailer(names, serial, global_step, epoch, self.run, numbers)
             self._files.prepare()
             temporary = self._files.write(payload, trailer)
             self._files.publish(temporary, names)
-        self._catalog.trust(path)
-        self._write_index()
+            self._catalog.trust(path)
+            self._write_index()
         return path
 
     def load(self, which: str | Path = "latest") -> tuple[dict[str, Any], Path]:

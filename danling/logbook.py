@@ -107,6 +107,10 @@ class LogbookRunner(PartsRunner):
             for split in sorted(self._trained)
         }
 
+    def remember_loader(self, split: str) -> None:
+        """Let checkpoints hold where this split's loader is."""
+        self._trained.add(split)
+
     def load_loop_state(self, *states: Mapping[str, Any]) -> None:
         """Go on from what was open, in one process or in several."""
         self._meter.load_state_dict(*(state["meter"] for state in states))

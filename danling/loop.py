@@ -215,7 +215,7 @@ class LoopRunner(LogbookRunner):
 
     def _open_source(self, split: str, loader: Loader) -> tuple[Iterator[Any], int | None]:
         """The batches of the open epoch that are left, and how many the whole epoch has."""
-        self._trained.add(split)
+        self.remember_loader(split)
         check_samples(self.world, loader)
         source = loader.iterate(self.epoch, self.batch_index)
         length = loader.batches_in(self.epoch)

@@ -88,9 +88,7 @@ class Every:
             )
         number, word = match.groups()
         if word not in _UNITS:
-            raise ConfigError(
-                f"{word!r} is no unit: use steps, epochs, s, min, hours or run"
-            )
+            raise ConfigError(f"{word!r} is no unit: use steps, epochs, s, min, hours or run")
         self.unit = _UNITS[word]
         self.value = float(number) if number else 1.0
         if self.value <= 0 or (self.unit in ("steps", "epochs") and not self.value.is_integer()):

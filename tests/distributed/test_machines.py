@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.distributed.processes import ROOT, launcher_environment
 
 pytestmark = [pytest.mark.distributed, pytest.mark.exhaustive]
@@ -55,7 +56,8 @@ def launch(launcher: str, node: int) -> list[str]:
     if launcher == "torchrun":
         rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{NETWORK}1:29400"]
         nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "job"]
-        address = ["--local-addr", f"{NETWORK}{node + 1}"]
+        # the namespaces have one host name, by which torchrun would tell who opens the store
+        address = ["--local-addr", f"{NETWORK}{node + 1}", "--rdzv-conf", f"is_host={node == 0}"]
         return ["torch.distributed.run", *nodes, *rendezvous, *address]
     return [
         *["accelerate.commands.accelerate_cli", "launch", "--multi_gpu"],
