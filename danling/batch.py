@@ -85,11 +85,10 @@ def is_scalar(value: Any) -> bool:
 
 def sample_count(batch: Any) -> int:
     """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
-    if isinstance(batch, Tensor):
-        shape = batch.shape
-        return shape[0] if shape else 0
     if isinstance(batch, (list, tuple)):
         parts: Iterable[Any] = batch
+    elif isinstance(batch, Tensor):
+        return batch.size(0) if batch.ndim else 0
     else:
         parts = batch.values() if isinstance(batch, Mapping) else ()
     for part in parts:

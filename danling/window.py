@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, repeat
-from typing import Any, NamedTuple
+from typing import Any
 
 __all__ = ["OpenBatch", "Window", "windowed"]
 
 
-class Window(NamedTuple):
+@dataclass(slots=True)
+class Window:
     """The place of a micro-batch in its window.
 
     Attributes:
