@@ -199,7 +199,8 @@ def test_training_with_the_same_global_batch_is_that_of_one_process(
 
 
 def normalising(folder: Path) -> None:
-    runner = Regression(folder, {"evaluate_every": None}, model=normalised_network)
+    config, samples = {"evaluate_every": None}, {"one": 1}
+    runner = Regression(folder, config, samples=samples, model=normalised_network)
     with runner:
         for _ in runner.epochs():
             for index, batch in enumerate(runner.batches()):
@@ -207,6 +208,7 @@ def normalising(folder: Path) -> None:
                 if index == 1:
                     first, again = runner.evaluate("val"), runner.evaluate("val")
                     assert first == again
+                    runner.evaluate("one")  # of which only one rank has a batch
     buffers = [tensor.flatten().tolist() for tensor in runner.unwrapped_model.buffers()]
     leave(folder, [runner.evaluate("val"), runner.predict("val").tolist(), buffers[-1]])
 
