@@ -60,7 +60,5 @@ def test_a_full_disk_can_be_told_from_the_rest() -> None:
         ("zzz", [], "there are none"),
     ],
 )
-def test_a_message_names_the_nearest_valid_word(
-    word: str, known: list[str], expected: str
-) -> None:
+def test_a_message_names_the_nearest_valid_word(word: str, known: list[str], expected: str) -> None:
     assert did_you_mean(word, known) == expected

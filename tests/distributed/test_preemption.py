@@ -59,6 +59,8 @@ def training(folder: Path, hook: str, number: int, rank: int) -> None:
         runner.train()
     finally:
         leave(folder, [runner.global_step, runner.status])
+        if runner.is_main_process:
+            time.sleep(0.5)  # as Python may need to end; the launcher sends SIGTERM meanwhile
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,15 @@ def test_the_number_of_workers_may_change_on_two_processes(
 # Another number of processes
 
 
+class Index(dl.Callback):
+    """Logs the mean number of the samples of each batch."""
+
+    def on_batch_end(self, runner: dl.AccelerateRunner, batch: Any, output: Any) -> None:
+        runner.log("index", batch["index"].double().mean())
+
+
 def train_elastically(root: Path, setting: Setting, kill: tuple[int, int] | None) -> None:
-    train(root, setting, kill, elastic=True)
+    train(root, setting, kill, elastic=True, callbacks=[Index()])
 
 
 @pytest.mark.parametrize(
@@ -191,6 +198,8 @@ def test_another_number_of_processes_covers_the_rest_of_the_epoch_once(
     assert f"world_size {before[-1]} -> {last}" in report["reasons"]
     results = json.loads((tmp_path / "outcome-0.json").read_text())["results"]
     assert [result["epoch"] for result in results] == list(range(1, EPOCHS + 1))
+    if sizes == (2, 1):  # in which all batches are of one size, and nothing is padded
+        assert results[0]["train"]["index"] == pytest.approx((SAMPLES - 1) / 2)
 
 
 def _redone(sizes: list[int]) -> int:
