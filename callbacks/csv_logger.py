@@ -7,6 +7,7 @@ import csv
 import io
 import time
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +132,7 @@ class _Table:
             return
         values = [[row.get(tag, "") for tag in self._columns] for row in self._pending]
         if len(self._columns) == self._columns_written:
-            with open(self.path, "a", encoding="utf-8", newline="") as file:
-                file.write(_text(values))
+            _append(self.path, _text(values))
         else:
             before = self._read()
             write_text(self.path, _text([self._columns, *before, *values]))
@@ -145,17 +145,31 @@ class _Table:
             return
         with open(self.path, encoding="utf-8", newline="") as file:
             self._columns = next(csv.reader(file), self._columns)
-        width = len(self._columns)
         kept = [row for row in self._read() if row[0].isdigit() and int(row[0]) <= global_step]
-        kept = [[*row, *[""] * (width - len(row))] for row in kept[:rows]]
+        # and the columns that have a value in them
+        table = zip_longest(self._columns, *kept[:rows], fillvalue="")
+        columns = [(tag, *cells) for tag, *cells in table if tag in _FIRST_COLUMNS or any(cells)]
+        self._columns, *kept = (list(row) for row in zip(*columns, strict=True))
         write_text(self.path, _text([self._columns, *kept]))
-        self.rows, self._columns_written = len(kept), width
+        self.rows, self._columns_written = len(kept), len(self._columns)
 
     def _read(self) -> list[list[str]]:
         if not self.path.exists():
             return []
         with open(self.path, encoding="utf-8", newline="") as file:
             return [row for row in csv.reader(file) if row][1:]
+
+
+def _append(path: Path, text: str) -> None:
+    """All of it or nothing: what does not fit on the disk is written again later."""
+    with open(path, "ab", buffering=0) as file:
+        data, end = text.encode(), file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def _text(rows: Iterable[Iterable[Any]]) -> str:

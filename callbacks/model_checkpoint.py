@@ -45,7 +45,8 @@ class ModelCheckpoint(Monitor):
         keep_last: How many of those are kept, the newest ones; None: all.
         save_weights_only: Whether all but `latest.pth` hold only weights and configuration.
         save_on_exception: Whether a failing run leaves `crash/step-N.pth`. It may be of the middle
-            of a step: no run goes on from it by itself.
+            of a step: no run goes on from it by itself. Of several processes the main one writes
+            it, with what it has of its own: not where each holds a part of the weights.
         on_save_error: Whether a save that fails ends the run, or is a warning until the run ends.
         asynchronous: Whether files are written in a thread while training goes on. For 256 MB
             training then stands still for 0.7 times `torch.save` alone instead of 3 times, 0.2
@@ -143,15 +144,13 @@ class ModelCheckpoint(Monitor):
             self._save(runner, names)
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
-        """Keep what there is, if it was asked for and no other process is needed for it."""
-        if runner.distributed or not runner.has_dir:
+        """Keep what there is, if it was asked for."""
+        if not runner.has_dir or not runner.is_main_process:
             return
-        self._deliver(runner, wait=True)
+        if not runner.distributed:  # else the others would have to take part
+            self._deliver(runner, wait=True)
         if self.save_on_exception and not isinstance(error, CheckpointError):
-            contents = runner.state_dict()
-            contents["run"]["crash"] = f"{type(error).__name__}: {error}"
-            save = Save.of(runner, (f"step-{runner.global_step}",), contents)
-            save.commit(CheckpointStore(runner.dir / "crash", run=str(runner.uuid)))
+            retention.save_failure(runner, error)
 
     def on_train_end(self, runner: Runner) -> None:
         """Wait for what is being written."""

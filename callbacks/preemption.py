@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import signal
@@ -71,6 +72,7 @@ class Preemption(Callback):
         self._signal: int | None = None
         self._told = False
         self._interrupts = self._ignored = 0
+        self._guarded: mmap.mmap | None = None  # one byte, that workers see too
         self._budgets: list[_Budget] = []
 
     def on_setup(self, runner: Runner) -> None:
@@ -136,6 +138,8 @@ class Preemption(Callback):
             runner.interrupt(self._signal)
 
     def _install(self) -> None:
+        self._guarded = self._guarded or mmap.mmap(-1, 1)
+        self._guarded[0] = 1
         for number in _SIGNALS:
             previous = signal.getsignal(number)
             if previous is None or previous is signal.SIG_IGN:  # not Python's, or as under nohup
@@ -148,6 +152,8 @@ class Preemption(Callback):
             if signal.getsignal(number) == self._handle:  # else somebody has replaced it since
                 signal.signal(number, previous)
         self._previous = {}
+        if self._guarded is not None:
+            self._guarded[0] = 0
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Take a note and nothing else: this runs between any two instructions of a step."""
@@ -166,11 +172,15 @@ class Preemption(Callback):
             previous(number, frame)
 
     def _handle_in_child(self, number: int) -> None:
-        """In a DataLoader worker leave it to the parent; elsewhere do what was done before."""
+        """In a DataLoader worker leave it to the parent; elsewhere do what was done before.
+
+        A parent whose run is over ends its workers by SIGTERM, and waits for them without end.
+        """
         from torch.utils.data import get_worker_info
 
         self._ignored += number == signal.SIGTERM
-        if get_worker_info() is not None and self._ignored < 2:  # the second may be the parent's
+        is_guarded = self._guarded is not None and self._guarded[0] == 1
+        if get_worker_info() is not None and is_guarded and self._ignored < 2:
             return
         signal.signal(number, self._previous.get(number, signal.SIG_DFL))
         os.kill(os.getpid(), number)

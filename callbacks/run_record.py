@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from danling.attempts import Attempts
 from danling.callback import Callback, Priority
+from danling.code_change import describe_change
 from danling.environment import installed_packages, read_environment
 from danling.files import write_bytes, write_json
 from danling.ownership import main_folder
@@ -100,17 +101,23 @@ class RunRecord(Callback):
     def _record_code(self, run: RunFile, runner: Runner) -> None:
         """Write the uncommitted code; of a later launch only where it is other code."""
         code, launches = runner.code, run.data["launches"]
-        path = runner.paths.code_patch
+        path, start = runner.paths.code_patch, main_folder()
+        exclude = [Path(runner.config.project_root)]
         if len(launches) > 1:
             before = run.data["code"]
             if asdict(code) == before | {"extra": tuple(before["extra"])}:
                 return
-            launches[-1]["code"] = asdict(code)
+            change = describe_change(before, code, start, patch=path, exclude=exclude)
+            launches[-1] |= {"code": asdict(code), "code_change": change}
             path = path.with_name(f"{path.stem}-{len(launches)}{path.suffix}")
-            commits = f": commit {before['commit']} then, {code.commit} now" if code.commit else ""
-            runner.logger.warning("the code has changed since the run began%s", commits)
+            runner.logger.warning("the code has changed since the run began: %s", change)
+        if code.partial:
+            runner.logger.info(
+                "the code could not be read in time: resume='auto' will not find this run"
+            )
         if code.source == "git" and code.dirty is not False:
-            patch = code_patch(main_folder(), exclude=[Path(runner.config.project_root)])
+            seconds = 2.0 if code.partial else 10.0  # git may hang
+            patch = code_patch(start, exclude=exclude, timeout=seconds)
             launches[-1]["patch"] = {"left_out": patch.left_out, "note": patch.note}
             path.parent.mkdir(exist_ok=True)
             write_bytes(path, patch.data)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from danling import hparams, media, run_text
+from danling import bands, hparams, media, run_text
 from danling.attempts import Attempts
 from danling.callback import Callback
 from danling.event_file import EventWriter, cut_events
 from danling.history import flatten
-from danling.tensorboard import best_values, split_layout
+from danling.tensorboard import best_values, layout
 from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
@@ -34,23 +34,23 @@ class TensorBoard(Callback):
 
     `tensorboard --logdir experiments` shows every run there. Without arguments it has
 
-    - every logged value under its tag, against the global step: `train/...`, `val/...`,
-      `optim/lr/...`, `optim/grad_norm`, `perf/steps_per_second`, and what was evaluated for each
-      result that was the best when it came, as `best/...`;
+    - every logged value under its tag, against the global step: `train/...`, `val/...`, `perf/...`,
+      `optim/...`, and as `best/...` what was evaluated for each result that was the best so far;
     - the HParams table: the configuration with its types, the status of the run, its last and its
       best values; runs that differ only in the seed are one row;
-    - on "Custom Scalars" a chart per metric with all its splits;
+    - on "Custom Scalars" a chart per metric with all its splits, and the mean of runs that differ
+      only in the seed, in the band of what there was, as a run `{experiment_name}-seeds-...`;
     - as text the configuration, command line, code, environment, model, and a crash's traceback.
 
     A resumed run goes on as if it had never stopped: points after the checkpoint are taken out of
     the files. Values reach the disk every 10 seconds, and at evaluations, checkpoints, errors and
-    the end. Scripts and other callbacks add to the pages with `runner.log_image(...)` and the like.
-    What cannot be written or drawn is a warning; nothing here ends a training.
+    the end. Anybody adds to the pages with `runner.log_image(...)` and the like. What cannot be
+    written or drawn is a warning; nothing here ends a training.
 
     Args:
         epoch_axis: Whether results are also written against the epoch, as `epoch/val/loss`.
-        histograms: How often to write histograms of all parameters and their gradients, as
-            `"1 epoch"` or `"500 steps"`: at the first step of the run, and at each that is due.
+        histograms: How often to write histograms of parameters and gradients, `"1 epoch"` or
+            `"500 steps"`: at the first step of the run, and at each that is due.
         graph: Whether to write the graph of the model, traced with the first batch.
         flush_seconds: Longest time that a value waits in memory while the training goes on.
 
@@ -152,7 +152,7 @@ class TensorBoard(Callback):
         """Make a chart of each metric that is new."""
         if not self._charted.issuperset(result):
             self._charted.update(result)
-            self._add(runner, lambda: split_layout(self._charted))
+            self._add(runner, lambda: layout(self._charted))
 
     def on_epoch_end(self, runner: Runner) -> None:
         """Write the result of the epoch."""
@@ -222,8 +222,7 @@ class TensorBoard(Callback):
 
     def log_graph(self, runner: Runner, inputs: Any) -> None:
         """Show the graph of the model, traced with an example of its input."""
-        model = runner.unwrapped_model
-        self._try(runner, lambda writer: writer.add_graph(media.graph(model, inputs)))
+        self._try(runner, lambda w: w.add_graph(media.graph(runner.unwrapped_model, inputs)))
 
     # Writing
 
@@ -271,6 +270,7 @@ class TensorBoard(Callback):
             runner.logger.warning("TensorBoard: points that are not finite: %s", writer.nonfinite)
         if writer.dropped:
             runner.logger.warning("TensorBoard: left out, of no new step: %s", writer.dropped)
+        bands.refresh_band(runner.dir, runner.config.experiment_name)
 
     def _write_texts(self, runner: Runner, writer: EventWriter) -> None:
         model = runner.unwrapped_model if isinstance(runner.unwrapped_model, nn.Module) else None

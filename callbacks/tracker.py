@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from danling import media
 from danling.attempts import Attempts
 from danling.callback import Callback
 from danling.files import write_json
 from danling.hparams import flatten
-from danling.trackers import KINDS, Identity, check_kind, start_tracker
+from danling.trackers import KINDS, Identity, check_kind, show_image, start_tracker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from accelerate.tracking import GeneralTracker
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     from danling.runner import AccelerateRunner as Runner
 
@@ -39,6 +41,8 @@ class Tracker(Callback):
     An outage never ends a training: it is one warning, values wait in memory (up to 10,000 rows)
     and are sent when the tracker answers again, which is tried after 5 seconds, then 10, up to
     every 10 minutes. `metrics.jsonl` has them all the same.
+
+    `runner.log_image` and `runner.log_figure` show pictures there; in an outage they are left out.
 
     What a run that is resumed has abandoned cannot be taken back from a tracker; the page of a run
     that crashed shows those values, too.
@@ -85,6 +89,7 @@ class Tracker(Callback):
         self._tries = self._lost = 0
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
+        self._has_told = False
 
     def on_setup(self, runner: Runner) -> None:
         """Forget another run; the tracker starts when it is known whether this one goes on."""
@@ -113,6 +118,28 @@ class Tracker(Callback):
                 runner.logger.warning("%s did not get %d rows", self.name, lost)
         self._is_active, self._tracker = False, None
         self._attempts.report(runner.logger)
+
+    # What `runner.log_image` and the like call
+
+    def log_image(self, runner: Runner, tag: str, image: Any) -> None:
+        """Show an image, or a batch of them as a grid: see `danling.media.image`."""
+        self._show(runner, tag, lambda: media.image(tag, image))
+
+    def log_figure(self, runner: Runner, tag: str, figure: Any) -> None:
+        """Show a figure of matplotlib; it stays open."""
+        self._show(runner, tag, lambda: media.figure(tag, figure))
+
+    def _show(self, runner: Runner, tag: str, make: Callable[[], Summary.Value]) -> None:
+        if self._tracker is None or time.monotonic() < self._retry_at:
+            return
+        show = KINDS[self.kind].show if self.own is None else show_image
+        if self.own is not None and not hasattr(self.own, "log_images"):
+            if not self._has_told:
+                runner.logger.warning("%s has no log_images and shows no pictures", self.name)
+            self._has_told = True
+            return
+        with self._attempts.caught(runner.logger):
+            show(self._tracker, tag, media.picture(make()), runner.global_step)
 
     def _send(self, runner: Runner) -> None:
         """Start the tracker if it is not, and hand on all rows; after a failure wait longer."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from danling.errors import DataError, MetricError, RunError
 from danling.metrics import RESERVED, measure
 
-__all__ = ["Output", "checked_scalar", "forward", "kept", "predict", "read_output", "sample_count"]
+__all__ = ["Output", "checked_scalar", "forward", "predict", "read_output", "sample_count"]
 
 
 Output = tuple[Tensor, Mapping[str, Any], Tensor | int | None]
@@ -27,7 +27,7 @@ def read_output(output: Any) -> Output:
         MetricError: There is no loss in it, or the loss is not a scalar tensor.
     """
     if isinstance(output, Tensor):
-        return scalar(output), _NOTHING, None
+        return scalar(output) if output.ndim else output, _NOTHING, None
     if isinstance(output, Mapping):
         if output.get("loss") is None:
             keys = ", ".join(repr(key) for key in output)
@@ -62,11 +62,6 @@ def scalar(loss: Any) -> Tensor:
             f"the loss has shape {tuple(loss.shape)}: reduce it to a scalar, as with .mean()"
         )
     return loss.reshape(())
-
-
-def kept(loss: Tensor) -> Tensor:
-    """The loss without its graph; on CUDA a copy, because a CUDA graph reuses its place."""
-    return loss.detach().clone() if loss.is_cuda else loss.detach()
 
 
 def count_of(samples: Any) -> Tensor | int | None:

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from accelerate.utils import DistributedType
-
 from danling import sharding
 from danling.compatibility import (
     check_complete,
@@ -19,6 +17,7 @@ from danling.compatibility import (
     obstacles,
     part_problems,
     surroundings,
+    unsafe,
 )
 from danling.errors import CheckpointError, ResumeError
 from danling.given import changes, given_to, restore_optimization
@@ -32,13 +31,32 @@ from danling.validation import read_checkpoint
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
-__all__ = ["build", "load", "restore", "restore_rng", "save", "take"]
+__all__ = ["build", "load", "restore", "restore_rng", "save", "take", "take_alone"]
 
 R = TypeVar("R", bound="AccelerateRunner")
 
 
 def take(runner: AccelerateRunner) -> dict[str, Any]:
     """Everything that the run needs to go on from here; a collective."""
+    return contents(runner, runner.world.gather)
+
+
+def take_alone(runner: AccelerateRunner) -> dict[str, Any]:
+    """The same as far as this process has it, where others may be gone.
+
+    Replicas have the same weights and optimizer; the others' random streams, open averages and
+    places in their data are missing.
+
+    Raises:
+        CheckpointError: This process has only a part of the weights.
+    """
+    if runner.distributed and sharding.is_sharded(runner.model):
+        raise CheckpointError("each process holds a part of the weights, and one of them is gone")
+    return contents(runner, lambda value: [value])
+
+
+def contents(runner: AccelerateRunner, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
+    """What is in a checkpoint; `gather` collects what each process has of its own."""
     counters = runner.counters
     return {
         "model": model_state(runner),
@@ -49,17 +67,18 @@ def take(runner: AccelerateRunner) -> dict[str, Any]:
         | runner.foreign_state,
         "data": {
             **asdict(counters),
-            "loaders": runner.world.gather(runner.loader_states()),
-            "open": runner.world.gather(runner.loop_state()),
+            "loaders": gather(runner.loader_states()),
+            "open": gather(runner.loop_state()),
             "last_evaluation": asdict(runner.last_evaluation),
         },
-        "rng": runner.world.gather(rng_state()),
+        "rng": gather(rng_state()),
         "run": {
             "uuid": str(runner.uuid),
             "world_size": runner.world_size,
             "accum_steps": runner.accum_steps,
             "seconds": runner.clock.seconds,
             "stop_reason": runner.stop_reason,
+            "unsafe": unsafe(runner),
             "surroundings": surroundings(runner),
             "kinds": kinds(runner),
             "given": given_to(runner),
@@ -70,6 +89,14 @@ def take(runner: AccelerateRunner) -> dict[str, Any]:
 
 def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
     """Commit what `take` gives on the main process, and tell the callbacks."""
+    if runner._batch is not None and runner._batch.stepped:  # in the body of a loop, after step()
+        runner._end_batch()
+    if place := unsafe(runner):
+        runner.logger.warning(
+            "a checkpoint is saved %s: a run cannot go on exactly from it. Save in on_checkpoint, "
+            "or in a loop of your own after a step",
+            place,
+        )
     checkpoint = take(runner)
     path = runner.checkpoints.directory / f"{names[0]}.pth"
     counters = runner.counters
@@ -240,8 +267,6 @@ def model_state(runner: AccelerateRunner) -> Any:
     """The weights under the names of the plain model."""
     if runner.model is None:
         return None
-    if runner.accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise CheckpointError("checkpoints of DeepSpeed are not supported: use FSDP, or DDP")
     return sharding.model_state(runner.model, runner.unwrapped_model)
 
 

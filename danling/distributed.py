@@ -12,11 +12,9 @@ another call, or they are seen to have gone past it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import pickle
 import struct
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from danling.errors import DistributedError
+from danling.gloo import Group
 
 __all__ = ["World"]
 
@@ -67,9 +66,8 @@ class World:
         self._calls: list[str] = []
         self._collectives = self._batches = 0
         if size > 1:
-            self._group: Any = dist.new_group(backend="gloo", timeout=self._timeout)
+            self._group = Group(self._timeout)
             self._store = _make_store(rank)
-            weakref.finalize(self, _destroy, self._group).atexit = False
 
     # Values
 
@@ -82,7 +80,7 @@ class World:
         parts = [torch.empty(max(sizes), dtype=torch.uint8) for _ in sizes]
         own = torch.zeros(max(sizes), dtype=torch.uint8)
         own[: len(data)] = _as_tensor(data)
-        self._finish(dist.all_gather(parts, own, group=self._group, async_op=True))
+        self._finish(dist.all_gather(parts, own, group=self._group.handle, async_op=True))
         return [
             pickle.loads(part[:size].numpy().tobytes())
             for part, size in zip(parts, sizes, strict=True)
@@ -95,7 +93,7 @@ class World:
         data = pickle.dumps(value) if self.rank == source else b""
         size = self._exchange("broadcast", size=len(data))[source].size
         tensor = _as_tensor(data) if data else torch.empty(size, dtype=torch.uint8)
-        self._finish(dist.broadcast(tensor, source, group=self._group, async_op=True))
+        self._finish(dist.broadcast(tensor, source, group=self._group.handle, async_op=True))
         return value if data else pickle.loads(tensor.numpy().tobytes())
 
     def maximum(self, values: Sequence[float]) -> list[float]:
@@ -199,7 +197,7 @@ class World:
         padded = [*numbers, *[0.0] * (_NUMBERS - len(numbers))]
         own = _as_tensor(_HEADER.pack(size, *padded, call.encode()[:64]))
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        self._finish(dist.all_gather(parts, own, group=self._group, async_op=True))
+        self._finish(dist.all_gather(parts, own, group=self._group.handle, async_op=True))
         messages = [_unpacked(part) for part in parts]
         for rank, message in enumerate(messages):
             if message.call != messages[self.rank].call:
@@ -213,40 +211,43 @@ class World:
     def _finish(self, work: Any) -> None:
         """Wait for a collective, and look from time to time whether the others will come."""
         deadline = time.monotonic() + self._timeout.total_seconds()
-        while True:
-            try:
-                work.wait(_LOOK_AROUND)
-                return
-            except RuntimeError as error:
-                if work.is_completed():
+        try:
+            while not self._waited(work):
+                self._look_around()
+                if time.monotonic() > deadline:
                     raise DistributedError(
-                        f"another process has gone while this one, rank {self.rank}, was in "
-                        f"{self._call}: its own error says why"
-                    ) from error
-            problem = self._missing()
-            if problem is None and time.monotonic() > deadline:
-                problem = DistributedError(
-                    f"rank {self.rank} waited {self._timeout.total_seconds():.0f} s in "
-                    f"{self._call} for the other processes"
-                )
-            if problem is not None:
-                _keep_forever(self._group)
-                raise problem
+                        f"rank {self.rank} waited {self._timeout.total_seconds():.0f} s in "
+                        f"{self._call} for the other processes"
+                    )
+        finally:
+            if not work.is_completed():  # also where a signal's handler has raised
+                self._group.keep_forever()
+
+    def _waited(self, work: Any) -> bool:
+        """Wait for a collective until it is time to look around: whether it is done."""
+        try:
+            work.wait(_LOOK_AROUND)
+        except RuntimeError as error:  # also when the time is over
+            if work.is_completed() and not work.is_success():
+                raise DistributedError(
+                    f"another process has gone while this one, rank {self.rank}, was in "
+                    f"{self._call}: its own error says why"
+                ) from error
+        return bool(work.is_completed())
 
     @property
     def _call(self) -> str:
         return self._calls[-1] if self._calls else "the run"
 
-    def _missing(self) -> DistributedError | None:
-        """Say which process went past this collective, if one did."""
+    def _look_around(self) -> None:
+        """Raise if another process went past this collective, and will not come."""
         for rank in range(self.size):
             key = f"at/{rank}"
             if rank == self.rank or not self._store.check([key]):
                 continue
             collectives, batches, call = self._store.get(key).decode().split(" ", 2)
             if int(collectives) < self._collectives and int(batches) > self._batches:
-                return self._misfit(rank, call)
-        return None
+                raise self._misfit(rank, call)
 
     def _misfit(self, rank: int, call: str) -> DistributedError:
         where = call.partition("|")[0]
@@ -262,16 +263,6 @@ def _make_store(rank: int) -> Any:
     store = dist.distributed_c10d._get_default_store()
     number = store.add(f"danling/{rank}", 1)  # every process makes its worlds in the same order
     return dist.distributed_c10d.PrefixStore(f"danling/{number}/", store)
-
-
-def _destroy(group: Any) -> None:
-    with contextlib.suppress(ValueError, RuntimeError):  # it went with the default group
-        dist.destroy_process_group(group)
-
-
-def _keep_forever(group: Any) -> None:
-    """Let the process end: the group's destructor would wait for the one that does not come."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _as_tensor(data: bytes) -> Tensor:

@@ -1,8 +1,7 @@
 """TensorBoard's event files: written through a buffer, read fast, and cut back on resume.
 
-The format is TFRecord: the length (8 bytes, little-endian), its masked CRC-32C (4), the bytes of
-an `Event` (protocol buffer) and their CRC (4). TensorBoard reads the files of a directory in the
-order of their names, as one run (`tensorboard/backend/event_processing`).
+A file is a row of `Event`s (protocol buffers) in frames of TFRecord. TensorBoard reads the files of
+a directory in the order of their names, as one run (`tensorboard/backend/event_processing`).
 """
 
 from __future__ import annotations
@@ -10,29 +9,32 @@ from __future__ import annotations
 import math
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, SupportsFloat, TypeVar
 
-from danling.crc32c import masked_crc32c
 from danling.files import write_bytes
+from danling.tfrecord import data_of, frame, frames
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-__all__ = ["EventWriter", "cut_events", "event_files", "read_events", "read_scalars"]
+__all__ = [
+    "EventWriter",
+    "cut_events",
+    "event_files",
+    "find_values",
+    "next_event_file",
+    "read_events",
+    "read_scalars",
+]
 
 T = TypeVar("T")
 
 _PREFIX: Final = "events.out.tfevents."
-_LENGTH: Final = struct.Struct("<Q")
-_CHECKSUM: Final = struct.Struct("<I")
-_HEAD: Final = 12  # the length and its checksum
-_FOOT: Final = 4
 _BUFFER: Final = 1 << 16
 
 
@@ -79,7 +81,7 @@ class EventWriter:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self.path = _next_path(Path(directory))
+        self.path = next_event_file(directory)
         self.last_steps = dict(last_steps or {})
         self.dropped: dict[str, int] = {}
         self.nonfinite: dict[str, int] = {}
@@ -174,7 +176,7 @@ class EventWriter:
         return True
 
     def _write(self, event: Event) -> None:
-        self._file.write(_record(event.SerializeToString()))
+        self._file.write(frame(event.SerializeToString()))
         self._pending = True
         if self.is_flush_due:
             self.flush()
@@ -183,6 +185,17 @@ class EventWriter:
 def event_files(directory: str | os.PathLike[str]) -> list[Path]:
     """The event files of a run, in the order in which TensorBoard reads them."""
     return sorted(Path(directory).glob(f"{_PREFIX}*"))
+
+
+def next_event_file(directory: str | os.PathLike[str]) -> Path:
+    """A name for a new event file, after all that are there, whatever this machine's clock says."""
+    moment = time.time_ns()
+    for path in event_files(directory):
+        digits = path.name.removeprefix(_PREFIX).partition(".")[0]
+        if digits.isdecimal():
+            moment = max(moment, int(digits.ljust(19, "0")[:19]) + 1)
+    host = socket.gethostname().replace("/", "_")
+    return Path(directory) / f"{_PREFIX}{moment:019d}.{host}.{os.getpid()}"
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
@@ -207,6 +220,26 @@ def read_scalars(directory: str | os.PathLike[str]) -> dict[str, list[tuple[int,
             if value.HasField("simple_value"):
                 points.setdefault(value.tag, []).append((event.step, value.simple_value))
     return points
+
+
+def find_values(
+    path: str | os.PathLike[str], prefix: str, head: int | None = None
+) -> dict[str, Summary.Value]:
+    """The last value of each tag that starts so; no other event is decoded, which makes it quick.
+
+    Args:
+        path: An event file.
+        prefix: Start of the tags.
+        head: How many bytes to look at; None for the whole file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open(path, "rb") as file:
+        data = file.read() if head is None else file.read(head)
+    records = (record for record in frames(data) if prefix.encode() in record)
+    values = chain.from_iterable(event.summary.value for _, event in _decoded(records))
+    return {value.tag: value for value in values if value.tag.startswith(prefix)}
 
 
 def cut_events(
@@ -244,39 +277,20 @@ def _without_lost(event: Event, values: list[Summary.Value]) -> bytes:
         return b""
     del event.summary.value[:]
     event.summary.value.extend(values)
-    return _record(event.SerializeToString())
-
-
-def _record(data: bytes) -> bytes:
-    length = _LENGTH.pack(len(data))
-    head, foot = masked_crc32c(length), masked_crc32c(data)
-    return b"".join((length, _CHECKSUM.pack(head), data, _CHECKSUM.pack(foot)))
+    return frame(event.SerializeToString())
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, Event]]:
+    return _decoded(frames(data))
+
+
+def _decoded(records: Iterable[bytes]) -> Iterator[tuple[bytes, Event]]:
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto.event_pb2 import Event
 
-    start = 0
-    while start + _HEAD <= len(data):
-        (length,) = _LENGTH.unpack_from(data, start)
-        end = start + _HEAD + length + _FOOT
-        if end > len(data):
-            return
+    for record in records:
         try:
-            event = Event.FromString(data[start + _HEAD : end - _FOOT])
+            event = Event.FromString(data_of(record))
         except DecodeError:
             return
-        yield data[start:end], event
-        start = end
-
-
-def _next_path(directory: Path) -> Path:
-    """A name after all others, whatever the clock of this machine says."""
-    moment = time.time_ns()
-    for path in event_files(directory):
-        digits = path.name.removeprefix(_PREFIX).partition(".")[0]
-        if digits.isdecimal():
-            moment = max(moment, int(digits.ljust(19, "0")[:19]) + 1)
-    host = socket.gethostname().replace("/", "_")
-    return directory / f"{_PREFIX}{moment:019d}.{host}.{os.getpid()}"
+        yield record, event

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from danling import filesystem
+from danling.failpoints import failpoint
 from danling.jsonable import dumps
 
-__all__ = ["write_bytes", "write_json", "write_text"]
+__all__ = ["remove_orphans", "write_bytes", "write_json", "write_text"]
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, fsync: bool = False) -> None:
@@ -59,6 +63,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = Fals
     temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
         _create(temporary, data, fsync)
+        failpoint("file.before_replace")
         filesystem.replace(temporary, target)
         if fsync:
             filesystem.fsync_directory(target.parent)
@@ -68,6 +73,23 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = Fals
         if isinstance(error, OSError):  # the user knows the target, not the temporary name
             error.filename, error.filename2 = os.fspath(path), None
         raise
+
+
+def remove_orphans(directory: str | os.PathLike[str]) -> None:
+    """Remove what a process that died in a write left behind; for who alone writes there.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> orphan = folder / ".0123456789abcdef0123456789abcdef.tmp"
+        >>> _ = orphan.write_text("half")
+        >>> remove_orphans(folder)
+        >>> orphan.exists()
+        False
+    """
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            if _TEMPORARY.fullmatch(name):
+                filesystem.unlink(Path(directory) / name)
 
 
 def _create(path: Path, data: bytes, fsync: bool) -> None:

@@ -10,10 +10,12 @@ of its own; neither is used.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from danling.event_file import event_files, find_values
 from danling.jsonable import canonical_json, dumps
 
 if TYPE_CHECKING:
@@ -21,13 +23,25 @@ if TYPE_CHECKING:
 
     from danling.config import Config
 
-__all__ = ["START_TAG", "TAG_PREFIX", "flatten", "of_config", "session_end", "session_start"]
+__all__ = [
+    "START_TAG",
+    "TAG_PREFIX",
+    "flatten",
+    "group_of",
+    "has_succeeded",
+    "of_config",
+    "session_end",
+    "session_start",
+]
 
 TAG_PREFIX: Final = "_hparams_/"
 """Start of the tags of all these messages."""
 
 START_TAG: Final = f"{TAG_PREFIX}session_start_info"
 """Tag of the message that a run has begun."""
+
+_END_TAG: Final = f"{TAG_PREFIX}session_end_info"
+_HEAD_BYTES: Final = 1 << 18  # in which the first message of a file is
 
 _GOING_ON: Final = ("running", "preempted", None)
 _SUCCESSFUL: Final = ("finished", "stopped")
@@ -112,8 +126,11 @@ def session_start(
 def session_end(status: str | None, ended: float) -> list[Summary.Value]:
     """The message that a run has ended, with success or failure; none for one that may go on.
 
-    A server keeps the first of these messages that it reads. So a run that goes on, or can, has
-    none, and is shown as "unknown" until it has ended: "running" would stay there for ever.
+    TensorBoard's servers, both of them, keep the first of these messages that they read, whatever
+    becomes of the file (`plugin_event_accumulator.py`: "We only store the first instance of the
+    metadata"). So a run that goes on, or can, has none, and is shown as "unknown" until it has
+    ended: a page opened during the run would show "running" for ever. For the same reason a page
+    opened after a failure shows the failure until the server is started anew, when the run goes on.
 
     Args:
         status: Of the run: "finished" and "stopped" are a success, "running" and "preempted" runs
@@ -127,7 +144,6 @@ def session_end(status: str | None, ended: float) -> list[Summary.Value]:
         []
     """
     from tensorboard.plugins.hparams import api_pb2
-    from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
     if status in _GOING_ON:
@@ -135,7 +151,40 @@ def session_end(status: str | None, ended: float) -> list[Summary.Value]:
     success, failure = api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE
     shown = success if status in _SUCCESSFUL else failure
     info = SessionEndInfo(status=shown, end_time_secs=ended)
-    return [_value(SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))]
+    return [_value(_END_TAG, HParamsPluginData(session_end_info=info))]
+
+
+def group_of(run: str | os.PathLike[str]) -> str | None:
+    """The row of a run in the table, from the start of its newest event file; None without one.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
+
+    for path in event_files(run)[-1:]:
+        start = find_values(path, START_TAG, _HEAD_BYTES).get(START_TAG)
+        if start is not None:
+            content = start.metadata.plugin_data.content
+            return str(parse_session_start_info_plugin_data(content).group_name)
+    return None
+
+
+def has_succeeded(run: str | os.PathLike[str]) -> bool:
+    """Whether a run has ended with success, by its newest event file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    from tensorboard.plugins.hparams import api_pb2
+    from tensorboard.plugins.hparams.metadata import parse_session_end_info_plugin_data
+
+    for path in event_files(run)[-1:]:
+        end = find_values(path, _END_TAG).get(_END_TAG)
+        if end is not None:
+            info = parse_session_end_info_plugin_data(end.metadata.plugin_data.content)
+            return bool(info.status == api_pb2.STATUS_SUCCESS)
+    return False
 
 
 def _proto(make: Any, value: bool | float | str) -> Any:

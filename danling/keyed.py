@@ -4,7 +4,8 @@ A dataset that draws at random would give other values after a resume, or with a
 workers, because generators remember everything that was drawn from them. Here the generators of
 python, numpy and torch (CPU) are seeded anew for every fetched batch, from the position of its
 first sample in the epoch's order. A worker does nothing else, so that is all; the main process
-puts them back, which costs about 50 us a batch.
+puts them back, which costs about 50 us a batch. Generators that the dataset keeps for itself are
+treated alike.
 
 Three kinds of dataset are told apart: those of a type that draws nothing (`TensorDataset`, a list)
 are left alone; those that declare `deterministic = True` are believed and watched, at about 2 us a
@@ -18,7 +19,7 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ from torch.utils.data import (
 )
 
 from danling.errors import DataError
+from danling.generators import own_generators, own_keyed, seed_own
 from danling.sampling import set_epoch
 from danling.seed import derive, isolated_rng, seed_streams
 
@@ -146,6 +148,7 @@ class IndexedReader(Dataset[Any]):
         self._treatment = treatment
         self._seed = seed
         self._epoch: int | None = None
+        self._own = own_generators(dataset, collate_fn) if treatment == "keyed" else []
         self._wants_epoch = callable(getattr(dataset, "set_epoch", None))
         self._python_looked_at = False
 
@@ -159,14 +162,17 @@ class IndexedReader(Dataset[Any]):
             return self._watched(indices)
         key = derive(self._seed, "batch", epoch, position)
         if get_worker_info() is None:
-            with keyed_rng(key):
+            with keyed_rng(key), own_keyed(self._own, key) if self._own else nullcontext():
                 return self._read(indices)
         seed_streams(key)  # and nothing to put back: a worker has no other use for them
+        seed_own(self._own, key)
         return self._read(indices)
 
     def _enter(self, epoch: int) -> None:
         with keyed_rng(derive(self._seed, "epoch", epoch)):
             set_epoch(self.dataset, epoch)
+        if self._treatment == "keyed":
+            self._own = own_generators(self.dataset, self._collate)  # it may have made new ones
         self._epoch = epoch
 
     def _read(self, indices: Any) -> Any:
@@ -208,9 +214,12 @@ class IterableReader(IterableDataset[Any]):
         worker = get_worker_info()
         if worker is not None:
             epoch = int(self._epoch)
+            key = derive(self._seed, "epoch", epoch, worker.id)
             if self._is_keyed:
-                seed_streams(derive(self._seed, "epoch", epoch, worker.id))
+                seed_streams(key)
             set_epoch(self.dataset, epoch)
+            if self._is_keyed:
+                seed_own(own_generators(self.dataset), key)
         return iter(self.dataset)
 
 

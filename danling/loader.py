@@ -25,6 +25,7 @@ from danling.errors import ResumeError
 from danling.sources import Source
 from danling.stream import StreamSource
 from danling.transfer import transferred
+from danling.workers import told
 
 __all__ = ["Loader", "Resume"]
 
@@ -124,7 +125,11 @@ class Loader:
         """
         offset = self._offset(epoch, start)
         self._origin = _Origin(epoch, start, offset)
-        return transferred(self._source.batches(epoch, offset), self._device)
+        batches = self._source.batches(epoch, offset)
+        if workers := self._source.workers:
+            data = f"epoch {epoch} of {self.split!r} ({self._source.name}, {workers} workers)"
+            batches = told(batches, data, start)
+        return transferred(batches, self._device)
 
     def positions(self, batch_index: int) -> list[int]:
         """Where the items of a batch are in the global order of the epoch that is being read.
@@ -187,6 +192,10 @@ class Loader:
         reasons = [
             f"{self.split!r}: {change}, goes on at item {offset}" for change in elastic_changes
         ]
+        if state.get("draws_by_itself"):
+            reasons.append(
+                f"what {self._source.name} drew from a random generator of its own is not restored"
+            )
         return reasons + (self._source.doubts if batch else [])
 
     def _offset(self, epoch: int, batch: int) -> int:

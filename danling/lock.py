@@ -28,7 +28,7 @@ from danling.errors import RunDirectoryError, RunLockedError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LOCK_NAME", "DirectoryLock", "LockHolder", "is_locked", "lock_holder"]
+__all__ = ["LOCK_NAME", "DirectoryLock", "LockHolder", "in_use", "is_locked", "lock_holder"]
 
 LOCK_NAME = ".lock"
 """The file that is locked; it stays in the directory."""
@@ -218,6 +218,12 @@ def lock_holder(directory: str | os.PathLike[str]) -> LockHolder | None:
     return LockHolder.read(_read(path))
 
 
+def in_use(directory: str | os.PathLike[str]) -> str:
+    """Who works in a directory, or did a moment ago, in words."""
+    holder = lock_holder(directory) or LockHolder.read(_read(Path(directory) / LOCK_NAME))
+    return f"in use by process {holder.pid} on {holder.host} since {holder.start_time}"
+
+
 def _is_locked_by_another(path: Path) -> bool:
     """Ask the kernel, which answers without locking anything."""
     if sys.platform == "win32":
@@ -283,12 +289,8 @@ def _read(path: Path) -> str:
 
 
 def _locked_message(directory: Path) -> str:
-    holder = lock_holder(directory) or LockHolder()
     way_out = "Wait for it or stop it, or start a new run with resume=False."
     lease = directory / _LEASE_NAME
     if lease.exists():
         way_out += f" If that process has ended, delete {lease}."
-    return (
-        f"{directory} is in use by process {holder.pid} on {holder.host}"
-        f" since {holder.start_time}. {way_out}"
-    )
+    return f"{directory} is {in_use(directory)}. {way_out}"

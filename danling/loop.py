@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from danling.errors import ConfigError, MetricError, RunError, did_you_mean
-from danling.evaluation import check_samples
-from danling.loader import Loader
 from danling.logbook import LogbookRunner
 from danling.metrics import reset
 from danling.seed import seed_everything
@@ -42,8 +41,7 @@ class LoopRunner(LogbookRunner):
         self._within: dict[str, Any] | None = None  # the last result within the open epoch
         self.last_evaluation = Moment()
         self._log_interval, self._poll_interval = 50, 10
-        self._max_epochs: int | None = None
-        self._max_steps: int | None = None
+        self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
 
     # The run
@@ -51,7 +49,8 @@ class LoopRunner(LogbookRunner):
     def _open(self) -> None:
         config = self.config
         self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
-        self._max_epochs, self._max_steps = config.max_epochs, config.max_steps
+        self._max_epochs = math.inf if config.max_epochs is None else config.max_epochs
+        self._max_steps = math.inf if config.max_steps is None else config.max_steps
         self._evaluate_every = (
             None if config.evaluate_every is None else Every(config.evaluate_every)
         )
@@ -76,15 +75,11 @@ class LoopRunner(LogbookRunner):
     @property
     def is_ending(self) -> bool:
         """Whether the training ends at this point: a limit is reached or a stop was asked for."""
-        if self._leaving or self._is_cut():
-            return True
-        return self._max_epochs is not None and self.counters.epoch >= self._max_epochs
+        return self._leaving or self._is_cut() or self.counters.epoch >= self._max_epochs
 
     def _is_cut(self) -> bool:
         """Whether the training ends even within an epoch."""
-        return self.stop_reason is not None or (
-            self._max_steps is not None and self.counters.global_step >= self._max_steps
-        )
+        return self.stop_reason is not None or self.counters.global_step >= self._max_steps
 
     def _check_monitor(self) -> None:
         split = self.monitor.partition("/")[0]
@@ -213,32 +208,6 @@ class LoopRunner(LogbookRunner):
 
     # The batch
 
-    def _open_source(self, split: str, loader: Loader) -> tuple[Iterator[Any], int | None]:
-        """The batches of the open epoch that are left, and how many the whole epoch has."""
-        self.remember_loader(split)
-        check_samples(self.world, loader)
-        source = loader.iterate(self.epoch, self.batch_index)
-        length = loader.batches_in(self.epoch)
-        if self.distributed and length is None:
-            source = self._until_one_ends(source)
-        return source, length
-
-    def _until_one_ends(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Batches of a source whose length nobody knows: it ends everywhere when it ends anywhere.
-
-        Without it the other processes would wait in the next backward for ever.
-        """
-        end = object()
-        while True:
-            batch = next(source, end)
-            if self.world.maximum([batch is end])[0]:
-                if batch is not end:
-                    self.logger.warning(
-                        "the epoch ends with the data of another process; there was more here"
-                    )
-                return
-            yield batch
-
     def _require_run(self) -> None:
         if not self.in_run:
             raise RunError("epochs() needs an open run: write `with runner:` around it")
@@ -259,18 +228,19 @@ class LoopRunner(LogbookRunner):
         batch, self._batch = self._batch, None
         if batch is None:
             return
-        self.counters.batch_index += 1
-        if "on_batch_end" in self.callbacks.heard:
-            self.callbacks("on_batch_end", self, batch.batch, batch.output)
-        if batch.window.closes and not batch.stepped:
-            self._drop_window()
+        counters, hooks = self.counters, self.callbacks
+        counters.batch_index += 1
+        if "on_batch_end" in hooks.heard:
+            hooks("on_batch_end", self, batch.batch, batch.output)
         if batch.stepped:
             self._at_safe_point = True
             if self.is_log_step:
                 self._log_window()
                 self.is_log_step = False
-            if self.counters.global_step % self._poll_interval == 0:
+            if counters.global_step % self._poll_interval == 0:
                 self.agree()
+        elif batch.window.closes:
+            self._drop_window()
 
     def _pass_safe_point(self) -> None:
         """Fire `on_checkpoint` for the step that was taken, after the evaluation due at it."""

@@ -17,10 +17,21 @@ from danling.files import write_text
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor, nn
 
-__all__ = ["audio", "figure", "graph", "histogram", "image", "pr_curve", "text", "write_embedding"]
+__all__ = [
+    "audio",
+    "figure",
+    "graph",
+    "histogram",
+    "image",
+    "picture",
+    "pr_curve",
+    "text",
+    "write_embedding",
+]
 
 _BINS: Final = 30  # as many as TensorBoard draws
 
@@ -94,6 +105,19 @@ def figure(tag: str, plot: Any) -> Summary.Value:
     width, height = (int.from_bytes(png[place : place + 4], "big") for place in (16, 20))
     encoded = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
     return Summary.Value(tag=tag, image=encoded)
+
+
+def picture(value: Summary.Value) -> Image:
+    """What `image` or `figure` made, for those who want an image of PIL.
+
+    Example:
+        >>> import torch
+        >>> picture(image("sample", torch.rand(3, 4, 5))).size
+        (5, 4)
+    """
+    from PIL import Image
+
+    return Image.open(io.BytesIO(value.image.encoded_image_string)).convert("RGB")
 
 
 def audio(tag: str, samples: Tensor, sample_rate: int = 44_100) -> Summary.Value:

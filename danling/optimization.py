@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -65,6 +66,12 @@ class Optimization:
         self.max_norm = max_norm
         self.max_value = max_value
         self.interval = interval
+        # their zero_grad is torch's: a loop, and a range for the profiler that costs 9 us a step
+        self._plain = {
+            name
+            for name, optimizer in optimizers.items()
+            if getattr(optimizer.zero_grad, "__func__", None) is Optimizer.zero_grad
+        }
         self._accelerator = accelerator
         self._model: Any = None
         self._prepared: dict[str, Any] = dict(optimizers)
@@ -78,7 +85,7 @@ class Optimization:
         if not parts:
             return None
         prepared = self._accelerator.prepare(*parts)
-        prepared = list(prepared) if isinstance(prepared, tuple) else [prepared]
+        prepared = list(prepared) if len(parts) > 1 else [prepared]
         self._model = model = prepared.pop(0) if model is not None else None
         if not self.direct:
             self._prepared = dict(zip(self.optimizers, prepared, strict=True))
@@ -112,7 +119,7 @@ class Optimization:
         if hasattr(model, "require_backward_grad_sync"):  # DistributedDataParallel
             model.require_backward_grad_sync = enabled
         elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
-            model.set_requires_gradient_sync(enabled)
+            model.set_requires_gradient_sync(enabled or len(self.optimizers) > 1)
 
     def backward(self, loss: Tensor, name: str) -> None:
         """Add the gradients of a loss to the parameters of the named optimizer.
@@ -121,13 +128,28 @@ class Optimization:
         several each gets its own loss's gradients alone, as the critic of a GAN does not learn from
         the loss of the generator.
         """
-        if not self.direct:
-            self._accelerator.backward(loss)
-        elif len(self.optimizers) == 1:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        if len(self.optimizers) == 1:
+            if self.direct:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            else:
+                self._accelerator.backward(loss)
+        elif not self.direct:
+            with self._kept_from_others(name):
+                self._accelerator.backward(loss)
         else:
             own = [parameter for parameter in self._parameters(name) if parameter.requires_grad]
             torch.autograd.backward(loss, inputs=own)
+
+    @contextmanager
+    def _kept_from_others(self, name: str) -> Iterator[None]:
+        """Put the gradients of other optimizers back: DDP has a backward reach all parameters."""
+        own = {id(parameter) for parameter in self._parameters(name)}
+        parameters = [p for other in self.optimizers for p in self._parameters(other)]
+        others = [parameter for parameter in parameters if id(parameter) not in own]
+        gradients = [None if p.grad is None else p.grad.clone() for p in others]
+        yield
+        for parameter, gradient in zip(others, gradients, strict=True):
+            parameter.grad = gradient
 
     def open(self, name: str, rescale: float = 1.0) -> None:
         """Gradients of the named optimizer are complete: make them readable."""
@@ -154,10 +176,13 @@ class Optimization:
 
     def zero_grad(self) -> None:
         """Forget the gradients of the optimizer that was stepped."""
-        if self.direct or len(self.optimizers) == 1:
-            self._prepared[self._require_gradients()].zero_grad()
+        name = self._require_gradients()
+        if self.direct and name in self._plain:
+            for group in self.optimizers[name].param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         else:
-            self.discard()  # the engine's backward reached the parameters of the others too
+            self._prepared[name].zero_grad()
         self._current = self.used_norm = None
 
     def discard(self) -> None:
@@ -212,15 +237,8 @@ class Optimization:
         return self._current
 
     def _clip_norm(self, name: str, limit: float) -> None:
-        parameters = self._parameters(name)
-        if self._accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            norm = self._accelerator.clip_grad_norm_(
-                parameters, limit
-            )  # sharded: only the engine knows the norm
-            self.used_norm = norm if isinstance(norm, Tensor) else None
-            return
         with torch.no_grad():
-            clip_grads_with_norm_(parameters, limit, self.grad_norm)
+            clip_grads_with_norm_(self._parameters(name), limit, self.grad_norm)
 
     # State
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from danling import identity
-from danling.errors import ResumeError, RunDirectoryError, RunError
+from danling.errors import ResumeError, RunDirectoryError, RunError, RunLockedError
+from danling.failpoints import failpoint
+from danling.files import remove_orphans
 from danling.jsonable import to_jsonable
-from danling.lock import DirectoryLock
+from danling.lock import DirectoryLock, in_use
 from danling.record import RunFile, RunPaths, claim
 from danling.runs import FoundRun, find_job, find_runs
 
@@ -132,10 +135,19 @@ class Ownership:
 
     def _claim(self) -> Plan:
         plan = self._decide()
-        lock = DirectoryLock(plan.path, run=plan.uuid)
-        lock.acquire()
-        self._lock = lock
+        self._acquire(plan)
+        for folder in (Path(plan.path), RunPaths(plan.path).metadata):
+            remove_orphans(folder)
         return plan
+
+    def _acquire(self, plan: Plan) -> None:
+        """Lock the directory, unless the decision for it has done so."""
+        if self._lock is None:
+            failpoint("run.before_lock")
+            lock = DirectoryLock(plan.path, run=plan.uuid)
+            lock.acquire()
+            self._lock = lock
+            failpoint("run.after_lock")
 
     def _decide(self) -> Plan:
         """Which directory: that of the same job, of the run that is resumed, or a new one."""
@@ -162,13 +174,31 @@ class Ownership:
             return self._fresh(
                 "resume='auto': the code could not be read in time, a new run starts"
             )
+        busy: list[str] = []
         for run in find_runs(root, self.run_uuid.hex):
-            if run.unfinished and not run.locked:
-                return self._continue(run, "latest", "")
+            if not run.unfinished:
+                continue
+            plan = self._continue(run, "latest", "")
+            # the newest may be of a process that was killed and is not quite gone: wait a moment
+            if not (busy and run.locked) and self._takes(plan):
+                return plan
+            busy.append(f"{run.path} is {in_use(run.path)}")
+        if busy:
+            return self._fresh(f"resume='auto': {'; '.join(busy)}: a new run starts")
         return self._fresh(
             f"resume='auto' found no unfinished run of this code and configuration in {root}: "
             f"a new one starts{self._hint_at_shorter(root)}"
         )
+
+    def _takes(self, plan: Plan) -> bool:
+        """Lock a run that was found, unless another process works on it or has just ended it."""
+        with suppress(RunLockedError):
+            self._acquire(plan)
+            run = FoundRun(Path(plan.path), RunFile.read(RunPaths(plan.path).run_json).data)
+            if run.unfinished:
+                return True
+            self.release()
+        return False
 
     def _hint_at_shorter(self, root: Path) -> str:
         """How to go on with a run that differs in its length alone."""

@@ -23,6 +23,7 @@ from danling.metrics import check_mergeable, own_copies
 from danling.optimization import Optimization
 from danling.restart import join_after_restart
 from danling.seed import seed_everything
+from danling.sharding import check_engine
 
 __all__ = ["PartsRunner"]
 
@@ -99,6 +100,7 @@ class PartsRunner(BaseRunner):
         """Place and wrap model and optimizers; called when the run opens, and done once."""
         if self._prepared:
             return
+        check_engine(self.accelerator, self.model)
         optimizers = by_name(self.optimizer)
         schedulers = by_name(self.scheduler)
         if unknown := set(schedulers) - set(optimizers):

@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 from danling.environment import launch_entry
 from danling.errors import ConfigError, RunDirectoryError
+from danling.failpoints import failpoint
 from danling.files import write_json
 from danling.identity import Code, run_identifier
 from danling.jsonable import loads
@@ -134,6 +135,7 @@ def _make(root: Path, name: str, experiment_id: str, run_id: str) -> tuple[Path,
             raise RunDirectoryError(errno.EINVAL, "the run would lie outside project_root", name)
         with suppress(FileExistsError):
             path.mkdir()  # fails if the name is taken, be it by a link
+            failpoint("run.after_directory")
             return path, uuid
     message = f"{_DRAWS} names drawn at random were all taken"
     raise RunDirectoryError(errno.EEXIST, message, str(root))

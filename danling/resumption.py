@@ -51,15 +51,22 @@ def resume(runner: AccelerateRunner) -> None:
 
 def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a name or path; `latest` is the newest that a run can go on from."""
-    checkpoint, path = store.load(which)
-    if which != "latest" or "data" in checkpoint:
-        return checkpoint, path
+    first = checkpoint, path = store.load(which)
+    if which != "latest" or _is_safe(checkpoint):
+        return first
     for entry in store.candidates():  # `best` may be newer, and hold only weights
         with suppress(CheckpointError):
             checkpoint, path = store.load(entry.path)
-            if "data" in checkpoint:
+            if _is_safe(checkpoint):
                 return checkpoint, path
+    if "data" in first[0]:
+        return first
     raise CheckpointError(f"all valid checkpoints in {store.directory} hold only weights")
+
+
+def _is_safe(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a run can go on exactly from it: it holds all, of a safe point."""
+    return "data" in checkpoint and checkpoint["run"].get("unsafe") is None
 
 
 def check_elsewhere(runner: AccelerateRunner) -> None:

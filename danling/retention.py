@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from danling.capture import take_alone
 from danling.catalog import is_numbered
+from danling.checkpoint import CheckpointStore
+from danling.errors import CheckpointError
 from danling.history import is_better
 from danling.triggers import Every
 
 if TYPE_CHECKING:
     from danling.catalog import Entry
-    from danling.checkpoint import CheckpointStore
     from danling.runner import AccelerateRunner
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "number",
     "position",
     "preflight",
+    "save_failure",
 ]
 
 REGULAR = "kept as one of the last"
@@ -144,6 +147,18 @@ def preflight(runner: AccelerateRunner) -> None:
     is_first = not store.directory.is_dir() or store.is_empty()
     weights = model.state_dict().values() if model is not None and is_first else ()
     store.preflight(sum(getattr(weight, "nbytes", 0) for weight in weights) or None)
+
+
+def save_failure(runner: AccelerateRunner, error: BaseException) -> None:
+    """Keep what this process has when a run fails; a warning where that is not possible."""
+    name = f"step-{runner.global_step}"
+    try:
+        contents = take_alone(runner)
+        contents["run"]["crash"] = f"{type(error).__name__}: {error}"
+        store = CheckpointStore(runner.dir / "crash", run=str(runner.uuid))
+        Save.of(runner, (name,), contents).commit(store)
+    except CheckpointError as failure:
+        runner.logger.warning("no crash/%s.pth is written: %s", name, failure)
 
 
 def position(runner: AccelerateRunner) -> tuple[int, int, int]:

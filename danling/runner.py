@@ -10,16 +10,15 @@ from typing import Any, Self
 from torch import Tensor
 
 from danling import capture
-from danling.batch import forward, kept, predict, read_output, sample_count
+from danling.batch import forward, predict, read_output, sample_count
 from danling.errors import DataError, RunError
 from danling.evaluation import evaluate_splits, evaluation_mode, predict_split
+from danling.feed import open_feed
 from danling.loop import LoopRunner
 from danling.resumption import resume
-from danling.window import OpenBatch, Window, windowed
+from danling.window import OpenBatch
 
 __all__ = ["AccelerateRunner"]
-
-_END = (object(), Window())
 
 
 class AccelerateRunner(LoopRunner):
@@ -117,20 +116,16 @@ class AccelerateRunner(LoopRunner):
     def _batches(self, split: str) -> Iterator[Any]:
         self._require_epoch()
         self._settle()
-        hooks, loader = self.callbacks, self.loader(split)
-        source, length = self._open_source(split, loader)
-        feed = windowed(source, length, self.accum_steps, self.batch_index)
+        counters, heard = self.counters, self.callbacks.heard
+        feed, length = open_feed(self, split)
         self._restore_rng()  # last of all: making an iterator may draw
         self._batches_token = token = object()
-        while self.counters.batch_index != length:
-            if self.world.size > 1:
-                self.world.begin_batch()
-            if "on_fetch_start" in hooks.heard:
-                hooks("on_fetch_start", self)
-            batch, window = next(feed, _END)
-            if batch is _END[0]:
-                break
-            self._open_batch(batch, window)
+        for batch, window in feed:
+            self._batch = OpenBatch(batch, window)
+            if not self.optimization.direct:
+                self.optimization.synchronise(self.model, window.closes)
+            if "on_batch_start" in heard:
+                self.callbacks("on_batch_start", self, batch)
             try:
                 yield batch
             except GeneratorExit:  # a `break`: the next call closes what it leaves open
@@ -142,22 +137,13 @@ class AccelerateRunner(LoopRunner):
                     "these batches are of an epoch that is over: ask runner.batches() for new ones"
                 )
             self._end_batch()
-            self._pass_safe_point()
-            if window.closes and self._is_cut() and self.counters.batch_index != length:
+            if "on_checkpoint" in heard:
+                self._pass_safe_point()
+            if window.closes and self._is_cut() and counters.batch_index != length:
                 return
-        if self.batch_index == 0:
+        if counters.batch_index == 0:
             raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
         self._exhausted = True
-
-    def _open_batch(self, batch: Any, window: Window) -> None:
-        hooks = self.callbacks
-        if "on_fetch_end" in hooks.heard:
-            hooks("on_fetch_end", self, batch)
-        self._batch = OpenBatch(batch, window)
-        if not self.optimization.direct:
-            self.optimization.synchronise(self.model, window.closes)
-        if "on_batch_start" in hooks.heard:
-            hooks("on_batch_start", self, batch)
 
     def step(self, output: Any, optimizer: str | None = None) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.
@@ -178,22 +164,24 @@ class AccelerateRunner(LoopRunner):
         loss, metrics, samples = read_output(output)
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
-        count = samples if samples is not None else sample_count(batch.batch) or 1
-        self._meter.add("train/loss", kept(loss), count)
+        if samples is None:
+            samples = sample_count(batch.batch) or 1
+        kept = loss.detach()  # on CUDA a copy, because a CUDA graph reuses its place
+        self._meter.add("train/loss", kept.clone() if kept.is_cuda else kept, samples)
         for key, value in metrics.items():
-            self._meter.add(f"train/{key}", value, count)
+            self._meter.add(f"train/{key}", value, samples)
         self._accumulated = not window.closes
         if window.closes:
             self._take_step(name, batch)
 
     def _take_step(self, name: str, batch: OpenBatch) -> None:
-        hooks, optimization = self.callbacks, self.optimization
+        hooks, optimization, counters = self.callbacks, self.optimization, self.counters
         optimization.open(name, batch.window.rescale)
         if "on_before_step" in hooks.heard:
             hooks("on_before_step", self)
         optimization.step()
-        self.counters.global_step += 1
-        self.is_log_step |= self.counters.global_step % self._log_interval == 0
+        counters.global_step += 1
+        self.is_log_step |= counters.global_step % self._log_interval == 0
         if "on_step" in hooks.heard:
             hooks("on_step", self)
         if optimization.used_norm is not None:
@@ -205,7 +193,7 @@ class AccelerateRunner(LoopRunner):
 
     def train_step(self, batch: Any) -> Any:
         """Forward and loss: `criterion(model(input), target)`; for a mapping `model(**batch)`."""
-        metrics = self.metrics_of(self.evaluating or "train")
+        metrics = self.metrics_of(self.evaluating or "train") if self.metrics else {}
         return forward(self.model, self.criterion, batch, metrics)
 
     def evaluate_step(self, batch: Any) -> Any:

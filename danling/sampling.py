@@ -14,8 +14,10 @@ from itertools import cycle, islice
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch.utils.data import Dataset
 
 from danling.errors import DataError
+from danling.generators import own_generators, seed_own
 from danling.seed import derive, isolated_rng, rng_state, seed_streams, set_rng_state
 
 __all__ = [
@@ -107,7 +109,7 @@ class Sampled:
     """What a sampler or batch sampler of the user yields, under random streams of its own.
 
     It is read under generators seeded with (seed, epoch), which are put back whenever it is not
-    being read, and its own `generator` is seeded too; `set_epoch` is called where it exists. A few
+    being read, and so are generators of its own; `set_epoch` is called where it exists. A few
     thousand items are read at a time: an endless sampler is fine.
 
     Raises:
@@ -134,7 +136,9 @@ class Sampled:
         with isolated_rng(devices=False):
             seed_streams(derive(self._seed, "sampler", epoch))
             for part in (self._sampler, getattr(self._sampler, "sampler", None)):
-                self._begin(part, epoch)
+                set_epoch(part, epoch)
+            own = own_generators(self._sampler, besides=(Dataset,))
+            seed_own(own, derive(self._seed, "generator", epoch))
             iterator = islice(iter(self._sampler), start, None)
             chunk, streams = list(islice(iterator, CHUNK)), rng_state(devices=False)
         while chunk:
@@ -142,12 +146,6 @@ class Sampled:
             with isolated_rng(devices=False):
                 set_rng_state(streams)
                 chunk, streams = list(islice(iterator, CHUNK)), rng_state(devices=False)
-
-    def _begin(self, sampler: Any, epoch: int) -> None:
-        set_epoch(sampler, epoch)
-        generator = getattr(sampler, "generator", None)
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(derive(self._seed, "generator", epoch))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from danling.errors import ConfigError
 from danling.transfer import move
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
 
 __all__ = [
+    "check_engine",
     "in_step",
     "is_sharded",
     "load_model_state",
@@ -31,16 +35,35 @@ _END = object()
 _CPU = torch.device("cpu")
 
 
+def check_engine(accelerator: Accelerator, model: Any) -> None:
+    """Refuse engines with which a run would not be what it says.
+
+    Raises:
+        ConfigError: Accelerate or the user has chosen one.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise ConfigError(
+            "DeepSpeed is not supported: it takes steps of its own accord, and keeps its state to "
+            "itself. FSDP shards as much: accelerate launch --use_fsdp --fsdp_version 2"
+        )
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in parts)
+    if wrapped or (
+        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
+    ):
+        raise ConfigError(
+            "the first version of FSDP is not supported: it hides parameters and norms. Use the "
+            "second: accelerate launch --use_fsdp --fsdp_version 2, or fully_shard of torch"
+        )
+
+
 def is_sharded(model: Any) -> bool:
     """Whether a process holds only a part of the weights."""
     if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
         return False
-    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
 
-    return any(isinstance(part, FullyShardedDataParallel) for part in model.modules()) or any(
-        isinstance(parameter, DTensor) for parameter in model.parameters()
-    )
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def model_state(model: nn.Module, plain: nn.Module) -> dict[str, Any]:
@@ -70,24 +93,50 @@ def load_model_state(
 
 
 def optimizer_state(model: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """The whole state of an optimizer; a collective if the model is sharded."""
-    if not is_sharded(model):
-        return optimizer.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    """The whole state of an optimizer, as of one process; a collective if the model is sharded.
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_optimizer_state_dict(model, optimizer, options=options)
+    Of a sharded model only the main process gets it; the others get their parts of it.
+    """
+    state: dict[str, Any] = optimizer.state_dict()
+    if not is_sharded(model):
+        return state
+    whole = {
+        number: {key: _gathered(value) for key, value in own.items()}
+        for number, own in state["state"].items()
+    }
+    return {**state, "state": whole}
 
 
 def load_optimizer_state(model: Any, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Take what `optimizer_state` gave, with the same or another number of processes."""
-    if not is_sharded(model):
-        optimizer.load_state_dict(dict(state))
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+    state = dict(state)
+    if is_sharded(model):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state["state"] = {
+            number: {key: _part(value, parameters[number]) for key, value in own.items()}
+            for number, own in state["state"].items()
+        }
+    optimizer.load_state_dict(state)
 
-    options = StateDictOptions(full_state_dict=True)
-    set_optimizer_state_dict(model, optimizer, dict(state), options=options)
+
+def _gathered(value: Any) -> Any:
+    """A value as of one process, in the memory of the main process alone."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if dist.get_rank() == 0 else value
+
+
+def _part(value: Any, parameter: Tensor) -> Any:
+    """What of a value goes with the part of a parameter that this process holds."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not (isinstance(parameter, DTensor) and getattr(value, "shape", None) == parameter.shape):
+        return value
+    own = value.to(parameter.device)
+    return distribute_tensor(own, parameter.device_mesh, parameter.placements)
 
 
 def in_step(runner: AccelerateRunner, batches: Iterator[Any]) -> Iterator[Any]:

@@ -26,6 +26,7 @@ class Source(Protocol):
     kind: str
     name: str
     sharding: Sharding
+    workers: int
 
     @property
     def items(self) -> int | None:
@@ -74,6 +75,7 @@ class IndexedSource:
         draws = pure == "unknown" or (pure == "known" and collate_fn is not None)
         self.kind = ("keyed" if keyed else "unkeyed") if draws else "deterministic"
         self.name = type(dataset).__qualname__
+        self.workers = int(options.get("num_workers", 0))
         self.sharding = sharding
         self._dataset = dataset
         self._order = order
@@ -159,6 +161,7 @@ class ListSource:
 
     kind = "deterministic"
     name = "list"
+    workers = 0
 
     def __init__(self, batches: Sequence[Any], sharding: Sharding) -> None:
         self.sharding = sharding

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from danling.errors import DataError
+from danling.generators import mark, own_generators
 from danling.keyed import Treatment, keyed_rng, purity, watched
 from danling.sampling import Sharding, set_epoch
 from danling.seed import derive
@@ -63,10 +64,10 @@ class StreamSource:
         self._source = source
         self._seed = seed
         self._generator = generator
-        self._workers = int(getattr(source, "num_workers", 0))
+        self.workers = int(getattr(source, "num_workers", 0))
         self._has_state = hasattr(subject, "state_dict") and hasattr(subject, "load_state_dict")
         self._is_ours = dataset is not None
-        in_workers = self._is_ours and self._workers > 0
+        in_workers = self._is_ours and self.workers > 0
         self._owner = subject if self._has_state and not replays and not in_workers else None
         self.kind = "iterable" if self._owner is None else "stateful"
         self._treatment: Treatment = "keyed"
@@ -75,14 +76,17 @@ class StreamSource:
         elif purity(subject) == "declared":
             self._treatment = "watched"
         self.doubts = self._doubts(keyed)
+        is_open = self._owner is None and not in_workers
+        self._own = own_generators(subject) if is_open and self._treatment == "keyed" else []
+        self._mark = mark(self._own)
         self._was_read = False
         self._states: deque[tuple[int, Any]] = deque(maxlen=HELD_STATES)
 
     @property
     def obstacle(self) -> tuple[str, str]:
         """Why a stream without a state cannot begin in the middle, and what would change that."""
-        if self._has_state and self._workers:
-            workers = f"the state of {self.name} is spread over {self._workers} workers"
+        if self._has_state and self.workers:
+            workers = f"the state of {self.name} is spread over {self.workers} workers"
             return workers, "set num_workers=0 or use torchdata's StatefulDataLoader"
         without = f"{self.name} is read from its start, without state_dict()/load_state_dict()"
         return without, "implement both methods"
@@ -90,7 +94,8 @@ class StreamSource:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position in an epoch to mean the same."""
-        return {"sampler": self.name, "samples": self.items, "workers": self._workers}
+        identity = {"sampler": self.name, "samples": self.items, "workers": self.workers}
+        return identity | {"draws_by_itself": mark(self._own) != self._mark}
 
     def state_at(self, offset: int) -> Any:
         """The stream's own state after its first `offset` batches.
@@ -154,7 +159,7 @@ class StreamSource:
     def _doubts(self, keyed: bool) -> list[str]:
         if not keyed:
             return [f"keyed is False: what {self.name} draws at random is not restored"]
-        if self._workers and not self._is_ours and self._treatment != "watched":
+        if self.workers and not self._is_ours and self._treatment != "watched":
             return [f"what the workers of {self.name} draw at random may not be restored"]
         if self._owner is not None and _has_shuffle_buffer(self._owner):
             return [

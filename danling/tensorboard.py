@@ -1,8 +1,7 @@
-"""Pages for TensorBoard that need no training: layouts, bands over seeds, a run from its record."""
+"""Pages for TensorBoard that need no training: the layout of charts, a run from its record."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,103 +11,47 @@ from typing import TYPE_CHECKING, Any, Final
 from danling import hparams
 from danling.config import Config
 from danling.errors import RunError
-from danling.event_file import EventWriter, event_files, read_events, read_scalars
+from danling.event_file import EventWriter, event_files, read_events
 from danling.history import flatten, is_better
 from danling.jsonable import loads
+from danling.lock import in_use, is_locked
 from danling.metrics_file import read_metrics
 from danling.record import RunFile, RunPaths
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-__all__ = ["band_layout", "best_values", "close_killed", "rebuild", "split_layout", "write_band"]
+__all__ = ["best_values", "close_killed", "layout", "rebuild"]
 
 _NOT_METRICS: Final = ("global_step", "epoch", "time")
 
 
-def split_layout(names: Iterable[str]) -> Summary.Value:
-    """Charts for the page "Custom Scalars": for each metric one with all its splits.
+def layout(names: Iterable[str], bands: Mapping[str, Sequence[str]] | None = None) -> Summary.Value:
+    """Charts for the page "Custom Scalars": each metric with all its splits, and bands.
+
+    TensorBoard merges the layouts of all runs, but of a category that only a later run has it loses
+    what still others add. So a category of bands is named after what is in it, and a run that has
+    one has the splits, too.
 
     Args:
         names: Of the metrics, without a split.
+        bands: By title, the three tags of the value and its lower and upper end.
 
     Example:
-        >>> split_layout(["loss"]).tag
+        >>> layout(["loss"]).tag
         'custom_scalars__config__'
     """
-    charts = {name: ["Multiline", [f"^[^/]+/{re.escape(name)}$"]] for name in sorted(names)}
-    return _layout({"splits": charts})
+    from torch.utils.tensorboard import summary
 
-
-def band_layout(tags: Iterable[str]) -> Summary.Value:
-    """Charts of the mean over several runs, in a band from the least to the greatest.
-
-    Args:
-        tags: As `write_band` has them.
-
-    Example:
-        >>> band_layout(["val/loss"]).tag
-        'custom_scalars__config__'
-    """
-    # not regular expressions here: the page takes the three tags literally
-    charts = {
-        tag: ["Margin", [f"{tag}/{part}" for part in ("mean", "min", "max")]]
-        for tag in sorted(tags)
-    }
-    return _layout({"mean, least and greatest over the seeds": charts})
-
-
-def write_band(
-    directory: str | os.PathLike[str],
-    runs: Sequence[str | os.PathLike[str]],
-    tags: Iterable[str] | None = None,
-) -> list[str]:
-    """Summarise runs of one configuration: the mean of each scalar, and a band of what there was.
-
-    The summary is a run of its own, with `val/loss/mean`, `val/loss/min` and `val/loss/max`, and a
-    chart of them on the page "Custom Scalars". A step is in it when every run has a finite value at
-    it, as TensorBoard draws a band only where all three have a point. What was in the directory
-    before is replaced.
-
-    Args:
-        directory: Of the summary; it is made.
-        runs: Directories of the runs.
-        tags: Which scalars; None for all under `train/`, `val/` and `test/`, and of other splits.
-
-    Returns:
-        The tags that have at least one step in common.
-
-    Raises:
-        OSError: A file cannot be read or written.
-
-    Example:
-        >>> folder = getfixture("tmp_path")
-        >>> for seed in range(2):
-        ...     (folder / str(seed)).mkdir()
-        ...     with EventWriter(folder / str(seed)) as writer:
-        ...         writer.add_scalars({"val/loss": seed}, step=10)
-        >>> write_band(folder / "seeds", [folder / "0", folder / "1"])
-        ['val/loss']
-        >>> read_scalars(folder / "seeds")["val/loss/mean"]
-        [(10, 0.5)]
-    """
-    curves = [{tag: dict(points) for tag, points in read_scalars(run).items()} for run in runs]
-    wanted = sorted(set(tags) if tags is not None else _metrics_of(curves))
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in event_files(target):
-        path.unlink()
-    shown = []
-    with EventWriter(target) as writer:
-        for tag in wanted:
-            points = _band([curve.get(tag, {}) for curve in curves])
-            for step, values in points:
-                writer.add_scalars({f"{tag}/{part}": v for part, v in values.items()}, step)
-            if points:
-                shown.append(tag)
-        if shown:
-            writer.add([band_layout(shown)], step=0)
-    return shown
+    splits = {name: ["Multiline", [f"^[^/]+/{re.escape(name)}$"]] for name in sorted(names)}
+    categories: dict[str, dict[str, list[Any]]] = {"splits": splits}
+    if bands:
+        # no regular expressions here: the page takes the three tags literally
+        charts = {title: ["Margin", list(tags)] for title, tags in bands.items()}
+        categories[f"mean, least and greatest over the seeds: {', '.join(bands)}"] = charts
+    encode: Any = summary.custom_scalars
+    value: Summary.Value = encode(categories).value[0]
+    return value
 
 
 def best_values(values: Mapping[str, float]) -> dict[str, float]:
@@ -136,10 +79,11 @@ def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         The new file.
 
     Raises:
-        RunError: There are event files, and `overwrite` is not set.
+        RunError: There are event files, and `overwrite` is not set; or a process works in the run.
         OSError: A file cannot be read or written.
 
     Example:
+        >>> from danling.event_file import read_scalars
         >>> folder = getfixture("tmp_path")
         >>> _ = (folder / "metrics.jsonl").write_text('{"global_step": 50, "train/loss": 0.5}\n')
         >>> _ = rebuild(folder)
@@ -152,6 +96,8 @@ def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         raise RunError(
             f"{paths.path} has event files, such as {old[0].name}: overwrite=True replaces them"
         )
+    if is_locked(paths.path):
+        raise RunError(f"{paths.path} is {in_use(paths.path)}, and would lose what is written now")
     config = Config.load(paths.runner_yaml) if paths.runner_yaml.exists() else Config()
     record = RunFile.read(paths.run_json).data if paths.run_json.exists() else {}
     values, group = hparams.of_config(config, record.get("experiment_id", ""))
@@ -197,32 +143,6 @@ def close_killed(run: str | os.PathLike[str], status: str = "failed") -> bool:
     with EventWriter(directory, start_step=step + 1) as writer:
         writer.add(hparams.session_end(status, moment), step)
     return True
-
-
-def _layout(categories: Mapping[str, Mapping[str, Sequence[Any]]]) -> Summary.Value:
-    from torch.utils.tensorboard import summary
-
-    encode: Any = summary.custom_scalars
-    value: Summary.Value = encode(categories).value[0]
-    return value
-
-
-def _metrics_of(curves: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Tags of the form `split/name` that are in every run."""
-    common = set.intersection(*(set(curve) for curve in curves)) if curves else set()
-    other = ("best/", "optim/", "perf/", "system/")
-    return {tag for tag in common if tag.count("/") == 1 and not tag.startswith(other)}
-
-
-def _band(curves: Sequence[Mapping[int, float]]) -> list[tuple[int, dict[str, float]]]:
-    steps = set.intersection(*(set(curve) for curve in curves)) if curves else set()
-    points = []
-    for step in sorted(steps):
-        values = [curve[step] for curve in curves]
-        if all(map(math.isfinite, values)):
-            mean = math.fsum(values) / len(values)
-            points.append((step, {"mean": mean, "min": min(values), "max": max(values)}))
-    return points
 
 
 def _results(path: Path) -> list[dict[str, Any]]:

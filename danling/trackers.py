@@ -1,7 +1,7 @@
 """The trackers of Accelerate, as far as they differ: how one goes on with a run, and ends it.
 
 `accelerate.tracking` starts trackers and hands values to them. It knows neither a run that is
-resumed nor one that failed.
+resumed nor one that failed, and for half of the trackers no images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from danling.errors import CallbackError, did_you_mean
 
-__all__ = ["KINDS", "Identity", "Kind", "check_kind", "start_tracker"]
+__all__ = ["KINDS", "Identity", "Kind", "check_kind", "show_image", "start_tracker"]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,27 @@ def _nothing(tracker: Any) -> None:
     return None
 
 
+def _as_it_is(tracker: Any, run: Identity) -> None:
+    return None
+
+
+def show_image(tracker: Any, tag: str, image: Any, step: int) -> None:
+    """Show an image by the method that Accelerate's trackers have for lists of them."""
+    tracker.log_images({tag: [image]}, step=step)
+
+
+def _show_one(tracker: Any, tag: str, image: Any, step: int) -> None:
+    tracker.log_images({tag: image}, step=step)
+
+
 @dataclass(frozen=True)
 class Kind:
     """How one tracker is used.
 
     Attributes:
         options: Arguments of Accelerate's tracker, for a run or for its continuation.
+        begin: What remains to be done when it has started.
+        show: Shows an image of PIL under a tag at a step.
         end: Ends the run with its status, "finished" or "failed" for example.
         id_of: What the tracker calls the run, where it draws the name itself.
         package: What pip installs.
@@ -55,6 +70,8 @@ class Kind:
 
     options: Callable[[Identity], dict[str, Any]]
     end: Callable[[Any, str], None]
+    begin: Callable[[Any, Identity], None] = _as_it_is
+    show: Callable[[Any, str, Any, int], None] = show_image
     id_of: Callable[[Any], str | None] = _nothing
     package: str | None = None
 
@@ -75,8 +92,7 @@ def start_tracker(kind: str, identity: Identity, options: Mapping[str, Any]) -> 
         arguments = {"logging_dir": str(identity.root)} | arguments
     tracker = tracker_class(identity.project, **arguments)
     tracker.start()
-    if kind == "wandb":  # its own steps must not go back, those of a resumed run do
-        tracker.run.define_metric("*", step_metric="global_step")
+    KINDS[kind].begin(tracker, identity)
     return tracker
 
 
@@ -117,6 +133,15 @@ def _wandb(run: Identity) -> dict[str, Any]:
     return {"id": run.uuid, "name": run.name, "resume": "allow", "dir": str(run.directory)}
 
 
+def _begin_wandb(tracker: Any, run: Identity) -> None:
+    # its own steps must not go back, those of a resumed run do
+    tracker.run.define_metric("*", step_metric="global_step")
+
+
+def _show_wandb(tracker: Any, tag: str, image: Any, step: int) -> None:
+    tracker.log({"global_step": step, tag: [import_module("wandb").Image(image)]})
+
+
 def _end_wandb(tracker: Any, status: str) -> None:
     tracker.run.summary["status"] = status
     tracker.run.finish(exit_code=0 if _succeeded(status) else 1)
@@ -127,6 +152,10 @@ def _end_wandb(tracker: Any, status: str) -> None:
 
 def _mlflow(run: Identity) -> dict[str, Any]:
     return {"run_name": run.name, "run_id": run.known_id}
+
+
+def _show_mlflow(tracker: Any, tag: str, image: Any, step: int) -> None:
+    import_module("mlflow").log_image(image, key=tag, step=step)
 
 
 def _end_mlflow(tracker: Any, status: str) -> None:
@@ -156,6 +185,14 @@ def _comet(run: Identity) -> dict[str, Any]:
     return {"experiment_key": run.uuid, "mode": "get_or_create"}
 
 
+def _begin_comet(tracker: Any, run: Identity) -> None:
+    tracker.writer.set_name(run.name)
+
+
+def _show_comet(tracker: Any, tag: str, image: Any, step: int) -> None:
+    tracker.writer.log_image(image, name=tag, step=step)
+
+
 def _end_comet(tracker: Any, status: str) -> None:
     tracker.writer.log_other("status", status)
     tracker.finish()
@@ -168,8 +205,15 @@ def _clearml(run: Identity) -> dict[str, Any]:
     return {"task_name": run.name, "continue_last_task": run.known_id or False}
 
 
+def _begin_clearml(tracker: Any, run: Identity) -> None:
+    # it would add the last step of a task that goes on to all further ones
+    tracker.task.set_initial_iteration(0)
+
+
 def _end_clearml(tracker: Any, status: str) -> None:
-    if not _succeeded(status):
+    if status in ("preempted", "interrupted"):
+        tracker.task.mark_stopped(status_message=status, force=True)
+    elif not _succeeded(status):
         tracker.task.mark_failed(status_message=status, force=True)
     tracker.finish()
 
@@ -181,6 +225,10 @@ def _dvclive(run: Identity) -> dict[str, Any]:
     folder = run.directory / "dvclive"
     options = {"dir": str(folder), "resume": folder.exists(), "exp_name": run.name}
     return {**options, "save_dvc_exp": False, "dvcyaml": False}
+
+
+def _show_dvclive(tracker: Any, tag: str, image: Any, step: int) -> None:
+    tracker.live.log_image(f"{tag}/{step}.png", image)
 
 
 def _end_dvclive(tracker: Any, status: str) -> None:
@@ -215,19 +263,34 @@ def _trackio(run: Identity) -> dict[str, Any]:
     return {"name": run.name, "resume": "allow", "embed": False}
 
 
+def _show_trackio(tracker: Any, tag: str, image: Any, step: int) -> None:
+    tracker.log({tag: import_module("trackio").Image(image)}, step=step)
+
+
 def _end_trackio(tracker: Any, status: str) -> None:
     tracker.run.log({"status": status})
     tracker.finish()
 
 
 KINDS: Mapping[str, Kind] = {
-    "aim": Kind(_aim, _end_aim, lambda tracker: str(tracker.writer.hash)),
-    "clearml": Kind(_clearml, _end_clearml, lambda tracker: str(tracker.task.id)),
-    "comet_ml": Kind(_comet, _end_comet),
-    "dvclive": Kind(_dvclive, _end_dvclive),
-    "mlflow": Kind(_mlflow, _end_mlflow, lambda tracker: str(tracker.active_run.info.run_id)),
+    "aim": Kind(_aim, _end_aim, show=_show_one, id_of=lambda tracker: str(tracker.writer.hash)),
+    "clearml": Kind(
+        _clearml,
+        _end_clearml,
+        begin=_begin_clearml,
+        show=_show_one,
+        id_of=lambda tracker: str(tracker.task.id),
+    ),
+    "comet_ml": Kind(_comet, _end_comet, begin=_begin_comet, show=_show_comet),
+    "dvclive": Kind(_dvclive, _end_dvclive, show=_show_dvclive),
+    "mlflow": Kind(
+        _mlflow,
+        _end_mlflow,
+        show=_show_mlflow,
+        id_of=lambda tracker: str(tracker.active_run.info.run_id),
+    ),
     "swanlab": Kind(_swanlab, _end_swanlab),
-    "trackio": Kind(_trackio, _end_trackio),
-    "wandb": Kind(_wandb, _end_wandb),
+    "trackio": Kind(_trackio, _end_trackio, show=_show_trackio),
+    "wandb": Kind(_wandb, _end_wandb, begin=_begin_wandb, show=_show_wandb),
 }
 """The trackers by the name that Accelerate has for them."""

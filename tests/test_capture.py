@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -14,9 +16,10 @@ import torch
 from torch import nn
 
 from danling.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint, TensorBoard
-from danling.errors import CheckpointError
+from danling.errors import CheckpointError, ResumeError
 from danling.runner import AccelerateRunner
 from danling.validation import read_checkpoint
+from tests.resume_harness import in_process
 from tests.resume_runs import (
     STEPS,
     Noisy,
@@ -274,3 +277,101 @@ def test_the_report_is_kept_in_the_record_and_in_later_checkpoints():
     assert record(again)["launches"][1]["resumed"] == again.resume_report
     assert again.checkpoints.load()[0]["run"]["resume_report"] == again.resume_report
     assert "resumed from" in log(again)
+
+
+# Where it is saved
+
+
+ACCUMULATION: dict[str, Any] = {"accelerate": {"gradient_accumulation_steps": 4}}
+
+
+def saving_in(hook: str, *names: str) -> LambdaCallback:
+    """Saves in the middle of an epoch, in a hook that is no safe point."""
+
+    def save(runner: Any, *_: Any) -> None:
+        if runner.epoch == 1 and runner.batch_index in (1, 2):
+            runner.save_checkpoint(*names)
+
+    return LambdaCallback(name="save", **{hook: save})
+
+
+@pytest.mark.parametrize(
+    ("hook", "options", "place"),
+    [
+        ("on_batch_end", ACCUMULATION, "an accumulation window"),
+        ("on_batch_end", {}, "a step"),  # whose values are logged after it
+        ("on_before_step", {}, "a step"),
+        ("on_step", {}, "a step"),
+    ],
+)
+def test_a_save_in_the_middle_of_a_step_is_nothing_that_a_run_goes_on_from(
+    hook: str, options: dict[str, Any], place: str
+):
+    first = interrupted_by_kill(hook, options)
+
+    again = trained(resume="auto", **options)
+
+    whole = trained(**options)
+    assert f"a checkpoint is saved in the middle of {place}" in log(again)
+    assert again.dir == first
+    assert again.resume_report is not None
+    assert (again.resume_report["exact"], again.resume_report["epoch"]) == (True, 1)
+    assert weights(again) == weights(whole)
+    assert again.results == whole.results
+
+
+def interrupted_by_kill(hook: str, options: dict[str, Any]) -> Path:
+    runner = make_runner([saving_in(hook), failing_in_batch(3)], **options)
+    with pytest.raises(RuntimeError, match="boom"):
+        runner.train()
+    entries = runner.checkpoints.candidates()
+    assert entries[0].name == "latest"
+    return runner.dir
+
+
+def failing_in_batch(number: int) -> LambdaCallback:
+    def fail(runner: Any, batch: Any) -> None:
+        if runner.epoch == 1 and runner.batch_index == number:
+            raise RuntimeError("boom")
+
+    return LambdaCallback(name="failing", on_batch_start=fail)
+
+
+def test_who_names_such_a_checkpoint_is_told():
+    first = interrupted(9, [saving_in("on_step", "step-8")])
+
+    with pytest.raises(ResumeError, match="saved in the middle of a step"):
+        make_runner(resume=str(first.checkpoint_dir / "step-8.pth")).train()
+
+    again = trained(resume=str(first.checkpoint_dir / "step-8.pth"), elastic=True)
+    assert again.resume_report is not None
+    assert not again.resume_report["exact"]
+
+
+def test_a_loop_of_the_user_s_saves_after_a_step_and_goes_on_exactly():
+    def train(stop_at: int | None, **config: Any) -> Any:
+        runner = make_runner([ModelCheckpoint(None)], **config)
+        with runner:
+            for _ in runner.epochs():
+                for batch in runner.batches():
+                    runner.step(runner.train_step(batch))
+                    if runner.global_step == stop_at:
+                        runner.save_checkpoint()
+                        os._exit(0)
+                runner.evaluate("val")
+        return runner
+
+    assert in_process(train, 8) == 0
+
+    again, whole = train(None, resume="auto"), train(None)
+
+    assert again.resume_report is not None
+    assert (again.resume_report["global_step"], again.resume_report["exact"]) == (8, True)
+    assert weights(again) == weights(whole)
+    assert again.results == whole.results
+    assert metrics_of(again) == metrics_of(whole)
+
+
+def metrics_of(runner: Any) -> list[dict[str, Any]]:
+    rows = map(json.loads, (runner.dir / "metrics.jsonl").read_text().splitlines())
+    return [{tag: value for tag, value in row.items() if tag != "time"} for row in rows]

@@ -442,6 +442,19 @@ def test_a_run_directory_that_is_not_there_fails_before_the_first_step(tmp_path:
         CheckpointStore(tmp_path / "nowhere" / "checkpoints").preflight()
 
 
+@pytest.mark.exhaustive
+def test_a_thousand_saves_leave_what_is_kept_and_the_last_is_found(store):
+    for number in range(1, 1001):
+        save(store, number, "latest", f"step-{number}")
+        store.rotate([f"step-{number}", f"step-{number - 1}"])
+
+    assert {entry.name for entry in store.candidates()} == {
+        *("latest", "previous", "step-999", "step-1000")
+    }
+    assert len(os.listdir(store.directory)) == 5
+    assert CheckpointStore(store.directory).load()[0]["model"]["step"] == 1000
+
+
 @pytest.mark.benchmark
 def test_a_commit_costs_little_more_than_the_write(tmp_path: Path):
     payload = {"model": {str(index): torch.randn(1 << 20) for index in range(64)}}

@@ -175,6 +175,31 @@ def test_a_kill_in_the_middle_of_the_file_loses_nothing(tmp_path: Path, share: f
     check_restart(CheckpointStore(store.directory), 1)
 
 
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_kill_in_the_middle_of_a_rotation_leaves_more_files_and_loses_none(
+    tmp_path: Path, nth: int
+):
+    directory = tmp_path / "checkpoints"
+
+    def child() -> None:
+        store = CheckpointStore(directory)
+        for number in range(1, 6):
+            store.commit(payload(number), names_of(number), global_step=10 * number, epoch=number)
+        set_failpoints(f"checkpoint.before_unlink=kill@{nth}")
+        store.rotate(["epoch-4", "epoch-5"])
+
+    assert exit_status(child) == -signal.SIGKILL
+
+    store = CheckpointStore(directory)
+    left = {entry.name for entry in store.candidates() if entry.name.startswith("epoch")}
+    assert len(left) == 5 - (nth - 1)
+    assert left >= {"epoch-4", "epoch-5"}
+    assert loaded(store) == 5
+    assert store.clean() == []
+    assert len(store.rotate(["epoch-4", "epoch-5"])) == 3 - (nth - 1)
+    assert loaded(store) == 5
+
+
 @pytest.mark.exhaustive
 def test_a_kill_at_a_random_moment_loses_nothing(tmp_path: Path):
     source = random.Random(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -193,3 +195,25 @@ def test_a_process_that_has_gone_is_an_error_at_once(tmp_path: Path) -> None:
     text, seconds = results(tmp_path, 1)[0]
     assert "another process has gone while this one, rank 0, was in the run" in text
     assert seconds < 5
+
+
+def interrupted(folder: Path) -> None:
+    world = make_world()
+    if world.rank == 1:
+        time.sleep(2.5)  # and never comes
+        return
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        world.barrier()
+    except KeyboardInterrupt:
+        begun = time.monotonic()
+    del world
+    gc.collect()
+    leave(folder, time.monotonic() - begun)
+
+
+def test_a_process_that_was_interrupted_in_a_collective_can_end(tmp_path: Path) -> None:
+    together(2, interrupted, tmp_path, folder=tmp_path, terminates=False)
+
+    assert results(tmp_path, 1)[0] < 1

@@ -15,7 +15,14 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from danling.event_file import EventWriter, cut_events, event_files, read_events, read_scalars
+from danling.event_file import (
+    EventWriter,
+    cut_events,
+    event_files,
+    find_values,
+    read_events,
+    read_scalars,
+)
 from tests.tensorboard_server import Server
 
 
@@ -125,6 +132,21 @@ def test_a_broken_end_is_skipped_and_cut_off(end: bytes, tmp_path: Path):
     cut_events(tmp_path, lambda tag, step: True)
 
     assert writer.path.read_bytes() == whole
+
+
+def test_the_last_values_of_the_tags_that_start_so_are_found(tmp_path: Path):
+    with EventWriter(tmp_path) as writer:
+        for step in range(1, 100):
+            writer.add_scalars({"train/loss": step, "notes/a": step, "train/notes/a": 0}, step)
+    size = writer.path.stat().st_size
+
+    def found(head: int | None) -> dict[str, float]:
+        values = find_values(writer.path, "notes/", head)
+        return {tag: value.simple_value for tag, value in values.items()}
+
+    assert found(None) == {"notes/a": 99.0}
+    assert found(size // 2)["notes/a"] < 99
+    assert found(10) == {}
 
 
 def test_a_cut_takes_points_out_and_leaves_valid_files(tmp_path: Path):

@@ -95,6 +95,18 @@ def test_several_kills_within_one_epoch_are_as_none(references: References, tmp_
     assert outcome == references.of(Setting())
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("setting", [Setting(), Setting(workers=2, accumulation=4)], ids=name)
+def test_ten_kills_at_random_steps_are_as_none(
+    setting: Setting, references: References, tmp_path: Path
+) -> None:
+    steps = sorted(random.Random(7).sample(range(1, steps_of(setting)), 10))
+
+    outcome = interrupted(tmp_path, setting, *steps)
+
+    assert outcome == references.of(setting)
+
+
 def test_a_finished_run_is_left_alone(references: References, tmp_path: Path) -> None:
     first = interrupted(tmp_path, Setting())
 

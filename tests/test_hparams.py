@@ -10,7 +10,14 @@ import pytest
 
 from danling.config import Config
 from danling.event_file import EventWriter
-from danling.hparams import flatten, of_config, session_end, session_start
+from danling.hparams import (
+    flatten,
+    group_of,
+    has_succeeded,
+    of_config,
+    session_end,
+    session_start,
+)
 from tests.tensorboard_server import Server
 
 
@@ -74,6 +81,44 @@ def test_every_row_has_the_status_of_its_run(server: Server):
         0.3: {"STATUS_UNKNOWN"},
         0.4: {"STATUS_UNKNOWN"},
     }
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("fast", [True, False], ids=["rust", "python"])
+def test_a_server_keeps_the_first_status_that_it_reads(fast: bool, tmp_path: Path):
+    """Why there is no "running": if this fails, TensorBoard has learned to take it back."""
+    run = tmp_path / "logs" / "run"
+    run.mkdir(parents=True)
+    with EventWriter(run) as writer:
+        writer.add([session_start({"lr": 0.1}, "a", 1.0), *session_end("failed", 2.0)], step=0)
+        writer.add_scalars({"train/loss": 1}, step=1)
+
+    with Server(run.parent, fast=fast) as server:
+        server.wait_until(lambda: server.session_groups()[0]["sessions"][0]["status"])
+        with EventWriter(run, start_step=2) as writer:
+            writer.add(session_end("finished", 3.0), step=2)
+            writer.add_scalars({"train/loss": 2}, step=2)
+        server.wait_until(lambda: len(server.scalars("run", "train/loss")) == 2)
+        shown = server.session_groups()[0]["sessions"][0]["status"]
+
+    assert shown == "STATUS_FAILURE"
+
+
+@pytest.mark.parametrize("status", ["finished", "failed", "running"])
+def test_row_and_success_are_read_back(status: str, tmp_path: Path):
+    write_run(tmp_path / "run", Config(optim={"lr": 0.1}), status, 0.5)
+
+    assert group_of(tmp_path / "run") == of_config(Config(optim={"lr": 0.1}), "1f0c8a42")[1]
+    assert has_succeeded(tmp_path / "run") == (status == "finished")
+
+
+def test_a_directory_without_a_session_has_no_row(tmp_path: Path):
+    with EventWriter(tmp_path) as writer:
+        writer.add_scalars({"train/loss": 1}, step=1)
+
+    assert group_of(tmp_path) is None
+    assert not has_succeeded(tmp_path)
+    assert group_of(tmp_path / "nowhere") is None
 
 
 def test_values_that_a_table_cannot_show_become_text_or_are_left_out():

@@ -28,7 +28,7 @@ LAYERS = [
     "callback",
     "dispatch",
     "ownership owned base_runner",
-    "parts logbook loop",
+    "parts logbook feed loop",
     "capture resumption runner",
     "testing cli __main__",
 ]

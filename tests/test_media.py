@@ -134,6 +134,7 @@ def test_a_figure_is_its_png():
     value = media.figure("curve", Figure())
 
     assert (value.image.width, value.image.height) == (7, 6)
+    assert media.picture(value).getpixel((3, 3)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(

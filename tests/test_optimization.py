@@ -180,6 +180,20 @@ def test_only_the_stepped_optimizer_forgets_its_gradients():
     assert model["b"].weight.grad is None
 
 
+def test_an_optimizer_that_forgets_gradients_in_its_own_way_is_asked_to():
+    class Zeroing(torch.optim.SGD):
+        def zero_grad(self, set_to_none: bool = False) -> None:
+            super().zero_grad(set_to_none=set_to_none)
+
+    model = layer()
+    optimizer = Zeroing(model.parameters(), lr=0.1)
+    optimization = Optimization(Accelerator(cpu=True), {"": optimizer}, {})
+
+    take_step(optimization, model(torch.ones(1, 3)).sum())
+
+    assert [gradient.abs().sum() for gradient in gradients(model)] == [0.0, 0.0]
+
+
 def test_an_optimizer_is_chosen_by_name():
     _, optimization = several()
 

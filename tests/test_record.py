@@ -141,6 +141,20 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     assert modes == [0o777 & ~umask, 0o666 & ~umask, 0o666 & ~umask]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the group is inherited anyway")
+def test_a_group_that_shares_the_project_shares_the_runs(tmp_path):
+    root = tmp_path / "experiments"
+    root.mkdir()
+    root.chmod(0o2775)
+
+    path = claim(root, "run", "0" * 32, "1" * 32)[0]
+    (path / "checkpoints").mkdir()
+
+    for folder in (path, path / "checkpoints"):
+        assert folder.stat().st_mode & stat.S_ISGID
+        assert folder.stat().st_gid == root.stat().st_gid
+
+
 def test_a_project_root_of_runs_alone_is_ignored_by_git(tmp_path):
     (tmp_path / "experiments").mkdir()
     claim_here(tmp_path / "experiments")

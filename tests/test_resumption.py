@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from danling.runner import AccelerateRunner
 from tests.resume_runs import (
     STEPS,
     Noisy,
+    failing,
     interrupted,
     log,
     make_runner,
@@ -428,6 +433,126 @@ def test_best_score_and_patience_survive():
     assert (again.checkpoint_dir / "best.pth").read_bytes() == best
 
 
+# Where it goes on
+
+
+def test_a_run_goes_on_behind_the_epoch_that_was_complete():
+    first, events = interrupted(STEPS + 1), list[tuple[str, int]]()
+    watch = LambdaCallback(
+        name="watch",
+        on_epoch_start=lambda runner: events.append(("epoch", runner.epoch)),
+        on_step=lambda runner: events.append(("step", runner.global_step)),
+    )
+
+    again = trained([watch], resume=str(first.dir))
+
+    steps = [("step", number) for number in range(STEPS + 1, 2 * STEPS + 1)]
+    assert events == [("epoch", 1), *steps]
+    assert again.epoch == 2
+    reads = again.datasets["train"].reads
+    assert sorted(reads) == sorted(first.datasets["train"].reads[: 4 * STEPS])
+    assert reads != first.datasets["train"].reads[: 4 * STEPS]
+
+
+def test_over_any_number_of_resumes_each_step_is_made_once():
+    steps: list[int] = []
+    watch = LambdaCallback(name="watch", on_checkpoint=lambda r: steps.append(r.global_step))
+    first = interrupted(3, [ModelCheckpoint("1 step"), watch])
+    for step in (4, 8, 11):
+        interrupted(step, [ModelCheckpoint("1 step"), watch], resume=str(first.dir))
+
+    again = trained([ModelCheckpoint("1 step"), watch], resume=str(first.dir))
+
+    assert [step for step in steps if step % STEPS] == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    assert again.global_step == 2 * STEPS
+    rows = [json.loads(row) for row in (again.dir / "metrics.jsonl").read_text().splitlines()]
+    tagged = [(tag, row["global_step"]) for row in rows for tag in row if "/" in tag]
+    assert len(tagged) == len(set(tagged))
+
+
+# Data that is only read from its start
+
+
+class Stream:
+    """Batches without end, or of one epoch."""
+
+    def __init__(self, length: int | None = STEPS) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number in count() if self.length is None else range(self.length):
+            yield torch.randn(4, 4) + number, torch.full((4, 1), float(number))
+
+
+class StatefulStream(Stream):
+    """One that knows where it is."""
+
+    position = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while self.length is None or self.position < self.length:
+            self.position += 1
+            yield torch.randn(4, 4) + self.position, torch.full((4, 1), float(self.position))
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.position = state["position"]
+
+
+def stream_run(source: Any, fails_at: int | None = None, **config: Any) -> AccelerateRunner:
+    callbacks = [ModelCheckpoint("1 step"), *([failing(fails_at)] if fails_at else [])]
+    runner = make_runner(callbacks, **config)
+    runner.datasets = {"val": runner.datasets["val"]}
+    runner.dataloaders = {"train": source}
+    with pytest.raises(RuntimeError, match="boom") if fails_at else nullcontext():
+        runner.train()
+    return runner
+
+
+@pytest.mark.parametrize("length", [STEPS, None])
+def test_a_stream_with_a_state_goes_on_exactly(length: int | None):
+    limits: dict[str, Any] = {"max_epochs": None, "max_steps": 9} if length is None else {}
+    first = stream_run(StatefulStream(length), fails_at=8, **limits)
+
+    again = stream_run(StatefulStream(length), resume=str(first.dir), **limits)
+
+    whole = stream_run(StatefulStream(length), **limits)
+    assert again.resume_report is not None
+    assert (again.resume_report["global_step"], again.resume_report["exact"]) == (7, True)
+    assert weights(again) == weights(whole)
+    assert again.results == whole.results
+
+
+def test_a_stream_without_a_state_says_what_can_be_done_and_each_of_it_works():
+    first = stream_run(Stream(), fails_at=9)
+    again: dict[str, Any] = {"resume": str(first.dir)}
+
+    with pytest.raises(ResumeError, match="Cannot resume 'train' at epoch 1, batch 2") as caught:
+        stream_run(Stream(), **again)
+
+    for way in ("implement both methods", "'replay'} (re-reads 2 batches)", "'epoch'}"):
+        assert way in str(caught.value)
+    replayed = stream_run(Stream(), dataloader={"batch_size": 4, "resume": "replay"}, **again)
+    assert weights(replayed) == weights(stream_run(Stream()))
+    assert replayed.resume_report is not None
+    assert replayed.resume_report["exact"]
+
+
+def test_a_stream_may_begin_its_epoch_anew_and_that_is_said():
+    first = stream_run(Stream(), fails_at=9)
+
+    again = stream_run(
+        Stream(), dataloader={"batch_size": 4, "resume": "epoch"}, resume=str(first.dir)
+    )
+
+    assert again.resume_report is not None
+    assert not again.resume_report["exact"]
+    assert "begins epoch 1 anew: 2 items are seen twice" in log(again)
+
+
 # Validation
 
 
@@ -459,6 +584,44 @@ def test_evaluation_changes_nothing_of_a_training():
     never = trained(evaluate_every=None, monitor="train/loss")
 
     assert weights(often) == weights(never)
+
+
+# A disk that cannot be written
+
+
+READ_ONLY = """
+    import subprocess, sys
+    from pathlib import Path
+    from danling.errors import RunDirectoryError
+    from tests.resume_runs import interrupted, make_runner, tree
+    root = Path("experiments").resolve()
+    root.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(root)]).returncode:
+        sys.exit("mount failed")
+    first = interrupted(9)
+    subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+    before = tree(first.dir)
+    for resume in (str(first.dir), "auto", False):
+        try:
+            make_runner(resume=resume).train()
+        except RunDirectoryError as error:
+            print(error.errno, tree(first.dir) == before)
+"""
+
+
+def test_a_run_on_a_read_only_disk_cannot_go_on_and_is_not_changed():
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no private mount namespaces here")
+
+    result = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", textwrap.dedent(READ_ONLY)],
+        capture_output=True,
+        text=True,
+    )
+
+    if "mount failed" in result.stderr:
+        pytest.skip("nothing may be mounted here")
+    assert result.stdout.splitlines() == [f"{errno.EROFS} True"] * 3, result.stderr
 
 
 # The cost

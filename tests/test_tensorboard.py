@@ -1,4 +1,4 @@
-"""Bands over seeds, layouts, and runs made again from their record."""
+"""The layout of the charts, and runs made again from their record."""
 
 from __future__ import annotations
 
@@ -10,86 +10,11 @@ import pytest
 from danling.errors import RunError
 from danling.event_file import EventWriter, event_files, read_scalars
 from danling.hparams import session_start
-from danling.tensorboard import close_killed, rebuild, split_layout, write_band
+from danling.lock import DirectoryLock
+from danling.tensorboard import close_killed, layout, rebuild
 from tests.tensorboard_server import Server
 
 BACKENDS = pytest.mark.parametrize("fast", [True, False], ids=["rust", "python"])
-
-
-def write_seeds(root: Path, values: list[dict[int, float]], tag: str = "val/loss") -> list[Path]:
-    runs = []
-    for seed, points in enumerate(values):
-        run = root / f"seed-{seed}"
-        run.mkdir(parents=True)
-        with EventWriter(run) as writer:
-            for step, value in points.items():
-                writer.add_scalars({tag: value, "best/val/loss": value}, step)
-        runs.append(run)
-    return runs
-
-
-def test_a_band_has_the_mean_the_least_and_the_greatest(tmp_path: Path):
-    runs = write_seeds(tmp_path, [{10: 1.0, 20: 4.0}, {10: 2.0, 20: 5.0}, {10: 6.0, 20: 6.0}])
-
-    tags = write_band(tmp_path / "seeds", runs)
-
-    assert tags == ["val/loss"]
-    assert read_scalars(tmp_path / "seeds") == {
-        "val/loss/mean": [(10, 3.0), (20, 5.0)],
-        "val/loss/min": [(10, 1.0), (20, 4.0)],
-        "val/loss/max": [(10, 6.0), (20, 6.0)],
-    }
-
-
-def test_a_band_is_drawn_where_all_seeds_have_a_finite_value(tmp_path: Path):
-    runs = write_seeds(
-        tmp_path, [{10: 1.0, 20: float("nan"), 30: 1.0, 40: 2.0}, {10: 1.0, 20: 1.0, 30: 1.0}]
-    )
-
-    write_band(tmp_path / "seeds", runs)
-
-    assert [step for step, _ in read_scalars(tmp_path / "seeds")["val/loss/mean"]] == [10, 30]
-
-
-def test_a_band_replaces_the_one_before(tmp_path: Path):
-    runs = write_seeds(tmp_path, [{10: 1.0}])
-
-    write_band(tmp_path / "seeds", runs)
-    write_band(tmp_path / "seeds", runs)
-
-    assert len(event_files(tmp_path / "seeds")) == 1
-
-
-@pytest.mark.parametrize("runs", [[], ["seed-0", "empty"]])
-def test_runs_that_have_nothing_in_common_have_no_band(runs: list[str], tmp_path: Path):
-    write_seeds(tmp_path, [{10: 1.0}])
-    (tmp_path / "empty").mkdir()
-
-    assert write_band(tmp_path / "seeds", [tmp_path / run for run in runs]) == []
-
-
-def test_only_the_tags_that_are_asked_for_have_a_band(tmp_path: Path):
-    runs = write_seeds(tmp_path, [{10: 1.0}, {10: 2.0}])
-
-    assert write_band(tmp_path / "seeds", runs, ["best/val/loss"]) == ["best/val/loss"]
-
-
-@BACKENDS
-def test_the_server_has_a_chart_of_the_band_and_its_three_tags(fast: bool, tmp_path: Path):
-    runs = write_seeds(tmp_path / "logs", [{10: 1.0, 20: 2.0}, {10: 3.0, 20: 4.0}])
-    write_band(tmp_path / "logs" / "seeds", runs)
-
-    with Server(tmp_path / "logs", fast=fast, runs=3) as server:
-        server.wait_until(lambda: len(server.scalars("seeds", "val/loss/mean")) == 2)
-        [chart] = server.charts()["mean, least and greatest over the seeds"].values()
-        [series] = chart["margin"]["series"]
-        shown = {part: server.scalars("seeds", tag) for part, tag in series.items()}
-
-    assert shown == {
-        "value": [(10, 2.0), (20, 3.0)],
-        "lower": [(10, 1.0), (20, 2.0)],
-        "upper": [(10, 3.0), (20, 4.0)],
-    }
 
 
 @BACKENDS
@@ -98,7 +23,7 @@ def test_a_later_layout_takes_the_place_of_an_earlier_one(fast: bool, tmp_path: 
     run.mkdir(parents=True)
     with EventWriter(run) as writer:
         for step, names in enumerate([["loss"], ["loss", "f1@10"], ["loss", "f1@10", "a.b"]]):
-            writer.add([split_layout(names)], step)
+            writer.add([layout(names)], step)
         writer.add_scalars({"val/a.b": 1, "val/axb": 1, "optim/lr/a.b": 1}, step=5)
 
     with Server(run.parent, fast=fast) as server:
@@ -143,6 +68,15 @@ def test_event_files_are_replaced_only_where_asked(tmp_path: Path):
 
     assert event_files(tmp_path) == [second]
     assert first != second
+
+
+def test_a_run_that_is_going_on_is_not_rebuilt(tmp_path: Path):
+    write_record(tmp_path)
+
+    with DirectoryLock(tmp_path), pytest.raises(RunError, match="is in use by process"):
+        rebuild(tmp_path, overwrite=True)
+
+    assert event_files(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from danling.bands import write_band
 from danling.config import Config
 from danling.event_file import EventWriter
 from danling.hparams import of_config, session_end, session_start
-from danling.tensorboard import split_layout, write_band
+from danling.tensorboard import layout
 from docs.screenshots import browser, colored_pixels, take_screenshot
 from tests.tensorboard_server import Server
 
@@ -26,7 +27,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
         run.mkdir(parents=True)
         values, group = of_config(Config(seed=seed, lr=0.1), "")
         with EventWriter(run) as writer:
-            writer.add([session_start(values, group, 0.0), split_layout(["loss"])], step=0)
+            writer.add([session_start(values, group, 0.0), layout(["loss"])], step=0)
             for step in range(1, 100):
                 loss = math.exp(-step / 30) + math.sin(step + seed) / 10
                 writer.add_scalars({"train/loss": loss, "val/loss": loss + seed / 10}, step)

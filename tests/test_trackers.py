@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,3 +68,13 @@ def test_a_new_run_is_a_new_run_in_the_tracker(kind: str, expected: dict[str, An
     options = KINDS[kind].options(NEW)
 
     assert options | expected == options
+
+
+def test_a_task_of_clearml_that_goes_on_keeps_the_steps_of_the_run():
+    """It would add the last step that it has to all further ones."""
+    offsets: list[int] = []
+    tracker = SimpleNamespace(task=SimpleNamespace(set_initial_iteration=offsets.append))
+
+    KINDS["clearml"].begin(tracker, RESUMED)
+
+    assert offsets == [0]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -78,6 +80,19 @@ def test_a_file_that_was_cut_anywhere_is_damaged(path: Path):
 
     for length in range(len(content)):
         damage(path, content[:length])
+
+
+def test_a_large_file_that_was_cut_somewhere_is_damaged(tmp_path: Path):
+    store = CheckpointStore(tmp_path / "checkpoints")
+    path = store.commit({"model": torch.ones(1 << 20)}, ["latest"], global_step=1, epoch=0)
+    size = path.stat().st_size
+    lengths = sorted(random.Random(0).sample(range(size), 64), reverse=True)
+
+    for length in lengths:
+        os.truncate(path, length)
+        assert not is_intact(path)
+        with pytest.raises(DamagedCheckpointError, match=r"latest\.pth"):
+            read_checkpoint(path)
 
 
 def check_bit_flips(path: Path, bits_of: Callable[[int], Iterable[int]]) -> None:
@@ -224,9 +239,15 @@ class Attack:
         return os.system, (f"touch {self.victim}",)
 
 
-def test_code_in_a_file_is_not_run(tmp_path: Path):
+class Evaluated(Attack):
+    def __reduce__(self) -> Any:
+        return eval, (f"open({str(self.victim)!r}, 'w')",)
+
+
+@pytest.mark.parametrize("attack", [Attack, Evaluated])
+def test_code_in_a_file_is_not_run(tmp_path: Path, attack: type[Attack]):
     victim, path = tmp_path / "victim", tmp_path / "a.pth"
-    payload = {"format": 1, "callbacks": Attack(victim)}
+    payload = {"format": 1, "callbacks": attack(victim)}
     with tarfile.open(tmp_path / "tar.pth", "w") as archive:
         archive.addfile(tarfile.TarInfo("pickle"), io.BytesIO())
     torch.save(payload, path)
@@ -240,6 +261,22 @@ def test_code_in_a_file_is_not_run(tmp_path: Path):
             read_checkpoint(tmp_path / name)
 
     assert not victim.exists()
+
+
+def test_an_archive_with_a_path_in_it_writes_nowhere(tmp_path: Path, path: Path):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    forged = folder / "a.pth"
+    with zipfile.ZipFile(path) as real, zipfile.ZipFile(forged, "w") as archive:
+        for member in real.infolist():
+            archive.writestr(member.filename, real.read(member))
+        archive.writestr("../../evil", "evil")
+
+    with contextlib.suppress(DamagedCheckpointError):
+        read_checkpoint(forged)
+
+    assert list(tmp_path.rglob("evil")) == []
+    assert not (tmp_path.parent / "evil").exists()
 
 
 def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import resource
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,8 @@ def test_nan_is_nan(make_runner):
 
 def test_the_table_of_a_resumed_run_is_cut_back(make_runner):
     def fail(runner):
+        if runner.global_step > 6:
+            runner.log("abandoned", 1.0)
         if runner.global_step == 9:
             raise ValueError("boom")
 
@@ -64,12 +67,14 @@ def test_the_table_of_a_resumed_run_is_cut_back(make_runner):
     with pytest.raises(ValueError, match="boom"):
         first.train()
     before = [row["global_step"] for row in table(first)]
+    assert "train/abandoned" in table(first)[0]
 
     callbacks = [RunDirectory(), RunRecord(), ModelCheckpoint()]
     again = make_runner([*callbacks, CSVLogger()], log_interval=1, resume=str(first.dir))
     again.train()
 
     assert before == ["1", "2", "3", "4", "5", "6", "6", "7", "8"]
+    assert "train/abandoned" not in table(again)[0]
     assert [row["global_step"] for row in table(again)][6:] == ["6", *"789", "10", "11", "12", "12"]
 
 
@@ -100,6 +105,40 @@ def test_a_full_disk_ends_no_training(make_runner, capfd: pytest.CaptureFixture[
 
     assert runner.epoch == 2
     assert capfd.readouterr().err.count("writing metrics.csv failed") == 1
+
+
+def test_a_disk_that_is_full_for_a_while_leaves_no_row_twice_and_none_in_half(make_runner):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(runner):
+        if runner.epoch == 1:
+            table = runner.dir / "metrics.csv"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (table.stat().st_size + 10, limits[1]))
+
+    def free(runner):
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    def flush(runner):
+        runner.callbacks["csv_logger"]._flushed = 0.0
+
+    runner = make_runner(
+        [
+            RunDirectory(),
+            LambdaCallback(name="flush", on_step=flush),
+            CSVLogger(),
+            LambdaCallback(name="disk", on_epoch_start=fill, on_epoch_end=free),
+        ],
+        max_epochs=3,
+    )
+    try:
+        runner.train()
+    finally:
+        free(runner)
+
+    rows = table(runner)
+    assert [int(row["global_step"]) for row in rows] == [2, 4, 6, 6, 8, 10, 12, 12, 14, 16, 18, 18]
+    assert [row["epoch"] for row in rows] == list("000011112222")
+    assert all(None not in row and float(row["time"]) > 0 for row in rows)
 
 
 def test_without_a_directory_there_is_no_table(make_runner, tmp_path: Path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from danling.callbacks import LambdaCallback, ModelCheckpoint
 from danling.errors import CallbackError, CheckpointError, MetricError
 from danling.failpoints import set_failpoints
 from danling.validation import read_checkpoint
+from tests.distributed.processes import together
+from tests.distributed.runners import At, Regression, die, fail
+from tests.distributed.test_sharded import Sharded, sharded_network
 from tests.resume_harness import in_process
 from tests.resume_runs import (
     STEPS,
@@ -285,6 +289,80 @@ def test_a_failing_run_leaves_nothing_unless_asked_and_never_over_latest():
     assert again.resume_report["global_step"] == STEPS
 
 
+def failing_in_parallel(folder: Path, failure: Callable[..., None], rank: int) -> None:
+    def note(runner: Any) -> None:
+        path = folder / f"rank-{runner.rank}-step-{runner.global_step}.pt"
+        torch.save(runner.unwrapped_model.state_dict(), path)
+
+    checkpoint = ModelCheckpoint("2 steps", save_on_exception=True)
+    trap = At("on_before_step", failure, rank=rank, step=3)
+    watch = LambdaCallback(name="note", on_step=note)
+    Regression(folder, callbacks=[checkpoint, watch, trap], default_callbacks=True).train()
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("failure", "rank", "cause"),
+    [
+        (fail, 0, "ZeroDivisionError: on purpose, on rank 0"),
+        (die, 1, "process has gone|Connection"),
+        (fail, 1, "on rank 1|process has gone|Connection"),
+    ],
+    ids=["rank 0 fails", "rank 1 dies", "rank 1 fails"],
+)
+def test_of_several_processes_the_main_one_leaves_what_it_has(
+    failure: Callable[..., None], rank: int, cause: str, tmp_path: Path
+):
+    ended = together(2, failing_in_parallel, tmp_path, failure, rank, folder=tmp_path, timeout=40)
+
+    assert 0 not in ended.codes
+    (path,) = tmp_path.glob("experiments/*/crash/step-*.pth")
+    left = read_checkpoint(path)
+    step = left["data"]["global_step"]
+    assert path.stem == f"step-{step}"
+    assert re.search(cause, left["run"]["crash"])
+    (saved,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
+    assert read_checkpoint(saved)["data"]["global_step"] == 2
+    for noted in tmp_path.glob(f"rank-*-{path.stem}.pt"):
+        for name, weight in torch.load(noted).items():
+            assert torch.equal(weight, left["model"][name])
+
+    runner = Regression(tmp_path, {"elastic": True})
+    runner.load_checkpoint(path)
+    assert runner.global_step == step
+    assert runner.resume_report is not None
+    assert "in the middle of a step that failed" in str(runner.resume_report["reasons"])
+
+
+def failing_sharded(folder: Path) -> None:
+    checkpoint = ModelCheckpoint("2 steps", save_on_exception=True)
+    trap = At("on_before_step", fail, rank=0, step=3)
+    Sharded(
+        folder, model=sharded_network, callbacks=[checkpoint, trap], default_callbacks=True
+    ).train()
+
+
+@pytest.mark.distributed
+def test_where_each_process_holds_a_part_nothing_is_left_and_that_is_said(tmp_path: Path):
+    ended = together(2, failing_sharded, tmp_path, folder=tmp_path, timeout=40)
+
+    assert 0 not in ended.codes
+    assert list(tmp_path.glob("experiments/*/crash")) == []
+    assert ended.output.count("no crash/step-3.pth is written: each process holds a part") == 1
+    assert "ZeroDivisionError: on purpose, on rank 0" in ended.output
+
+
+def test_a_failure_that_cannot_be_saved_hides_no_error():
+    def block(runner: Any) -> None:
+        (runner.dir / "crash").write_text("in the way")
+
+    block_it = LambdaCallback(name="block", on_train_start=block)
+
+    runner = interrupted(9, [ModelCheckpoint(save_on_exception=True), block_it])
+
+    assert "no crash/step-9.pth is written: " in log(runner)
+
+
 # Errors
 
 
@@ -336,16 +414,22 @@ def test_a_checkpoint_directory_that_vanishes_is_made_again_and_a_run_that_vanis
     def vanish(what: str) -> Any:
         def act(runner: Any) -> None:
             if runner.epoch == 1:
-                shutil.rmtree(runner.checkpoint_dir if what == "checkpoints" else runner.dir)
+                if what == "project":  # another folder takes its place
+                    runner.dir.parent.rename("elsewhere")
+                    runner.dir.parent.mkdir()
+                else:
+                    shutil.rmtree(runner.checkpoint_dir if what == "checkpoints" else runner.dir)
 
         return LambdaCallback(name="vanish", on_epoch_start=act)
 
     kept = trained([vanish("checkpoints")], max_epochs=3)
     assert steps(kept)["latest"] == 3 * STEPS
 
-    with pytest.raises(CheckpointError, match="No such file") as caught:
-        trained([vanish("run")], max_epochs=3)
-    assert caught.value.errno == errno.ENOENT
+    for what in ("run", "project"):
+        with pytest.raises(CheckpointError, match="No such file") as caught:
+            trained([vanish(what)], max_epochs=3)
+        assert caught.value.errno == errno.ENOENT
+    assert list(Path("experiments").glob("danling-*")) == []
 
 
 REAL = """

@@ -89,6 +89,19 @@ def test_ctrl_c_saves_and_interrupts_the_script(tmp_path: Path):
     assert len(list(tmp_path.glob("experiments/*/checkpoints/latest.pth"))) == 1
 
 
+def test_a_script_ends_although_its_workers_live_on():
+    options = "num_workers=1, persistent_workers=True"
+    script = SCRIPT.format(workers=0).replace("num_workers=0", options)
+    script = script.replace("max_epochs=100", "max_epochs=1")
+
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "after the training" in done.stdout
+
+
 def kill_at(step: int, number: int) -> LambdaCallback:
     def kill(runner: Any) -> None:
         if runner.global_step == step:

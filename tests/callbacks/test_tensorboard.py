@@ -77,6 +77,8 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
         runner = make_digits_runner(str(root / "runs"), seed, callbacks=[show])
         runner.train()
         label(name, runner.dir)
+    [band] = (root / "runs").glob("digits-seeds-*")
+    label("band", band)
 
     runner = make_digits_runner(str(root / "crash"), 5, callbacks=[at_step(CRASH, crash)])
     with pytest.raises(RuntimeError, match="no memory"):
@@ -92,8 +94,8 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
     label("killed-and-resumed", killed)
 
     with (
-        Server(logs, fast=True, runs=len(RUNS)) as rust,
-        Server(logs, fast=False, runs=len(RUNS)) as python,
+        Server(logs, fast=True, runs=len(RUNS) + 1) as rust,
+        Server(logs, fast=False, runs=len(RUNS) + 1) as python,
     ):
         for server in (rust, python):
             server.wait_until(lambda server=server: loaded(server))
@@ -102,6 +104,8 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
 
 def loaded(server: Server) -> bool:
     ended = [*SEEDS, *RESUMED]
+    if server.scalars("band", "val/loss/max")[-1][0] != LAST_STEP:
+        return False
     return all(server.scalars(run, "val/loss")[-1][0] == LAST_STEP for run in ended)
 
 
@@ -247,7 +251,7 @@ def test_all_of_a_run_is_in_its_own_directory(pages: Pages):
 
     assert [path for path in run.rglob("events.*") if path.parent != run] == []
     assert {path.name for path in run.parent.iterdir() if path.is_dir()} == {
-        pages.run(name).name for name in SEEDS
+        pages.run(name).name for name in [*SEEDS, "band"]
     }
 
 
@@ -261,6 +265,23 @@ def test_each_metric_has_a_chart_of_all_its_splits(server: Server):
     [pattern] = charts["loss"]["multiline"]["tag"]
     matching = server.get("plugin/custom_scalars/scalars", run="seed-0", tag=pattern)
     assert set(matching["tag_to_events"]) == {"train/loss", "val/loss"}
+
+
+def test_the_mean_of_the_seeds_is_drawn_in_the_band_of_what_there_was(server: Server):
+    [charts] = [charts for title, charts in server.charts().items() if "over the seeds" in title]
+    [series] = charts["val/loss"]["margin"]["series"]
+    shown = {part: server.scalars("band", tag) for part, tag in series.items()}
+
+    of_seeds = [dict(server.scalars(run, "val/loss")) for run in SEEDS]
+    steps = [step for step, _ in shown["value"]]
+    values = [[points[step] for points in of_seeds] for step in steps]
+    assert steps == [STEPS_PER_EPOCH * epoch for epoch in range(1, 5)]
+    assert dict(shown["lower"]) == {step: min(v) for step, v in zip(steps, values, strict=True)}
+    assert dict(shown["upper"]) == {step: max(v) for step, v in zip(steps, values, strict=True)}
+    assert [mean for _, mean in shown["value"]] == pytest.approx([sum(v) / 3 for v in values])
+    assert set(charts) == {
+        f"{split}/{name}" for split in ("train", "val") for name in ("loss", "accuracy")
+    } | {"train/attempt"}
 
 
 def test_the_texts_tell_how_a_run_was_started(server: Server):

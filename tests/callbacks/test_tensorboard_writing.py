@@ -16,11 +16,20 @@ import pytest
 import torch
 
 from danling.callback import Callback
-from danling.callbacks import TensorBoard
-from danling.callbacks.lambda_callback import LambdaCallback
-from danling.callbacks.model_checkpoint import ModelCheckpoint
-from danling.callbacks.results import Results
-from danling.callbacks.run_directory import RunDirectory
+from danling.callbacks import (
+    CSVLogger,
+    DeviceStatsMonitor,
+    GradientNormMonitor,
+    LambdaCallback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    Results,
+    RunDirectory,
+    RunRecord,
+    TensorBoard,
+    ThroughputMonitor,
+)
 from danling.event_file import event_files, read_events, read_scalars
 from danling.tensorboard import close_killed, rebuild
 
@@ -183,6 +192,29 @@ def test_what_is_not_finite_is_written_and_told(make_runner):
     assert "TensorBoard: points that are not finite: {'train/aux': 3}" in messages.texts
 
 
+def everything_that_logs() -> list[Callback]:
+    return [
+        RunDirectory(),
+        RunRecord(),
+        Results(),
+        ProgressBar(),
+        CSVLogger(),
+        DeviceStatsMonitor(),
+        GradientNormMonitor(per_layer=True),
+        LearningRateMonitor(),
+        ThroughputMonitor(flops_per_sample=1e6),
+        TensorBoard(epoch_axis=True),
+    ]
+
+
+def in_a_step(begin: Any, end: Any) -> tuple[Callback, Callback]:
+    """Callbacks at both ends of everything that happens between a batch and the next."""
+    first = LambdaCallback(name="first", on_batch_start=lambda runner, _: begin(runner))
+    last = LambdaCallback(name="last", on_checkpoint=end)
+    first.priority, last.priority = -99, 99
+    return first, last
+
+
 def test_no_value_is_read_from_the_device_on_a_step_that_is_not_logged(make_runner, monkeypatch):
     """Counted on the CPU: each of these would wait for a GPU."""
     steps_with_reads: set[int | None] = set()
@@ -195,15 +227,35 @@ def test_no_value_is_read_from_the_device_on_a_step_that_is_not_logged(make_runn
             return _original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, noted)
-    begin = LambdaCallback(
-        on_fetch_end=lambda runner, _: current.__setitem__(0, runner.global_step + 1), name="begin"
+    first, last = in_a_step(
+        lambda runner: current.__setitem__(0, runner.global_step + 1),
+        lambda _: current.__setitem__(0, None),
     )
-    end = LambdaCallback(on_checkpoint=lambda _: current.__setitem__(0, None), name="end")
-    end.priority = 99
 
-    make_runner([RunDirectory(), Results(), begin, TensorBoard(), end], log_interval=4).train()
+    make_runner([first, *everything_that_logs(), last], log_interval=4).train()
 
     assert steps_with_reads - {None} == {4, 8, 12}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_that_is_not_logged_waits_for_the_gpu(make_runner):
+    """Torch raises an error at whatever waits, from the batch to the safe point after its step."""
+    checked: list[int] = []
+
+    def begin(runner: Any) -> None:
+        step = runner.global_step + 1
+        if step % 4 and runner.batch_index != 5:  # the last of an epoch is evaluated
+            torch.cuda.set_sync_debug_mode("error")
+            checked.append(step)
+
+    first, last = in_a_step(begin, lambda _: torch.cuda.set_sync_debug_mode("default"))
+    try:
+        make_runner([first, *everything_that_logs(), last], log_interval=4).train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+    assert checked == [1, 2, 3, 5, 7, 9, 10, 11]
 
 
 # Failures

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.results import Results
@@ -44,10 +46,10 @@ def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
         pytest.skip(f"needs {kind}")
 
     in_a_process("train", kind)
-    status_then, _, points_then = json.loads(in_a_process("read", kind).splitlines()[-1])
+    status_then, _, points_then, _ = json.loads(in_a_process("read", kind).splitlines()[-1])
     [directory] = Path("experiments").glob("tiny-*")
     in_a_process("train", kind, str(directory))
-    status, params, points = json.loads(in_a_process("read", kind).splitlines()[-1])
+    status, params, points, images = json.loads(in_a_process("read", kind).splitlines()[-1])
 
     rows = [row for row in read_metrics(directory / "metrics.jsonl") if "val/loss" in row]
     expected = [[row["global_step"], pytest.approx(row["val/loss"])] for row in rows]
@@ -56,6 +58,7 @@ def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
     assert points_then == expected[:2]
     assert status in FINISHED
     assert points == expected
+    assert images == 4
     assert str(params["optim.betas"]) == "[0.9, 0.99]"
     assert str(params["max_epochs"]) in {"4", "4.0"}
 
@@ -99,6 +102,30 @@ class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types
     def finish(self) -> None:
         self.call()
         self.is_finished = True
+
+
+class Gallery(Remote):
+    """One that shows images, too."""
+
+    def __init__(self, *outages: range) -> None:
+        super().__init__(*outages)
+        self.shown: list[tuple[str, tuple[int, int], int | None]] = []
+
+    def log_images(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        self.call()
+        self.shown += [
+            (tag, image.size, step) for tag, images in values.items() for image in images
+        ]
+
+
+class Figure:
+    def savefig(self, file: Any, format: str) -> None:
+        Image.new("RGB", (7, 6), "red").save(file, format)
+
+
+def show_pictures(runner: Any) -> None:
+    runner.log_image("samples", torch.rand(3, 4, 5))
+    runner.log_figure("curve", Figure())
 
 
 class TestTracker(CallbackContract):
@@ -202,3 +229,48 @@ def test_two_trackers_have_two_names(make_runner):
     runner = train(make_runner, Tracker(Remote()), Tracker(other))
 
     assert runner.callbacks["tracker_remote"].own.steps == other.steps
+
+
+# Pictures
+
+
+def test_images_and_figures_are_shown_at_their_step(make_runner):
+    gallery = Gallery()
+
+    train(make_runner, Tracker(gallery), LambdaCallback(on_epoch_end=show_pictures))
+
+    shown = [("samples", (5, 4)), ("curve", (7, 6))]
+    assert gallery.shown == [(tag, size, step) for step in (6, 12) for tag, size in shown]
+
+
+def test_a_tracker_without_images_says_so_once(make_runner, caplog):
+    train(make_runner, Tracker(Remote()), LambdaCallback(on_epoch_end=show_pictures))
+
+    assert messages_of(caplog) == ["tracker_remote has no log_images and shows no pictures"]
+
+
+def test_pictures_are_left_out_in_an_outage_and_shown_after_it(make_runner, at_once):
+    gallery = Gallery(range(1, 7))  # the start, and the rows of the first epoch
+
+    train(make_runner, Tracker(gallery), LambdaCallback(on_epoch_end=show_pictures))
+
+    assert [step for *_, step in gallery.shown] == [12, 12]
+
+
+def test_no_picture_waits_for_a_tracker_that_is_away(make_runner):
+    gallery = Gallery(range(3, 1000))
+
+    train(make_runner, Tracker(gallery), LambdaCallback(on_epoch_end=show_pictures))
+
+    assert gallery.calls == 5  # the start, a row, the row that failed, and at the end two more
+
+
+def test_what_is_no_picture_ends_no_training(make_runner, caplog):
+    gallery = Gallery()
+    show = LambdaCallback(on_epoch_end=lambda runner: runner.log_image("samples", "pixels"))
+
+    runner = train(make_runner, Tracker(gallery), show)
+
+    assert runner.status == "finished"
+    assert len(messages_of(caplog)) == 2
+    assert gallery.steps == [2, 4, 6, 6, 8, 10, 12, 12]

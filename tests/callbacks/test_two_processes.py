@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from danling.event_file import event_files, read_scalars
 from danling.metrics_file import read_metrics
 
 pytestmark = pytest.mark.distributed
@@ -20,7 +21,7 @@ SCRIPT = """
 import os, signal, torch, danling as dl
 from danling.callbacks import (
     CSVLogger, DeviceStatsMonitor, EarlyStopping, GradientNormMonitor, LambdaCallback,
-    LearningRateMonitor, ThroughputMonitor,
+    LearningRateMonitor, TensorBoard, ThroughputMonitor,
 )
 data = torch.utils.data.TensorDataset(torch.randn(48, 4), torch.randn(48, 1))
 torch.manual_seed(0)
@@ -35,7 +36,9 @@ runner = dl.AccelerateRunner(
     callbacks=[
         CSVLogger(), DeviceStatsMonitor(), EarlyStopping(restore_best_weights=True),
         GradientNormMonitor(per_layer=True), LearningRateMonitor(), ThroughputMonitor(),
+        TensorBoard(histograms="1 epoch"),
         LambdaCallback(on_step=kill, on_train_end=lambda r: r.logger.info("a line of mine")),
+        LambdaCallback(name="log_rank", on_step=lambda r: r.log("rank", float(r.rank))),
     ],
 )
 runner.train()
@@ -113,3 +116,13 @@ def test_the_other_process_is_silent_and_writes_nothing(launch: Launch):
     assert "danling" not in launch.errors[1]
     assert "epoch" not in launch.errors[1]
     assert (launch.run / "run.log").read_text().count("a line of mine") == 1
+
+
+def test_tensorboard_has_one_file_with_the_means_over_both(launch: Launch):
+    shown = read_scalars(launch.run)
+
+    assert len(event_files(launch.run)) == 1
+    assert shown["train/rank"] == [(step, 0.5) for step in (2, 4, 6, 8)]
+    rows = [row for row in read_metrics(launch.run / "metrics.jsonl") if "train/loss" in row]
+    logged = {row["global_step"]: row["train/loss"] for row in rows}
+    assert dict(shown["train/loss"]) == pytest.approx(logged)

@@ -43,16 +43,15 @@ def free_port() -> int:
 
 
 def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """What a launcher tells a process."""
-    return {
-        "ACCELERATE_USE_CPU": "true",
+    """What a launcher tells a process; a single one is as if there had been none."""
+    launched = {
         "LOCAL_RANK": str(rank),
         "LOCAL_WORLD_SIZE": str(size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
     }
+    own = {"ACCELERATE_USE_CPU": "true", "RANK": str(rank), "WORLD_SIZE": str(size)}
+    return own | (launched if size > 1 else {})
 
 
 def start(size: int, work: Callable[..., object], *args: Any, output: Path) -> list[int]:

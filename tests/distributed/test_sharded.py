@@ -1,28 +1,31 @@
-"""Weights of which each process holds a part, on CPUs: torch can, though Accelerate does not."""
+"""Weights of which each process holds a part, on CPUs: torch and Accelerate can shard there."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from danling.callbacks import ModelCheckpoint
 from danling.validation import read_checkpoint
-from tests.distributed.processes import leave, results, succeed
-from tests.distributed.runners import Regression, network
+from tests.distributed.processes import leave, results, succeed, together
+from tests.distributed.runners import At, Regression, die, network
 
 pytestmark = pytest.mark.distributed
 
 
 class ShardedByUser(Accelerator):  # type: ignore[misc]  # Accelerate has no types
-    """Takes the model as it is: Accelerate shards on GPUs only."""
+    """Takes the model as it is."""
 
     def prepare_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         if self.num_processes == 1:
@@ -42,68 +45,153 @@ def sharded_network() -> nn.Module:
     return model
 
 
-class Sharded(Regression):
+class ByUser(Regression):
+    def __init__(self, folder: Path, config: dict[str, Any], **parts: Any) -> None:
+        super().__init__(folder, config, model=sharded_network, **parts)
+
     def make_accelerator(self) -> Accelerator:
         return ShardedByUser(cpu=True)
 
 
-def training(folder: Path, batch_size: int) -> None:
-    config = {
-        "dataloader": {"batch_size": batch_size},
-        "max_grad_norm": 0.5,
-    }
-    runner = Sharded(
+class ByAccelerate(Regression):
+    """Accelerate asks for GPUs before it shards, and needs none."""
+
+    version = 2
+
+    def make_accelerator(self) -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        if accelerator.num_processes > 1:
+            accelerator.state.distributed_type = DistributedType.FSDP
+            accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+                fsdp_version=self.version,
+                auto_wrap_policy="SIZE_BASED_WRAP",
+                min_num_params=8,
+                cpu_ram_efficient_loading=False,
+            )
+        return accelerator
+
+
+Kind = Callable[..., Regression]
+
+
+def make(kind: Kind, folder: Path, batch_size: int = 4, **config: Any) -> Regression:
+    settings = {"dataloader": {"batch_size": batch_size}, "max_grad_norm": 0.5, **config}
+    runner = kind(
         folder,
-        config,
+        settings,
         samples={"train": 32, "val": 13, "small": 1},
-        model=sharded_network,
-        callbacks=[ModelCheckpoint(every="2 steps")],
+        callbacks=[ModelCheckpoint(every="1 step")],
         default_callbacks=True,
     )
+    runner.optimizer = torch.optim.AdamW(runner.model.parameters(), lr=0.05)
+    return runner
+
+
+def training(folder: Path, kind: Kind, batch_size: int, config: dict[str, Any]) -> None:
+    runner = make(kind, folder, batch_size, **config)
+    if "resume" in config and not list(folder.glob("experiments/*/run.json")):
+        runner.callbacks.append(At("on_step", die, step=7))
     runner.train()
+    is_sharded = any(isinstance(part, DTensor) for part in runner.model.parameters())
     predictions = runner.predict("val").flatten().tolist()
-    leave(folder, [runner.results, predictions, runner.global_step])
+    leave(folder, [runner.results, predictions, runner.global_step, is_sharded])
+    if "resume" in config:
+        leave(folder, [runner.results, runner.resume_report])
 
 
-def test_a_sharded_run_is_that_of_one_process(tmp_path: Path) -> None:
+def trained(folder: Path, size: int, kind: Kind, **config: Any) -> tuple[Any, dict[str, Any]]:
+    """What each process has found, and the last checkpoint."""
+    folder.mkdir(exist_ok=True)
+    succeed(size, training, folder, kind, 8 // size, config, folder=folder)
+    (path,) = folder.glob("experiments/*/checkpoints/latest.pth")
+    return results(folder, size), read_checkpoint(path)
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ByUser, ByAccelerate])
+def test_a_sharded_run_is_that_of_one_process(kind: Kind, tmp_path: Path) -> None:
     """13 and 1 samples: the ranks have unequally many batches, and one has none at all."""
-    alone, several = tmp_path / "alone", tmp_path / "several"
-    alone.mkdir()
-    several.mkdir()
-    succeed(1, training, alone, 8, folder=alone)
-    ((expected, outputs, _),) = results(alone, 1)
+    ((expected, outputs, *_),), whole = trained(tmp_path / "alone", 1, kind)
 
-    succeed(2, training, several, 4, folder=several)
+    several, saved = trained(tmp_path / "several", 2, kind)
 
-    for found, predictions, steps in results(several, 2):
-        assert steps == 8
-        assert predictions == pytest.approx(outputs, rel=1e-4, abs=1e-6)
-        for mine, theirs in zip(found, expected, strict=True):
-            assert mine["train"] == pytest.approx(theirs["train"], rel=1e-4)
-            assert mine["val"] == pytest.approx(theirs["val"], rel=1e-4)
-            assert mine["small"] == pytest.approx(theirs["small"], rel=1e-4)
-    (path,) = several.glob("experiments/*/checkpoints/latest.pth")
-    (other,) = alone.glob("experiments/*/checkpoints/latest.pth")
-    saved, whole = read_checkpoint(path), read_checkpoint(other)
-    assert saved["model"].keys() == whole["model"].keys()
-    for name, tensor in whole["model"].items():
-        torch.testing.assert_close(saved["model"][name], tensor, rtol=1e-4, atol=1e-6)
+    for found, predictions, steps, is_sharded in several:
+        assert (steps, is_sharded) == (8, True)
+        assert_close(predictions, outputs)
+        assert_close(found, expected)
+    assert_close(saved["model"], whole["model"])
+    assert_close(saved["optimizer"], whole["optimizer"])
 
 
-def loading(folder: Path, path: str) -> None:
-    runner = Sharded(folder, samples={"train": 32, "val": 13}, model=sharded_network)
+@pytest.mark.parametrize("kind", [ByAccelerate, pytest.param(ByUser, marks=pytest.mark.exhaustive)])
+def test_a_sharded_run_that_was_killed_goes_on_exactly(kind: Kind, tmp_path: Path) -> None:
+    ((expected, *_), _), whole = trained(tmp_path / "undisturbed", 2, kind)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    together(2, training, killed, kind, 4, {"resume": "auto"}, folder=killed)
+    assert len(list(killed.glob("experiments/*/checkpoints/latest.pth"))) == 1
+
+    ((found, report), _), saved = trained(killed, 2, kind, resume="auto")
+
+    assert (report["exact"], report["global_step"]) == (True, 6)
+    assert found == expected
+    assert str(saved["model"]) == str(whole["model"])
+    assert str(saved["optimizer"]) == str(whole["optimizer"])
+
+
+def loading(folder: Path, kind: Kind, path: Path) -> None:
+    runner = make(kind, folder, elastic=True)
     runner.load_checkpoint(path)
-    momentum = runner.optimizer.state_dict()["state"]
-    leave(folder, [runner.global_step, runner.evaluate("val")["loss"], len(momentum)])
+    saved = runner.state_dict()
+    if runner.is_main_process:
+        expected = read_checkpoint(path)
+        torch.testing.assert_close(saved["model"], expected["model"], rtol=0, atol=0)
+        torch.testing.assert_close(saved["optimizer"], expected["optimizer"], rtol=0, atol=0)
+    leave(folder, [runner.global_step, runner.evaluate("val")["loss"]])
 
 
-def test_a_sharded_checkpoint_is_loaded_into_a_sharded_model(tmp_path: Path) -> None:
-    succeed(2, training, tmp_path, 4, folder=tmp_path)
-    (found, _, _), _ = results(tmp_path, 2)
-    (path,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), (1, 2), pytest.param(2, 3, marks=pytest.mark.exhaustive)]
+)
+def test_another_number_of_processes_takes_the_same_checkpoint(
+    before: int, after: int, tmp_path: Path
+) -> None:
+    found, _ = trained(tmp_path / "first", before, ByAccelerate)
+    (path,) = tmp_path.glob("first/experiments/*/checkpoints/latest.pth")
 
-    succeed(2, loading, tmp_path, str(path), folder=tmp_path)
+    succeed(after, loading, tmp_path, ByAccelerate, path, folder=tmp_path)
 
-    for steps, loss, momenta in results(tmp_path, 2):
-        assert (steps, momenta) == (8, 4)
-        assert loss == pytest.approx(found[-1]["val"]["loss"], rel=1e-6)
+    for steps, loss in results(tmp_path, after):
+        assert steps == 8
+        assert loss == pytest.approx(found[0][0][-1]["val"]["loss"], rel=1e-5)
+
+
+class OfTheFirstVersion(ByAccelerate):
+    version = 1
+
+
+class DeepSpeed(Regression):
+    def make_accelerator(self) -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        accelerator.state.distributed_type = DistributedType.DEEPSPEED
+        return accelerator
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OfTheFirstVersion, "the first version of FSDP is not supported"),
+        (DeepSpeed, "DeepSpeed is not supported"),
+    ],
+)
+def test_an_engine_that_would_hide_its_state_is_refused_before_training(
+    kind: Kind, message: str, tmp_path: Path
+) -> None:
+    ended = together(2, training, tmp_path, kind, 4, {}, folder=tmp_path)
+
+    assert 0 not in ended.codes
+    assert message in ended.output
+    assert "--fsdp_version 2" in ended.output
