@@ -6,7 +6,9 @@ so that the command line answers at once.
 
 from __future__ import annotations
 
+import gc
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from danling import errors
@@ -72,12 +74,23 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _installed_version()
     elif name in _MODULES:
-        value = getattr(import_module(f"danling.{_MODULES[name]}"), name)
+        value = getattr(_imported(f"danling.{_MODULES[name]}"), name)
     else:
         near = errors.did_you_mean(name, __all__)
         raise AttributeError(f"module 'danling' has no attribute {name!r}: {near}")
     globals()[name] = value
     return value
+
+
+def _imported(name: str) -> ModuleType:
+    """Import without a garbage collection: it goes over all of torch's objects, for nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

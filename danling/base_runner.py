@@ -13,7 +13,7 @@ from danling.callback import Callback
 from danling.config import Config
 from danling.dispatch import Callbacks
 from danling.distributed import World
-from danling.errors import RunError
+from danling.errors import CheckpointError, RunError
 from danling.history import Scored
 from danling.media_log import MediaLog
 from danling.owned import Owned
@@ -189,31 +189,38 @@ class BaseRunner(Owned, Scored, MediaLog):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
     ) -> None:
-        if error is not None:
-            self._unwind(error)
-            return
         try:
-            self._finish()
-            self.agree()  # that nobody has failed: until here a failure of one ends all
+            if error is None:
+                self._finish()
+                self.agree()  # that nobody has failed: until here a failure of one ends all
         except BaseException as raised:
-            self._unwind(raised)
-            raise
-        self._unwind(None)
-        self._leave_together()
-        if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt(self.stop_reason)
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
+            error = raised
+        self._unwind(error)
+        if error is None and self.distributed:  # and all have closed their files
+            self._signal = int(self.world.maximum([self._signal or 0])[0]) or None
+        if error is None or self._was_leaving(error):
+            self._leave(error)
+        elif kind is None:
+            raise error
 
-    def _leave_together(self) -> None:
-        """End a run with the same exit code on all processes, when all have closed their files."""
-        if not self.distributed:
+    def _was_leaving(self, error: BaseException | None) -> bool:
+        """Whether the run had agreed to leave for a signal, and only its save failed.
+
+        The scheduler is told as if it had not: what it does then, it does on the exit code.
+        """
+        agreed = self._signal is not None and self.stop_reason is not None
+        return agreed and isinstance(error, CheckpointError)
+
+    def _leave(self, error: BaseException | None) -> None:
+        """End the process with the exit code of the signal, if there was one."""
+        if self._signal is None:
             return
-        (number,) = self.world.maximum([self._signal or 0])
-        self._signal = int(number) or None
-        if number and threading.current_thread() is threading.main_thread():
+        if self.distributed and threading.current_thread() is threading.main_thread():
             # launchers send it to the others when the first one has left
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt(self.stop_reason) from error
+        raise SystemExit(128 + self._signal) from error
 
     def _open(self) -> None:
         """Set up all callbacks, in order."""
@@ -261,6 +268,8 @@ class BaseRunner(Owned, Scored, MediaLog):
         return "stopped" if self.should_stop else "finished"
 
     def _status_of(self, error: BaseException) -> Status:
+        if self._was_leaving(error):
+            return self._status_at_end()
         return "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
 
     def _state_reader(self, name: str) -> Any:

@@ -149,6 +149,7 @@ class IndexedReader(Dataset[Any]):
         self._seed = seed
         self._epoch: int | None = None
         self._own = own_generators(dataset, collate_fn) if treatment == "keyed" else []
+        self._was_read = False
         self._wants_epoch = callable(getattr(dataset, "set_epoch", None))
         self._python_looked_at = False
 
@@ -163,16 +164,26 @@ class IndexedReader(Dataset[Any]):
         key = derive(self._seed, "batch", epoch, position)
         if get_worker_info() is None:
             with keyed_rng(key), own_keyed(self._own, key) if self._own else nullcontext():
-                return self._read(indices)
-        seed_streams(key)  # and nothing to put back: a worker has no other use for them
-        seed_own(self._own, key)
-        return self._read(indices)
+                batch = self._read(indices)
+        else:
+            seed_streams(key)  # and nothing to put back: a worker has no other use for them
+            seed_own(self._own, key)
+            batch = self._read(indices)
+        if self._was_read or not self._finds_own():
+            return batch
+        return self[item]  # the first read made generators: once more, with those seeded too
+
+    def _finds_own(self) -> bool:
+        """Look for generators that the dataset did not have before."""
+        self._was_read, known = True, set(map(id, self._own))
+        self._own = own_generators(self.dataset, self._collate)
+        return not known.issuperset(map(id, self._own))
 
     def _enter(self, epoch: int) -> None:
         with keyed_rng(derive(self._seed, "epoch", epoch)):
             set_epoch(self.dataset, epoch)
         if self._treatment == "keyed":
-            self._own = own_generators(self.dataset, self._collate)  # it may have made new ones
+            self._finds_own()
         self._epoch = epoch
 
     def _read(self, indices: Any) -> Any:

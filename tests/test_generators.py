@@ -117,6 +117,19 @@ class Augmented(Noisy):
         return inputs + sum([draw(each.rng) for each in self.transforms]), target
 
 
+class Late(Augmented):
+    """Makes its generators when they are first used, by each worker anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transforms = []
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.transforms:
+            self.transforms = [Holder(rng=np.random.default_rng())]
+        return super().__getitem__(index)
+
+
 class Shuffler(Sampler[int]):
     """Shuffles with a generator of its own."""
 
@@ -145,8 +158,8 @@ class Stream:
 def run(data: str, *, workers: int = 0, fails_at: int | None = None, **config: Any) -> Runner:
     callbacks = [ModelCheckpoint("1 step"), *([failing(fails_at)] if fails_at else [])]
     runner = make_runner(callbacks, **config)
-    if data == "dataset":
-        runner.datasets["train"] = Augmented()
+    if data in ("dataset", "late"):
+        runner.datasets["train"] = Augmented() if data == "dataset" else Late()
         runner.config.dataloader = {"batch_size": 4, "train": {"num_workers": workers}}
     elif data == "sampler":
         del runner.datasets["train"]
@@ -161,7 +174,10 @@ def run(data: str, *, workers: int = 0, fails_at: int | None = None, **config: A
     return runner
 
 
-@pytest.mark.parametrize(("data", "workers"), [("dataset", 0), ("dataset", 2), ("sampler", 0)])
+@pytest.mark.parametrize(
+    ("data", "workers"),
+    [("dataset", 0), ("dataset", 2), ("late", 0), ("late", 2), ("sampler", 0)],
+)
 def test_a_run_goes_on_exactly_though_its_data_draws_by_itself(data: str, workers: int):
     first = run(data, workers=workers, fails_at=STEPS + 3)
 

@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import torch
 
-from tests.benchmarks import growth
+from tests.benchmarks import bench_save, bench_tensorboard, growth
 from tests.benchmarks.race import race, table
 
 STEPS = 1000
@@ -50,7 +50,7 @@ def main() -> None:
     if "growth" in wanted:
         numbers["growth"] = {}
         print("\n### Everything else\n\n| | |\n| --- | --- |")
-        for measure in growth.ALL:
+        for measure in (*growth.ALL, bench_save.rows, bench_tensorboard.rows):
             for name, value in measure(arguments.quick):
                 numbers["growth"][name] = value
                 print(f"| {name} | {value} |", flush=True)

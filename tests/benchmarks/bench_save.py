@@ -1,6 +1,6 @@
 """How long training stands still for a checkpoint of a 256 MB model, against `torch.save` alone.
 
-    python tests/benchmarks/bench_save.py [--rounds 7] [--megabytes 256]
+    python -m tests.benchmarks.bench_save [--rounds 7] [--megabytes 256]
 
 `torch.save` writes the same values to a file, without fsync, checksum or rename. The rounds of all
 ways are interleaved, so that a slow moment of the machine hits all of them; medians are compared.
@@ -79,6 +79,19 @@ def plain(runner: AccelerateRunner, root: Path, *, sync: bool) -> None:
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def rows(quick: bool) -> list[tuple[str, str]]:
+    """The medians as multiples of `torch.save`, which has no fsync."""
+    megabytes = 64 if quick else 256
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(Path(folder), megabytes, 3 if quick else 7)
+    baseline = statistics.median(times["torch.save"])
+    return [
+        (f"{name}, {megabytes} MB", f"{statistics.median(values) / baseline:.2f} times torch.save")
+        for name, values in times.items()
+        if name != "torch.save"
+    ]
 
 
 def main() -> None:

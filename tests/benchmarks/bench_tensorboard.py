@@ -31,7 +31,8 @@ def microseconds(log: Log, steps: int, first: int) -> tuple[float, float]:
     return wall / steps * 1e6, cpu / steps * 1e6
 
 
-def main(steps: int) -> None:
+def measure(steps: int) -> dict[str, tuple[float, float]]:
+    """Microseconds per step of each way: on the clock, and of the processor."""
     PartialState()
     with tempfile.TemporaryDirectory() as folder:
         for name in ("ours", "torch"):
@@ -55,10 +56,24 @@ def main(steps: int) -> None:
             {name: microseconds(log, steps, turn * steps) for name, log in ways.items()}
             for turn in range(ROUNDS)
         ]
-        best = {name: min(turn[name] for turn in rounds) for name in ways}
         ours.close()
         torch_writer.close()
         accelerate_tracker.finish()
+    return {name: min(turn[name] for turn in rounds) for name in ways}
+
+
+def rows(quick: bool) -> list[tuple[str, str]]:
+    """The time on the clock, and the ratio of the processor's."""
+    best = measure(500 if quick else 2000)
+    base = best["danling.EventWriter"][1]
+    return [
+        (f"{len(VALUES)} scalars per step, {name}", f"{wall:.0f} µs, {cpu / base:.1f} times ours")
+        for name, (wall, cpu) in best.items()
+    ]
+
+
+def main(steps: int) -> None:
+    best = measure(steps)
     print(f"{len(VALUES)} scalars per step, microseconds per step")
     for name, (wall, cpu) in best.items():
         ratio = cpu / best["danling.EventWriter"][1]

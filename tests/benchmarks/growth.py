@@ -8,19 +8,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import danling as dl
-from danling.callbacks import Results
+from danling.callbacks import Results, RunDirectory, RunRecord
 from danling.dispatch import Callbacks
 from tests.benchmarks.peers import danling
 from tests.benchmarks.race import silence
-from tests.benchmarks.work import Work, by_hand, make_model, make_optimizer, validate
+from tests.benchmarks.work import Batch, Work, by_hand, make_model, make_optimizer, validate
 
 Row = tuple[str, str]
 _START = Path(__file__).with_name("start_up.py")
@@ -99,6 +101,42 @@ def call(hooks: Callbacks, hook: str, times: int) -> None:
         hooks(hook, hooks)
 
 
+class Samples(Dataset[Batch]):
+    """Samples in memory; `deterministic` declares that reading one draws nothing."""
+
+    def __init__(self, amount: int, *, deterministic: bool) -> None:
+        self.deterministic = deterministic
+        self.inputs, self.targets = torch.randn(amount, 16), torch.randint(0, 4, (amount,))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.inputs[index], self.targets[index]
+
+
+def keying(quick: bool) -> list[Row]:
+    """Reading batches of 8 samples in the main process, with a plain `DataLoader` and ours."""
+    amount = 2000 if quick else 8000
+    declared, undeclared = (Samples(amount, deterministic=flag) for flag in (True, False))
+    plain = DataLoader(declared, batch_size=8, shuffle=True)
+    ways: dict[str, Callable[[], object]] = {"a plain DataLoader": lambda: deque(plain, 0)}
+    for name, data, options in (
+        ("a dataset that declares itself deterministic", declared, {}),
+        ("an undeclared one, keyed", undeclared, {}),
+        ("an undeclared one, keyed=False", undeclared, {"keyed": False}),
+    ):
+        runner = make_runner(1, [], dataloader={"batch_size": 8, **options})
+        runner.dataloaders, runner.datasets = {}, {"train": data}
+        runner.prepare()
+        loader = runner.loader("train")
+        ways[name] = lambda loader=loader: deque(loader.iterate(0), 0)  # type: ignore[misc]
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(3 if quick else 7):
+        best = {name: min(best[name], seconds(work, 1)) for name, work in ways.items()}
+    return [(f"a batch of {name}", f"{cost / amount * 8e6:.0f} µs") for name, cost in best.items()]
+
+
 def many_steps(quick: bool) -> list[Row]:
     """Step time and memory early and late in one epoch; the batch is the same one all the time."""
     total = 100_000 if quick else 1_000_000
@@ -128,7 +166,7 @@ def many_epochs(quick: bool) -> list[Row]:
     for amount in (1, 100, 1000 if quick else 10_000):
         with tempfile.TemporaryDirectory() as folder, silence():
             callback = Results()
-            runner = make_runner(1, [dl_directory(), callback], project_root=folder)
+            runner = make_runner(1, [*recorded(), callback], project_root=folder)
             history = [{"epoch": index, "global_step": index} for index in range(amount)]
             values = {"train": {"loss": 0.1234567}, "val": {"loss": 0.7654321}}
             runner.history.restore([row | values for row in history])
@@ -140,10 +178,32 @@ def many_epochs(quick: bool) -> list[Row]:
     return rows
 
 
-def dl_directory() -> dl.Callback:
-    from danling.callbacks import RunDirectory
+def recorded() -> list[dl.Callback]:
+    """What it takes for a run to have a directory, and to be found in it again."""
+    return [RunDirectory(), RunRecord()]
 
-    return RunDirectory()
+
+def resuming(quick: bool) -> list[Row]:
+    """The start, the next step and the end of a run that was interrupted within an epoch."""
+    rows = []
+    for done in (10, 100) if quick else (10, 1000, 10_000):
+        with tempfile.TemporaryDirectory() as folder, silence():
+            config = {"project_root": folder, "max_steps": done}
+            first = make_runner(2 * done, recorded(), **config)
+            with first:
+                for _ in first.epochs():
+                    for batch in first.batches():
+                        first.step(first.train_step(batch))
+                first.save_checkpoint("latest")
+            times = []
+            for extra in range(1, 4):
+                config |= {
+                    "max_steps": done + extra,
+                    "resume": str(first.checkpoint_dir / "latest.pth"),
+                }
+                times.append(seconds(make_runner(2 * done, recorded(), **config).train, 1))
+        rows.append((f"resumed after {done:,} batches of an epoch", f"{min(times) * 1e3:.0f} ms"))
+    return rows
 
 
 def saving(quick: bool) -> list[Row]:
@@ -153,7 +213,7 @@ def saving(quick: bool) -> list[Row]:
     rows = []
     for kilobytes in (1, 1024, 65_536) if quick else (1, 1024, 65_536, 1_048_576):
         with tempfile.TemporaryDirectory() as folder, silence():
-            runner = make_runner(1, [dl_directory()], project_root=folder)
+            runner = make_runner(1, recorded(), project_root=folder)
             runner.model = nn.Linear(16, kilobytes * 16)
             runner.optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.1)
             with runner:
@@ -189,7 +249,6 @@ def start_up(quick: bool) -> list[Row]:
     names = (
         "import danling",
         "danling.AccelerateRunner, after torch and accelerate",
-        "the same without a collection of Python's garbage",
         "from the constructor to the end of the first step",
     )
     columns = zip(*results, strict=True)
@@ -205,4 +264,14 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-ALL = [short_epochs, evaluation, dispatch, many_steps, many_epochs, saving, start_up]
+ALL = [
+    short_epochs,
+    evaluation,
+    dispatch,
+    keying,
+    many_steps,
+    many_epochs,
+    saving,
+    resuming,
+    start_up,
+]

@@ -1,8 +1,7 @@
-"""Prints seconds: import danling, its runner after torch (with and without gc), the first step."""
+"""Prints seconds: import danling, its runner after torch, the first step."""
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 
@@ -15,19 +14,9 @@ import accelerate  # noqa: E402, F401
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
-collected = 0.0
-
-
-def watch(phase: str, info: dict[str, int]) -> None:
-    global collected
-    collected += time.perf_counter() * (1 if phase == "stop" else -1)
-
-
-gc.callbacks.append(watch)
 start = time.perf_counter()
 make_runner = dl.AccelerateRunner
 loaded = time.perf_counter() - start
-gc.callbacks.clear()
 
 torch.set_num_threads(1)
 model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -52,4 +41,4 @@ make_runner(
     dataloaders={"train": batches},
     callbacks=[Watch()],
 ).train()
-print(imported, loaded, loaded - collected, ended[0] - start)
+print(imported, loaded, ended[0] - start)

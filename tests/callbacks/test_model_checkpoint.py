@@ -17,14 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from danling.callbacks import LambdaCallback, ModelCheckpoint
 from danling.errors import CallbackError, CheckpointError, MetricError
 from danling.failpoints import set_failpoints
 from danling.validation import read_checkpoint
 from tests.distributed.processes import together
-from tests.distributed.runners import At, Regression, die, fail
-from tests.distributed.test_sharded import Sharded, sharded_network
+from tests.distributed.runners import At, Regression, die, fail, network
 from tests.resume_harness import in_process
 from tests.resume_runs import (
     STEPS,
@@ -334,12 +337,26 @@ def test_of_several_processes_the_main_one_leaves_what_it_has(
     assert "in the middle of a step that failed" in str(runner.resume_report["reasons"])
 
 
+class AsItIs(Accelerator):  # type: ignore[misc]  # Accelerate has no types
+    def prepare_model(self, model: nn.Module, *args: Any, **options: Any) -> nn.Module:
+        self._models.append(model)
+        return model
+
+
+class Sharded(Regression):
+    def make_accelerator(self) -> Accelerator:
+        return AsItIs(cpu=True)
+
+
+def sharded_network() -> nn.Module:
+    model = network()
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    return model
+
+
 def failing_sharded(folder: Path) -> None:
-    checkpoint = ModelCheckpoint("2 steps", save_on_exception=True)
-    trap = At("on_before_step", fail, rank=0, step=3)
-    Sharded(
-        folder, model=sharded_network, callbacks=[checkpoint, trap], default_callbacks=True
-    ).train()
+    callbacks = [ModelCheckpoint(save_on_exception=True), At("on_before_step", fail, rank=0)]
+    Sharded(folder, model=sharded_network, callbacks=callbacks, default_callbacks=True).train()
 
 
 @pytest.mark.distributed

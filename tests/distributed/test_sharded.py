@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from danling.callbacks import ModelCheckpoint
 from danling.validation import read_checkpoint
 from tests.distributed.processes import leave, results, succeed, together
-from tests.distributed.runners import At, Regression, die, network
+from tests.distributed.runners import At, Regression, die, network, normalised_network
 
 pytestmark = pytest.mark.distributed
 
@@ -167,6 +167,28 @@ def test_another_number_of_processes_takes_the_same_checkpoint(
     for steps, loss in results(tmp_path, after):
         assert steps == 8
         assert loss == pytest.approx(found[0][0][-1]["val"]["loss"], rel=1e-5)
+
+
+def normalising(folder: Path) -> None:
+    """One process evaluates the weights that several have trained, if there are any."""
+    parts: dict[str, Any] = {"samples": {"train": 32, "val": 13}, "model": normalised_network}
+    runner = ByAccelerate(folder, callbacks=[ModelCheckpoint()], default_callbacks=True, **parts)
+    if saved := list(folder.glob("experiments/*/checkpoints/latest.pth")):
+        runner.load_checkpoint(saved[0], strict=False)
+    else:
+        runner.train()
+    leave(folder, [runner.evaluate("val")["loss"], runner.predict("val").tolist()])
+
+
+def test_batch_norm_is_evaluated_with_the_statistics_that_are_saved(tmp_path: Path) -> None:
+    succeed(2, normalising, tmp_path, folder=tmp_path)
+    several = results(tmp_path, 2)
+
+    succeed(1, normalising, tmp_path, folder=tmp_path)
+
+    (alone,) = results(tmp_path, 1)
+    for found in several:
+        assert_close(found, alone)
 
 
 class OfTheFirstVersion(ByAccelerate):
