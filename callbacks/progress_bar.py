@@ -208,7 +208,8 @@ class _Lines:
         if numbers:
             parts.append(_joined(numbers))
         self._last = (now, done)
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # its reader has gone; there is nobody left to tell
+            print(", ".join(parts), file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """There is nothing to close."""

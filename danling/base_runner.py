@@ -196,10 +196,8 @@ class BaseRunner(Owned, Scored, MediaLog):
         except BaseException as raised:
             error = raised
         self._unwind(error)
-        if error is None and self.distributed:  # and all have closed their files
-            self._signal = int(self.world.maximum([self._signal or 0])[0]) or None
         if error is None or self._was_leaving(error):
-            self._leave(error)
+            self._leave_together(error)
         elif kind is None:
             raise error
 
@@ -211,8 +209,10 @@ class BaseRunner(Owned, Scored, MediaLog):
         agreed = self._signal is not None and self.stop_reason is not None
         return agreed and isinstance(error, CheckpointError)
 
-    def _leave(self, error: BaseException | None) -> None:
-        """End the process with the exit code of the signal, if there was one."""
+    def _leave_together(self, error: BaseException | None) -> None:
+        """Leave with the same exit code on all processes, when all have closed their files."""
+        if self.distributed:
+            self._signal = int(self.world.maximum([self._signal or 0])[0]) or None
         if self._signal is None:
             return
         if self.distributed and threading.current_thread() is threading.main_thread():
@@ -260,7 +260,8 @@ class BaseRunner(Owned, Scored, MediaLog):
             raise error
         if error is not None:
             attach(error, others)
-            self.world.take_leave(error)
+            if not self._was_leaving(error):
+                self.world.take_leave(error)
 
     def _status_at_end(self) -> Status:
         if self._signal is not None:

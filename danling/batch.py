@@ -82,6 +82,8 @@ def sample_count(batch: Any) -> int:
     """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
     if isinstance(batch, (list, tuple)):
         parts: Iterable[Any] = batch
+        if batch and isinstance(batch[0], Tensor) and batch[0].ndim and batch[0].size(0):
+            return batch[0].size(0)  # so it mostly is, and every step asks
     elif isinstance(batch, Tensor):
         return batch.size(0) if batch.ndim else 0
     else:
@@ -92,16 +94,10 @@ def sample_count(batch: Any) -> int:
     return 0
 
 
-def input_and_target(batch: Any) -> tuple[Any, Any]:
-    """The two parts of an (input, target) batch.
-
-    Raises:
-        DataError: It is not a pair; a batch of another shape needs an own `train_step`.
-    """
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
-        return batch[0], batch[1]
+def no_pair(batch: Any) -> DataError:
+    """What is raised for a batch that is not (input, target): it needs an own `train_step`."""
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
-    raise DataError(
+    return DataError(
         f"the batch is a {type(batch).__name__}{size}, not (input, target) and not a mapping: "
         "override train_step and evaluate_step"
     )
@@ -109,9 +105,12 @@ def input_and_target(batch: Any) -> tuple[Any, Any]:
 
 def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) -> Any:
     """The default step: forward, loss and metrics of a batch."""
-    check_model(model)
+    if model is None:
+        raise no_model()
     if isinstance(batch, (list, tuple)) or not isinstance(batch, Mapping):
-        input, target = input_and_target(batch)
+        if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+            raise no_pair(batch)
+        input, target = batch
         output = model(input)
         if criterion is None:
             raise MetricError("there is no criterion: pass `criterion=` or override train_step")
@@ -124,10 +123,9 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
     return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
 
 
-def check_model(model: Any) -> None:
-    """Raise where there is none."""
-    if model is None:
-        raise RunError("there is no model: pass `model=` to the runner or override its steps")
+def no_model() -> RunError:
+    """What is raised where there is none."""
+    return RunError("there is no model: pass `model=` to the runner or override its steps")
 
 
 def logits_of(result: Any) -> Any:
@@ -139,7 +137,8 @@ def logits_of(result: Any) -> Any:
 
 def predict(model: Any, batch: Any) -> Any:
     """The output of a model for a batch, with or without a target in it."""
-    check_model(model)
+    if model is None:
+        raise no_model()
     if isinstance(batch, Mapping):
         return logits_of(model(**batch))
     return model(batch[0] if isinstance(batch, (list, tuple)) else batch)

@@ -75,7 +75,8 @@ class Optimization:
         self._accelerator = accelerator
         self._model: Any = None
         self._prepared: dict[str, Any] = dict(optimizers)
-        self._current: str | None = None  # while its gradients are complete
+        self._current = ""  # the optimizer whose step is open
+        self._is_open = False  # its gradients are complete, and not forgotten yet
         self.used_norm: Tensor | None = None
         """The norm of the open step, if anybody asked for it."""
 
@@ -153,7 +154,7 @@ class Optimization:
 
     def open(self, name: str, rescale: float = 1.0) -> None:
         """Gradients of the named optimizer are complete: make them readable."""
-        self._current, self.used_norm = name, None
+        self._current, self._is_open, self.used_norm = name, True, None
         if rescale != 1.0:
             for parameter in self._parameters(name):
                 if parameter.grad is not None:
@@ -163,7 +164,7 @@ class Optimization:
 
     def step(self) -> None:
         """Clip, move the parameters, and the schedule unless the scaler skipped the step."""
-        name = self._require_gradients()
+        name = self._current
         if self.max_norm is not None:
             self._clip_norm(name, self.max_norm)
         if self.max_value is not None:
@@ -176,14 +177,14 @@ class Optimization:
 
     def zero_grad(self) -> None:
         """Forget the gradients of the optimizer that was stepped."""
-        name = self._require_gradients()
+        name = self._current
         if self.direct and name in self._plain:
             for group in self.optimizers[name].param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
         else:
             self._prepared[name].zero_grad()
-        self._current = self.used_norm = None
+        self._is_open, self.used_norm = False, None
 
     def discard(self) -> None:
         """Forget all gradients, of a window that will not be stepped."""
@@ -193,10 +194,12 @@ class Optimization:
     @property
     def grad_norm(self) -> Tensor:
         """Total norm of the gradients of this step, before clipping; computed on first use."""
+        if not self._is_open:
+            raise RunError("grad_norm is of a step: ask for it in on_before_step or on_step")
         if self.used_norm is None:
             gradients = [
                 parameter.grad
-                for parameter in self._parameters(self._require_gradients())
+                for parameter in self._parameters(self._current)
                 if parameter.grad is not None
             ]
             norm = get_total_norm(gradients)
@@ -230,11 +233,6 @@ class Optimization:
 
     def _parameters(self, name: str) -> list[Tensor]:
         return [p for group in self.optimizers[name].param_groups for p in group["params"]]
-
-    def _require_gradients(self) -> str:
-        if self._current is None:
-            raise RunError("grad_norm is of a step: ask for it in on_before_step or on_step")
-        return self._current
 
     def _clip_norm(self, name: str, limit: float) -> None:
         with torch.no_grad():

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from danling.batch import (
     checked_scalar,
     forward,
-    input_and_target,
     predict,
     read_output,
     sample_count,
@@ -155,7 +154,7 @@ def test_a_pair_goes_through_the_model_and_the_criterion():
 )
 def test_a_batch_of_another_shape_needs_an_own_step(batch, message):
     with pytest.raises(DataError) as raised:
-        input_and_target(batch)
+        forward(nn.Linear(2, 1), nn.MSELoss(), batch, {})
 
     assert message in str(raised.value)
     assert "override train_step" in str(raised.value)

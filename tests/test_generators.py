@@ -176,7 +176,13 @@ def run(data: str, *, workers: int = 0, fails_at: int | None = None, **config: A
 
 @pytest.mark.parametrize(
     ("data", "workers"),
-    [("dataset", 0), ("dataset", 2), ("late", 0), ("late", 2), ("sampler", 0)],
+    [
+        ("dataset", 0),
+        ("late", 2),
+        ("sampler", 0),
+        pytest.param("dataset", 2, marks=pytest.mark.exhaustive),
+        pytest.param("late", 0, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_run_goes_on_exactly_though_its_data_draws_by_itself(data: str, workers: int):
     first = run(data, workers=workers, fails_at=STEPS + 3)

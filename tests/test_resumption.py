@@ -609,6 +609,7 @@ READ_ONLY = """
 """
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_a_read_only_disk_cannot_go_on_and_is_not_changed():
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no private mount namespaces here")

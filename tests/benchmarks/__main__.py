@@ -20,10 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import torch
 
-from tests.benchmarks import bench_save, bench_tensorboard, growth
+from tests.benchmarks import bench_save, bench_tensorboard, breakdown, growth
 from tests.benchmarks.race import race, table
 
 STEPS = 1000
+ROWS = [breakdown.rows, *growth.ALL, bench_save.rows, bench_tensorboard.rows]
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
     if "growth" in wanted:
         numbers["growth"] = {}
         print("\n### Everything else\n\n| | |\n| --- | --- |")
-        for measure in (*growth.ALL, bench_save.rows, bench_tensorboard.rows):
+        for measure in ROWS:
             for name, value in measure(arguments.quick):
                 numbers["growth"][name] = value
                 print(f"| {name} | {value} |", flush=True)

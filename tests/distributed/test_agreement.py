@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from itertools import product
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from danling.callbacks import ModelCheckpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression
 
@@ -145,6 +147,42 @@ def test_all_ranks_work_in_the_directory_that_rank_0_made(tmp_path: Path) -> Non
         found[0][0]
     ]
     assert [list((tmp_path / f"rank-{rank}").iterdir()) for rank in range(3)] == [[], [], []]
+
+
+WRITING = {"os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate"}
+
+
+def changes_of_files() -> list[str]:
+    """What this process does to files from now on; the main one is slow about it."""
+    changes: list[str] = []
+    is_main = os.environ["RANK"] == "0"
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in WRITING) and arguments[0] != os.devnull:
+            changes.append(f"{event} {arguments[0]}")
+            time.sleep(0.003 if is_main else 0.0)
+
+    sys.addaudithook(audit)
+    return changes
+
+
+def training_watched(folder: Path) -> None:
+    changes = changes_of_files()
+    checkpoint = ModelCheckpoint(every="1 step", keep_every="1 step", keep_last=1)
+    runner = Regression(folder, {"resume": "auto"}, callbacks=[checkpoint], default_callbacks=True)
+    runner.train()
+    names = sorted(path.name for path in runner.checkpoint_dir.iterdir())
+    leave(folder, [list(changes), names])
+
+
+def test_one_process_alone_creates_renames_and_deletes_files(tmp_path: Path) -> None:
+    succeed(3, training_watched, tmp_path, folder=tmp_path)
+
+    (changes, names), *others = results(tmp_path, 3)
+    assert {change.split()[0] for change in changes} >= {"open", "os.mkdir", "os.remove"}
+    assert others == [[[], names]] * 2
+    assert [name for name in names if name.startswith("step-")] == ["step-6.pth"]
 
 
 def logging(folder: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -244,47 +242,3 @@ def test_ranks_begin_with_equal_weights_and_draw_different_dropout(tmp_path: Pat
     assert initial_0 == initial_1
     assert not set(masks_0) & set(masks_1)
     assert weights_0 == weights_1
-
-
-# Uneven data
-
-
-def uneven_datasets(folder: Path) -> None:
-    samples = {"train": 32 + 8 * int(os.environ["RANK"])}
-    Regression(folder, samples=samples).train()
-
-
-def test_datasets_that_differ_between_ranks_are_refused_with_both_lengths(tmp_path: Path) -> None:
-    ended = together(2, uneven_datasets, tmp_path, folder=tmp_path)
-
-    assert 0 not in ended.codes
-    assert "'train' differ (32 on rank 0, 40 on rank 1)" in ended.output
-
-
-def streaming(folder: Path, sharded: bool) -> None:
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        data = Numbered(40)
-        more = 4 * int(os.environ["RANK"]) if sharded else 0
-        for start in range(0, 20 + more, 2):
-            yield data.inputs[start : start + 2], data.targets[start : start + 2]
-
-    recorder = Recorder()
-    config = {"log_interval": 3}
-    loaders = {"train": batches, "val": batches}
-    runner = Regression(folder, config, callbacks=[recorder], dataloaders=loaders)
-    runner.datasets = {}
-    runner.train()
-    leave(folder, [recorder.samples, runner.global_step, runner.results])
-
-
-@pytest.mark.parametrize("sharded", [False, True])
-def test_a_stream_of_unknown_length_ends_on_all_ranks_together(
-    sharded: bool, tmp_path: Path
-) -> None:
-    succeed(2, streaming, tmp_path, sharded, folder=tmp_path)
-
-    (first, steps_0, results_0), (second, steps_1, results_1) = results(tmp_path, 2)
-    assert steps_0 == steps_1 == len(first) == len(second) == 10
-    assert results_0 == results_1
-    if not sharded:
-        assert sorted(chain(*first[:5], *second[:5])) == list(range(20))

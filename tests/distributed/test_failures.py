@@ -230,6 +230,32 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_whole_checkpoints(tmp_path:
     assert {read_checkpoint(path)["data"]["global_step"] for path in files} == {3, 4}
 
 
+def rotating(folder: Path, failpoints: str) -> None:
+    if os.environ["RANK"] == "0":
+        set_failpoints(failpoints)
+    checkpoint = ModelCheckpoint(every="1 step", keep_every="1 step", keep_last=1)
+    InTime(folder, callbacks=[checkpoint], default_callbacks=True).train()
+
+
+@pytest.mark.parametrize(
+    ("action", "code"),
+    [
+        ("kill", -signal.SIGKILL),
+        pytest.param(f"raise:{errno.EIO}", 1, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_rank_that_fails_while_it_deletes_old_checkpoints_leaves_whole_ones(
+    action: str, code: int, tmp_path: Path
+) -> None:
+    point = f"checkpoint.before_unlink={action}@3"
+
+    ended = together(2, rotating, tmp_path, point, folder=tmp_path, timeout=40)
+
+    assert ended.codes[0] == code, ended.output
+    assert ended.codes[1] != 0
+    assert max(saved_steps(tmp_path)) == 4
+
+
 # Loading
 
 
@@ -278,14 +304,23 @@ def test_a_damaged_checkpoint_is_the_same_error_on_all_ranks(tmp_path: Path) -> 
     assert ended.output.count("its end is missing or was changed") >= 2
 
 
-def resuming_with_a_failing_callback(folder: Path) -> None:
-    runner = InTime(
-        folder,
-        {"resume": "auto", "max_epochs": 3},
-        callbacks=[At("on_load", fail, rank=1, step=0)],
-        default_callbacks=True,
-    )
-    runner.train()
+def resuming(folder: Path) -> None:
+    runner = InTime(folder, {"resume": "auto"}, default_callbacks=True)
+    with runner:
+        leave(folder, [runner.global_step, [p.sum().item() for p in runner.model.parameters()]])
+        runner.stop("it has been loaded")
+
+
+def test_all_ranks_fall_back_to_the_checkpoint_that_rank_0_found_whole(tmp_path: Path) -> None:
+    together(2, training, tmp_path, "on_step", fail, 1, folder=tmp_path, timeout=40)
+    latest = run_of(tmp_path) / "checkpoints" / "latest.pth"
+    latest.write_bytes(latest.read_bytes()[:-100])
+
+    succeed(2, resuming, tmp_path, folder=tmp_path)
+
+    first, second = results(tmp_path, 2)
+    assert first == second
+    assert first[0] == 4
 
 
 def stopping_early(folder: Path) -> None:
@@ -294,14 +329,41 @@ def stopping_early(folder: Path) -> None:
     runner.train()
 
 
-def test_a_failure_of_one_rank_while_it_resumes_ends_all(tmp_path: Path) -> None:
+def resuming_with(folder: Path, failure: Callable[..., None]) -> None:
+    runner = InTime(
+        folder,
+        {"resume": "auto", "max_epochs": 3},
+        callbacks=[At("on_load", failure, rank=1, step=0)],
+        default_callbacks=True,
+    )
+    runner.train()
+
+
+@pytest.mark.parametrize("failure", [fail, pytest.param(die, marks=pytest.mark.exhaustive)])
+def test_a_failure_of_one_rank_while_it_resumes_ends_all(
+    failure: Callable[..., None], tmp_path: Path
+) -> None:
     together(2, stopping_early, tmp_path, folder=tmp_path, timeout=40)
 
-    ended = together(2, resuming_with_a_failing_callback, tmp_path, folder=tmp_path, timeout=40)
+    ended = together(2, resuming_with, tmp_path, failure, folder=tmp_path, timeout=40)
 
     assert 0 not in ended.codes, ended.output
-    first, _, _ = ended.output[ended.output.index("Traceback") :].partition("[rank")
-    assert "ZeroDivisionError: on purpose, on rank 1" in first
+    assert status(tmp_path) == "failed"
+    if failure is fail:
+        first, _, _ = ended.output[ended.output.index("Traceback") :].partition("[rank")
+        assert "ZeroDivisionError: on purpose, on rank 1" in first
+
+
+@pytest.mark.exhaustive
+def test_a_rank_that_freezes_while_it_resumes_is_given_up(tmp_path: Path) -> None:
+    together(2, stopping_early, tmp_path, folder=tmp_path, timeout=40)
+    pids = start(2, resuming_with, tmp_path, freeze, output=tmp_path / "output.txt")
+
+    pid, code = os.waitpid(pids[0], 0)
+    os.kill(pids[1], signal.SIGKILL)
+    os.waitpid(pids[1], 0)
+
+    assert os.waitstatus_to_exitcode(code) == 1
     assert status(tmp_path) == "failed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 
 import danling as dl
+from danling.callbacks import ModelCheckpoint
+from danling.failpoints import set_failpoints
 from danling.validation import read_checkpoint
 from tests.distributed.processes import Ended, leave, results, start, succeed, together, wait
 from tests.distributed.runners import At, Regression
@@ -45,6 +48,16 @@ def send(number: int) -> Callable[[dl.AccelerateRunner], None]:
     return act
 
 
+class Saves(dl.Callback):
+    """The steps that were saved."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_save(self, runner: dl.AccelerateRunner, path: Path) -> None:
+        self.steps.append(runner.global_step)
+
+
 def training(folder: Path, hook: str, number: int, rank: int) -> None:
     class Once(At):
         def _act(self, runner: dl.AccelerateRunner, *args: Any) -> None:
@@ -53,11 +66,13 @@ def training(folder: Path, hook: str, number: int, rank: int) -> None:
                 self.rank = -1
 
     signalled = Once(hook, send(number), rank=rank, step=5)
+    saves = Saves()
     config = {"max_epochs": 4, "poll_interval": 3}
-    runner = Regression(folder, config, callbacks=[signalled], default_callbacks=True)
+    runner = Regression(folder, config, callbacks=[signalled, saves], default_callbacks=True)
     try:
         runner.train()
     finally:
+        assert len(set(saves.steps)) == len(saves.steps)  # none was saved twice
         leave(folder, [runner.global_step, runner.status])
         if runner.is_main_process:
             time.sleep(0.5)  # as Python may need to end; the launcher sends SIGTERM meanwhile
@@ -85,6 +100,43 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_saved_step(
     assert ended.codes == [code, code], ended.output
     assert results(tmp_path, 2) == [[step, expected], [step, expected]]
     assert (status(tmp_path), saved_step(tmp_path)) == (expected, step)
+
+
+def on_a_full_disk(folder: Path, number: int, policy: Any) -> None:
+    def fill_and_signal(runner: dl.AccelerateRunner) -> None:
+        if runner.global_step == 5:
+            set_failpoints(f"checkpoint.after_write=raise:{errno.ENOSPC}")
+            send(number)(runner)
+
+    checkpoint = ModelCheckpoint(every="2 steps", on_save_error=policy)
+    signalled = At("on_step", fill_and_signal, rank=0, step=5)
+    config = {"poll_interval": 2}
+    runner = Regression(folder, config, callbacks=[checkpoint, signalled], default_callbacks=True)
+    try:
+        runner.train()
+    finally:
+        leave(folder, [runner.global_step, runner.status])
+
+
+@pytest.mark.parametrize(
+    ("size", "number", "policy"),
+    [
+        (1, signal.SIGTERM, "raise"),
+        (2, signal.SIGTERM, "raise"),
+        pytest.param(2, signal.SIGTERM, "warn", marks=pytest.mark.exhaustive),
+        pytest.param(1, signal.SIGINT, "raise", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_save_that_fails_does_not_keep_the_scheduler_from_a_requeue(
+    size: int, number: int, policy: str, tmp_path: Path
+) -> None:
+    ended = together(size, on_a_full_disk, tmp_path, number, policy, folder=tmp_path)
+
+    code, expected = (130, "interrupted") if number == signal.SIGINT else (143, "preempted")
+    assert ended.codes == [code] * size, ended.output
+    assert results(tmp_path, size) == [[6, expected]] * size
+    assert (status(tmp_path), saved_step(tmp_path)) == (expected, 4)
+    assert "No space left on device" in ended.output
 
 
 def signalled_in_set_up(folder: Path) -> None:
@@ -131,6 +183,40 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def saving_slowly(folder: Path, asynchronous: bool) -> None:
+    set_failpoints("checkpoint.after_write=sleep:0.02")
+    checkpoint = ModelCheckpoint(every="1 step", asynchronous=asynchronous)
+    slow = At("on_step", lambda runner: (folder / f"step-{runner.global_step}").touch(), rank=0)
+    callbacks: list[dl.Callback] = [checkpoint, slow]
+    Regression(folder, {"max_epochs": 99}, callbacks=callbacks, default_callbacks=True).train()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_ten_presses_of_ctrl_c_damage_nothing(asynchronous: bool, tmp_path: Path) -> None:
+    pids = start(1, saving_slowly, tmp_path, asynchronous, output=tmp_path / "output.txt")
+    wait_for(lambda: (tmp_path / "step-5").exists())
+
+    for _ in range(10):
+        os.kill(pids[0], signal.SIGINT)
+        time.sleep(0.005)
+    ended = wait(pids, tmp_path / "output.txt", timeout=40)
+
+    assert ended.codes == [130], ended.output
+    assert status(tmp_path) == "interrupted"
+    assert saved_step(tmp_path) >= 3
+
+
+def test_a_terminal_that_is_closed_ends_the_process_as_ever(tmp_path: Path) -> None:
+    pids = start(1, slowly, tmp_path, output=tmp_path / "output.txt")
+    wait_for(lambda: (tmp_path / "step-9").exists())
+
+    os.kill(pids[0], signal.SIGHUP)
+    ended = wait(pids, tmp_path / "output.txt", timeout=40)
+
+    assert ended.codes == [-signal.SIGHUP]
+    assert saved_step(tmp_path) == 8
 
 
 # From outside, at any moment

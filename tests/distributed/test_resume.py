@@ -8,13 +8,17 @@ import random
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import danling as dl
-from tests.distributed.processes import succeed, together
+from danling.callbacks import ModelCheckpoint
+from danling.validation import read_checkpoint
+from tests.distributed.processes import leave, results, succeed, together
+from tests.distributed.runners import At, Regression, die, numbers
 from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
 
 pytestmark = pytest.mark.distributed
@@ -145,7 +149,102 @@ def test_the_number_of_workers_may_change_on_two_processes(
     assert result == references[2, Setting()]
 
 
+# Every sample once
+
+
+class Seen(dl.Callback):
+    """Writes down the samples of each batch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_batch_start(self, runner: dl.AccelerateRunner, batch: Any) -> None:
+        with (self.folder / f"numbers-{runner.rank}.jsonl").open("a") as file:
+            print(json.dumps([runner.epoch, runner.batch_index, numbers(batch)]), file=file)
+
+
+def seeing(folder: Path, samples: int, workers: int, step: int | None) -> None:
+    loader = {"batch_size": 8, "num_workers": workers}
+    config = {"max_epochs": 3, "resume": "auto", "dataloader": loader}
+    callbacks: list[dl.Callback] = [ModelCheckpoint(every="1 step"), Seen(folder)]
+    if step is not None:
+        callbacks.append(At("on_step", die, rank=1, step=step))
+    sizes = {"train": samples, "val": 8}
+    Regression(folder, config, samples=sizes, callbacks=callbacks, default_callbacks=True).train()
+
+
+def order_of(folder: Path) -> list[dict[tuple[int, int], list[int]]]:
+    """The samples of each rank by epoch and batch; a batch that was done again has them again."""
+    found: list[dict[tuple[int, int], list[int]]] = [{}, {}]
+    for rank, batches in enumerate(found):
+        for line in (folder / f"numbers-{rank}.jsonl").read_text().splitlines():
+            epoch, batch, samples = json.loads(line)
+            assert batches.setdefault((epoch, batch), samples) == samples
+    return found
+
+
+ONCE = {(97, 1, 2)}
+CASES = [
+    pytest.param(*case, marks=[] if case in ONCE else pytest.mark.exhaustive)
+    for case in product([96, 97], [0, 1, 2], [0, 2])
+]
+
+
+@pytest.mark.parametrize(("samples", "epoch", "workers"), CASES)
+def test_each_epoch_has_every_sample_once_and_in_the_order_of_an_undisturbed_one(
+    samples: int, epoch: int, workers: int, tmp_path: Path
+) -> None:
+    per_epoch = -(-samples // 16)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    succeed(2, seeing, whole, samples, 0, None, folder=whole)
+    step = epoch * per_epoch + 4  # the fourth batch is lost: it goes on after the third
+    ended = together(2, seeing, tmp_path, samples, workers, step, folder=tmp_path)
+    assert ended.codes[1] == -signal.SIGKILL
+
+    succeed(2, seeing, tmp_path, samples, workers, None, folder=tmp_path)
+
+    found = order_of(tmp_path)
+    assert found == order_of(whole)
+    for number in range(3):
+        batches = [batch for rank in found for key, batch in rank.items() if key[0] == number]
+        counts = Counter(chain(*batches))
+        assert sorted(counts) == list(range(samples))
+        assert sum(counts.values()) == samples + samples % 2  # at most one pads the last batch
+
+
 # Another number of processes
+
+
+def taking(folder: Path, path: Path) -> None:
+    runner = make(folder / "other", Setting(), None, True)
+    with runner:
+        runner.load_checkpoint(path)
+    before, after = read_checkpoint(path), runner.state_dict()
+    same = ["model", "optimizer", "scheduler", "results"]
+    assert {key: digest(after[key]) for key in same} == {key: digest(before[key]) for key in same}
+    assert (runner.epoch, runner.global_step) == (before["data"]["epoch"], 6)
+    streams = [digest(stream) for stream in [*before["rng"], runner.pending_rng]]
+    leave(folder, [str(runner.best_score), streams])
+
+
+def test_another_number_of_processes_takes_all_state_and_new_ones_draw_by_the_seed(
+    tmp_path: Path,
+) -> None:
+    together(2, train, tmp_path, Setting(evaluate_every="3 steps"), (7, 0), folder=tmp_path)
+    (path,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
+    found = []
+    for name_of_launch in ("one", "two"):
+        folder = tmp_path / name_of_launch
+        folder.mkdir()
+        succeed(3, taking, folder, path, folder=folder)
+        found.append(results(folder, 3))
+
+    assert found[0] == found[1]
+    assert found[0][0][0] == found[0][2][0] != "None"
+    (saved_0, saved_1, first), (*_, second), (*_, third) = (streams for _, streams in found[0])
+    assert (first, second) == (saved_0, saved_1)
+    assert third not in (saved_0, saved_1)
 
 
 class Index(dl.Callback):
@@ -180,8 +279,10 @@ def test_another_number_of_processes_covers_the_rest_of_the_epoch_once(
         assert ended.codes[0] == -signal.SIGKILL, ended.output
         step += 2
 
-    succeed(last, train_elastically, tmp_path, setting, None, folder=tmp_path)
+    ended = together(last, train_elastically, tmp_path, setting, None, folder=tmp_path)
 
+    assert ended.codes == [0] * last, ended.output
+    assert ended.output.count(f"world_size {before[-1]} -> {last}") == 1
     used: Counter[tuple[int, int]] = Counter()
     for path in tmp_path.glob("seen-*.jsonl"):
         for line in path.read_text().splitlines():
