@@ -135,7 +135,9 @@ class ModelCheckpoint(Monitor):
 
     def on_checkpoint(self, runner: Runner) -> None:
         """Save what is due at this safe point."""
-        if not runner.distributed or runner.global_step % runner.config.poll_interval == 0:
+        if self._writer is not None and (
+            not runner.distributed or runner.global_step % runner.config.poll_interval == 0
+        ):
             self._deliver(runner)
         is_news = runner.epoch_complete or runner.evaluations != self._evaluations
         self._evaluations = runner.evaluations

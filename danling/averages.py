@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -39,7 +39,7 @@ class Total:
 
     def state(self) -> list[float]:
         """The three numbers, for a checkpoint."""
-        return list(astuple(self))
+        return [self.sum, self.count, self.nonfinite]
 
 
 class _Series:
@@ -68,6 +68,24 @@ class _Series:
         self.folded = sums if self.folded is None else self.folded + sums
         self.values.clear()
         self.counts.clear()
+
+    def all(self) -> list[Tensor | float]:
+        """What is here: values, how many samples each is of, and the sum of those before."""
+        return [*self.values, *self.counts, *(() if self.folded is None else self.folded.unbind())]
+
+    def total(self, numbers: Iterator[float]) -> Total:
+        """The sum of it all, from the numbers of `all` on the host."""
+        values = [next(numbers) for _ in self.values]
+        counts = [next(numbers) for _ in self.counts]
+        pairs = [pair for pair in zip(values, counts, strict=True) if pair[1] > 0]
+        total = Total(
+            sum(value * count for value, count in pairs),
+            sum(counts),
+            sum(not math.isfinite(value) for value, _ in pairs),
+        )
+        if self.folded is None:
+            return total
+        return Total.of([next(numbers) for _ in range(3)]) + total
 
 
 def vector(numbers: Sequence[Tensor | float]) -> Tensor:
@@ -113,24 +131,22 @@ class Averages:
 
     def take(self) -> dict[str, Total]:
         """All totals since the last `take`, on the host; what was added is forgotten here."""
-        folded: dict[str, Tensor] = {}
-        for name, series in self._series.items():
-            if series.values:
-                series.fold()
-            if series.folded is not None:
-                folded[name] = series.folded
-        self._series = {}
-        sums = _to_host(list(folded.values()))
-        return {name: Total.of(numbers) for name, numbers in zip(folded, sums, strict=True)}
+        taken, self._series = self._series, {}
+        numbers = iter(_to_host([number for series in taken.values() for number in series.all()]))
+        return {name: series.total(numbers) for name, series in taken.items()}
 
     def __bool__(self) -> bool:
         return bool(self._series)
 
 
-def _to_host(sums: list[Tensor]) -> list[list[float]]:
-    if len({part.device for part in sums}) == 1:
-        return list(torch.stack(sums).tolist())
-    return [part.tolist() for part in sums]
+def _to_host(numbers: list[Tensor | float]) -> list[float]:
+    """The numbers as they are; those on a device come in one transfer."""
+    tensors = [number for number in numbers if isinstance(number, Tensor)]
+    if len({tensor.device for tensor in tensors}) == 1:
+        found = iter(vector(tensors).tolist())
+    else:
+        found = iter([float(tensor) for tensor in tensors])
+    return [next(found) if isinstance(number, Tensor) else float(number) for number in numbers]
 
 
 class Meter:

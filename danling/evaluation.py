@@ -149,14 +149,13 @@ def are_alike(outputs: list[Any]) -> bool:
 
 
 def reduce_totals(
-    totals: Mapping[str, Total],
-    gather: Callable[[dict[str, list[float]]], list[dict[str, list[float]]]],
+    totals: dict[str, Total], gather: Callable[[dict[str, Total]], list[dict[str, Total]]]
 ) -> dict[str, Total]:
     """Add the totals of all processes."""
-    reduced: dict[str, Total] = {}
-    for part in gather({name: total.state() for name, total in totals.items()}):
-        for name, state in part.items():
-            reduced[name] = reduced.get(name, Total()) + Total.of(state)
+    reduced, *others = gather(totals)
+    for part in others:
+        for name, total in part.items():
+            reduced[name] = reduced.get(name, Total()) + total
     return reduced
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +49,13 @@ class MetricsFile:
         Raises:
             ConfigError: A value is not JSON-serialisable.
         """
-        self._pending.append((dumps(row) + "\n").encode())
+        finite = all(
+            type(value) is int or (type(value) is float and isfinite(value))
+            for value in row.values()
+        )
+        # what is mostly so needs no copy to be made safe, which costs more than the text
+        line = json.dumps(row) if finite else dumps(row)
+        self._pending.append(f"{line}\n".encode())
         self.rows += 1
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -257,8 +258,18 @@ class PartsRunner(BaseRunner):
 
 
 def make_world(accelerator: Accelerator) -> World:
-    """The processes that Accelerate found, with the time-out that it was given."""
+    """The processes that Accelerate found, with the time-out that it was given.
+
+    Raises:
+        ConfigError: A launcher has started more of them, and each would train on its own.
+    """
     rank, size = accelerator.process_index, accelerator.num_processes
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if launched > size:
+        raise ConfigError(
+            f"{launched} processes were launched, and Accelerate sees {size}: without GPUs set "
+            "ACCELERATE_USE_CPU=true before the command"
+        )
     timeout = getattr(accelerator.init_handler, "timeout", None)
     return World(rank, size) if timeout is None else World(rank, size, timeout.total_seconds())
 

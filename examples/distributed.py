@@ -1,11 +1,10 @@
 """Several processes train one model; the same file runs on one, on CPUs or on GPUs.
 
-    torchrun --nproc-per-node 2 examples/distributed.py                 # on the GPUs of a machine
-    accelerate launch --num_processes 2 examples/distributed.py
+    torchrun --nproc-per-node 2 examples/distributed.py
+    accelerate launch --multi_gpu --num_processes 2 examples/distributed.py
 
-On CPUs set ACCELERATE_USE_CPU=true, and add --multi_gpu for accelerate: without it, it starts a
-single process. With --resume auto it goes on after an interruption; with --elastic true also on
-another number of processes.
+Without GPUs set ACCELERATE_USE_CPU=true. With --resume auto it goes on after an interruption; with
+--elastic true also on another number of processes.
 """
 
 import torch

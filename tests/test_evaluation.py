@@ -436,7 +436,7 @@ def test_predicting_within_a_training_changes_nothing_of_it():
 def test_totals_of_processes_are_added():
     from danling.averages import Total
 
-    parts = [{"x": [1.0, 2.0, 0]}, {"x": [3.0, 2.0, 1], "y": [1.0, 1.0, 0]}]
+    parts = [{"x": Total(1.0, 2.0, 0)}, {"x": Total(3.0, 2.0, 1), "y": Total(1.0, 1.0, 0)}]
 
     totals = reduce_totals({}, lambda own: parts)
 

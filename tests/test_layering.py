@@ -22,9 +22,10 @@ SHARED_BASES = {"monitor"}
 # A module reaches, through whatever it imports, none of a later line. `defaults` composes the
 # callbacks, which import the core: the one place where the arrow turns, and imported in a call.
 LAYERS = [
-    "errors git files jsonable filesystem failpoints masking lock crc32c tfrecord attempts media_log",
+    "errors git files jsonable filesystem failpoints masking lock crc32c attempts media_log",
     "config identity state triggers distributed seed sampling keyed transfer window averages",
-    "encoding record checkpoint sources stream loader data history metrics event_file tensorboard bands",
+    "encoding record checkpoint sources stream loader data history metrics tfrecord event_file",
+    "tensorboard bands",
     "callback",
     "dispatch",
     "ownership owned base_runner",

@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import danling as dl
 from danling.errors import ConfigError, DataError, MetricError
+from danling.parts import make_world
 
 DATA = TensorDataset(torch.arange(20.0).reshape(10, 2), torch.zeros(10, 1))
 
@@ -130,3 +132,14 @@ def test_a_second_runner_may_have_another_precision() -> None:
 
     assert first.accelerator is not second.accelerator
     assert second.accelerator.mixed_precision == "bf16"
+
+
+def test_processes_that_would_each_train_on_their_own_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(ConfigError, match="2 processes were launched, and Accelerate sees 1"):
+        make_world(accelerator)

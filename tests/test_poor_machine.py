@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import subprocess
+import resource
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-SCRIPT = """
-import resource, sys, danling as dl
+import danling as dl
 from danling.testing import TinyRunner
+from tests.distributed.processes import Ended, together
+
 
 class Steps(dl.Callback):
-    def on_step(self, runner):
-        open("steps", "a").write("x")
-
-runner = TinyRunner({"max_epochs": 2}, callbacks=[Steps()], default_callbacks=True)
-if sys.argv[1:] == ["full"]:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # an error for each write, as a full disk is
-runner.train()
-open("end", "w").write(str(runner.global_step))
-"""
+    def on_step(self, runner: dl.AccelerateRunner) -> None:
+        Path("steps").touch()
 
 
-def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], text=True, **options)
+def train(prepare: Callable[[], None]) -> None:
+    runner = TinyRunner({"max_epochs": 2}, callbacks=[Steps()], default_callbacks=True)
+    prepare()
+    try:
+        runner.train()
+    except OSError as error:
+        sys.exit(error.errno)
+    assert (runner.global_step, runner.status) == (8, "finished")
+
+
+def trained(prepare: Callable[[], None], folder: Path) -> Ended:
+    return together(1, train, prepare, folder=folder)
+
+
+def fill_the_disk() -> None:
+    """Any write is an error from now on; Python ignores the signal that comes with it."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+def close_the_terminal() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    os.dup2(writing, 2)
+
+
+def forget_the_user() -> None:
+    for name in [name for name in os.environ if name != "RANK"]:
+        del os.environ[name]
 
 
 def test_a_disk_that_is_full_from_the_start_ends_the_run_before_a_step(tmp_path: Path) -> None:
-    process = start("full", stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=60)
+    ended = trained(fill_the_disk, tmp_path)
 
-    assert process.returncode == 1
-    assert "File too large" in errors
-    assert not (tmp_path / "steps").exists()
+    assert ended.codes == [errno.EFBIG]
+    assert not Path("steps").exists()
 
 
 def test_a_reader_of_the_output_that_has_gone_ends_nothing(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-
-    process = start(stdout=writing, stderr=writing)
-    os.close(writing)
-    process.wait(timeout=60)
-
-    assert (tmp_path / "end").read_text() == "8"
-    assert process.returncode in (0, 120)  # as Python itself says when it cannot flush
+    assert trained(close_the_terminal, tmp_path).codes == [0]
 
 
 def test_neither_a_home_nor_a_user_nor_a_terminal_is_needed(tmp_path: Path) -> None:
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
+    ended = trained(forget_the_user, tmp_path)
 
-    process = start(env=kept, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, errors = process.communicate(timeout=60)
-
-    assert process.returncode == 0, errors
-    assert (tmp_path / "end").read_text() == "8"
+    assert ended.codes == [0], ended.output

@@ -359,7 +359,7 @@ def test_a_rank_that_freezes_while_it_resumes_is_given_up(tmp_path: Path) -> Non
     together(2, stopping_early, tmp_path, folder=tmp_path, timeout=40)
     pids = start(2, resuming_with, tmp_path, freeze, output=tmp_path / "output.txt")
 
-    pid, code = os.waitpid(pids[0], 0)
+    _, code = os.waitpid(pids[0], 0)
     os.kill(pids[1], signal.SIGKILL)
     os.waitpid(pids[1], 0)
 
