@@ -270,7 +270,8 @@ class TensorBoard(Callback):
             runner.logger.warning("TensorBoard: points that are not finite: %s", writer.nonfinite)
         if writer.dropped:
             runner.logger.warning("TensorBoard: left out, of no new step: %s", writer.dropped)
-        bands.refresh_band(runner.dir, runner.config.experiment_name)
+        with Attempts("the band over the seeds").caught(runner.logger):
+            bands.refresh_band(runner.dir, runner.config.experiment_name)
 
     def _write_texts(self, runner: Runner, writer: EventWriter) -> None:
         model = runner.unwrapped_model if isinstance(runner.unwrapped_model, nn.Module) else None
@@ -280,13 +281,12 @@ class TensorBoard(Callback):
         writer.flush()
 
     def _write_result(self, runner: Runner, writer: EventWriter) -> None:
-        values = flatten(runner.latest_result or {})
-        step, epoch = runner.global_step, runner.epoch
+        values, step = flatten(runner.latest_result or {}), runner.global_step
         if runner.is_best:
             writer.add_scalars(writer.newer(best_values(values), step), step)
         if self.epoch_axis and runner.epoch_complete:
             by_epoch = {f"epoch/{tag}": value for tag, value in values.items()}
-            writer.add_scalars(writer.newer(by_epoch, epoch), epoch)
+            writer.add_scalars(writer.newer(by_epoch, runner.epoch), runner.epoch)
         writer.flush()
 
     def _write_histograms(self, runner: Runner, every: Every) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from danling import hparams
 from danling.config import Config
-from danling.errors import ConfigError
+from danling.errors import ConfigError, RunError
 from danling.event_file import EventWriter, event_files, next_event_file, read_scalars
 from danling.files import write_bytes
 from danling.identity import run_name
@@ -29,7 +29,8 @@ __all__ = ["refresh_band", "write_band"]
 _PARTS: Final = ("mean", "min", "max")
 _OTHER: Final = ("best/", "grad_norm/", "optim/", "perf/", "system/")
 _TRIES: Final = 3
-_MOST_STEPS: Final = 1000
+_MOST_STEPS: Final = 1000  # of a tag, on TensorBoard
+_MOST_BYTES: Final = 1 << 28  # read in about ten seconds
 _RUN_NAME: Final = re.compile(r".+-([0-9a-f]{8})-[0-9a-f]{8}-[0-9a-f]{8}")
 
 
@@ -50,6 +51,7 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
 
     Raises:
         OSError: A file cannot be read or written.
+        RunError: There is so much to read that the end of a run is not the time for it.
         ConfigError: `experiment_name` cannot be part of a folder's name.
     """
     directory = Path(run)
@@ -67,6 +69,12 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
         runs = _seeds(directory.parent.glob(of_same_code), group)
         if len(runs) < 2:
             return None
+        size = sum(map(_size, runs))
+        if size > _MOST_BYTES:
+            raise RunError(
+                f"{len(runs)} seeds have {size >> 20} MiB of events, and no band at the end of a"
+                " run: danling.bands.write_band(directory, runs) draws it when there is time"
+            )
         write_band(target, runs)
         if _seeds(directory.parent.glob(of_same_code), group) == runs:
             break  # else one has ended since, and another process may have written less than this
@@ -80,11 +88,11 @@ def write_band(
 ) -> list[str]:
     """Summarise runs: the mean of each scalar, and the band of what there was.
 
-    The summary is a run of its own, with `val/loss/mean`, `val/loss/min` and `val/loss/max`, and a
+    The summary is a run of its own, with `seeds/val/loss/mean`, `.../min` and `.../max`, and a
     chart of them on the page "Custom Scalars". A step is in it when every run has a finite value at
-    it, as TensorBoard draws a band only where all three have a point; of more than 1000, as many as
-    TensorBoard shows, every other or third is. What was in the directory before is replaced in one
-    step; a server that is running shows the new one.
+    it, as TensorBoard draws a band only where all three have a point; of more than 1000 in the
+    smallest run, as many as TensorBoard shows, every other or third is. What was in the directory
+    before is replaced in one step; a server that is running shows the new one.
 
     Args:
         directory: Of the summary; it is made.
@@ -105,13 +113,16 @@ def write_band(
         ...         writer.add_scalars({"val/loss": seed}, step=10)
         >>> write_band(folder / "seeds", [folder / "0", folder / "1"])
         ['val/loss']
-        >>> read_scalars(folder / "seeds")["val/loss/mean"]
+        >>> read_scalars(folder / "seeds")["seeds/val/loss/mean"]
         [(10, 0.5)]
     """
-    curves = [{tag: dict(points) for tag, points in read_scalars(run).items()} for run in runs]
-    wanted = sorted(set(tags) if tags is not None else _metrics_of(curves))
-    bands = {tag: _band([curve.get(tag, {}) for curve in curves]) for tag in wanted}
-    shown = [tag for tag in wanted if bands[tag]]
+    wanted = _steps(min(runs, key=_size), tags) if runs else {}
+    steps = set[int]().union(*wanted.values())
+    curves = [
+        {tag: dict(points) for tag, points in read_scalars(run, steps).items()} for run in runs
+    ]
+    bands = {tag: _band([curve.get(tag, {}) for curve in curves], wanted[tag]) for tag in wanted}
+    shown = sorted(tag for tag in bands if bands[tag])
     target = Path(directory)
     old = event_files(target)
     if shown:
@@ -127,10 +138,11 @@ def _events(tags: list[str], bands: Mapping[str, Mapping[int, Mapping[str, float
     with tempfile.TemporaryDirectory() as folder, EventWriter(folder) as writer:
         # of what was evaluated, as TensorBoard() has it
         names = {tag.partition("/")[2] for tag in tags if not tag.startswith("train/")}
-        writer.add([layout(names, {tag: [f"{tag}/{part}" for part in _PARTS] for tag in tags})], 0)
+        charts = {tag: [f"seeds/{tag}/{part}" for part in _PARTS] for tag in tags}
+        writer.add([layout(names, charts)], 0)
         for step in sorted({step for tag in tags for step in bands[tag]}):
             here = {tag: bands[tag][step] for tag in tags if step in bands[tag]}
-            values = {f"{tag}/{part}": v for tag in here for part, v in here[tag].items()}
+            values = {f"seeds/{tag}/{part}": v for tag in here for part, v in here[tag].items()}
             writer.add_scalars(values, step)
         writer.close()
         return writer.path.read_bytes()
@@ -153,19 +165,31 @@ def _seed_of(run: Path) -> Any:
     return None
 
 
-def _metrics_of(curves: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Tags of the form `split/name` that are in every run."""
-    common = set.intersection(*(set(curve) for curve in curves)) if curves else set()
-    return {tag for tag in common if tag.count("/") == 1 and not tag.startswith(_OTHER)}
+def _size(run: str | os.PathLike[str]) -> int:
+    return sum(path.stat().st_size for path in event_files(run))
 
 
-def _band(curves: Sequence[Mapping[int, float]]) -> dict[int, dict[str, float]]:
-    common = set.intersection(*(set(curve) for curve in curves)) if curves else set()
-    steps = sorted(s for s in common if all(math.isfinite(curve[s]) for curve in curves))
-    stride = math.ceil(len(steps) / _MOST_STEPS) or 1
+def _steps(run: str | os.PathLike[str], tags: Iterable[str] | None) -> dict[str, set[int]]:
+    """The steps to show of each tag, of more than fit every other or third; with the last."""
+    asked_for = None if tags is None else set(tags)
+    chosen = {}
+    for tag, points in read_scalars(run).items():
+        if tag in asked_for if asked_for is not None else _is_metric(tag):
+            finite = [step for step, value in points if math.isfinite(value)]
+            chosen[tag] = set(finite[:: -math.ceil(len(finite) / _MOST_STEPS) or -1])
+    return chosen
+
+
+def _is_metric(tag: str) -> bool:
+    """Whether it has the form `split/name`."""
+    return tag.count("/") == 1 and not tag.startswith(_OTHER)
+
+
+def _band(curves: Sequence[Mapping[int, float]], steps: set[int]) -> dict[int, dict[str, float]]:
     points = {}
-    for step in reversed(steps[::-stride]):  # the last step is always one of them
+    for step in sorted(steps.intersection(*curves)):
         values = [curve[step] for curve in curves]
-        mean = math.fsum(values) / len(values)
-        points[step] = {"mean": mean, "min": min(values), "max": max(values)}
+        if all(map(math.isfinite, values)):
+            mean = math.fsum(values) / len(values)
+            points[step] = {"mean": mean, "min": min(values), "max": max(values)}
     return points

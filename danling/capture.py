@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from danling import sharding
+from danling.catalog import checked_names
 from danling.compatibility import (
     check_complete,
     check_parts,
@@ -17,7 +19,6 @@ from danling.compatibility import (
     obstacles,
     part_problems,
     surroundings,
-    unsafe,
 )
 from danling.errors import CheckpointError, ResumeError
 from danling.given import changes, given_to, restore_optimization
@@ -78,7 +79,7 @@ def contents(runner: AccelerateRunner, gather: Callable[[Any], list[Any]]) -> di
             "accum_steps": runner.accum_steps,
             "seconds": runner.clock.seconds,
             "stop_reason": runner.stop_reason,
-            "unsafe": unsafe(runner),
+            "unsafe": runner.unsafe,
             "surroundings": surroundings(runner),
             "kinds": kinds(runner),
             "given": given_to(runner),
@@ -88,17 +89,18 @@ def contents(runner: AccelerateRunner, gather: Callable[[Any], list[Any]]) -> di
 
 
 def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
-    """Commit what `take` gives on the main process, and tell the callbacks."""
-    if runner._batch is not None and runner._batch.stepped:  # in the body of a loop, after step()
-        runner._end_batch()
-    if place := unsafe(runner):
-        runner.logger.warning(
-            "a checkpoint is saved %s: a run cannot go on exactly from it. Save in on_checkpoint, "
-            "or in a loop of your own after a step",
-            place,
-        )
-    checkpoint = take(runner)
+    """Commit what `take` gives, at the next safe point if this is none, and tell the callbacks."""
+    runner.close_step()
+    names, place = checked_names(names), runner.unsafe
     path = runner.checkpoints.directory / f"{names[0]}.pth"
+    if place and runner.defers(names, partial(save, runner, names)):
+        return path
+    if place:  # `latest` stays what a run can go on from
+        number = f"step-{runner.global_step}"
+        names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
+        path = path.with_name(f"{names[0]}.pth")
+        runner.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
+    checkpoint = take(runner)
     counters = runner.counters
 
     def commit() -> None:

@@ -141,3 +141,20 @@ def _signature(path: Path) -> _Signature | None:
         if stat.S_ISREG(status.st_mode):
             return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return None
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once.
+
+    Raises:
+        CheckpointError: One of them is no name of a checkpoint.
+    """
+    for name in names:
+        if not is_name(name) or name == "previous":
+            raise CheckpointError(
+                f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
+                "'epoch-10' and 'step-1200'"
+            )
+    if not names:
+        raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")
+    return tuple(dict.fromkeys(names))

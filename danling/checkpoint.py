@@ -24,7 +24,7 @@ from threading import Lock
 from typing import Any
 
 from danling import filesystem
-from danling.catalog import Catalog, Entry, is_name, is_numbered
+from danling.catalog import Catalog, Entry, checked_names, is_name, is_numbered
 from danling.commit import TEMPORARY, CheckpointDirectory
 from danling.encoding import encode
 from danling.errors import CheckpointError
@@ -102,7 +102,7 @@ class CheckpointStore:
             CheckpointError: It cannot be encoded or written; `errno` tells a full disk from the
                 rest. What was there before can still be loaded.
         """
-        names = _checked(names)
+        names = checked_names(names)
         payload = self._payload(checkpoint)
         numbers = {k: float(v) for k, v in (metrics or {}).items() if v is not None}
         path = self._files.file(names[0])
@@ -269,18 +269,6 @@ class CheckpointStore:
             )
             return False
         return True
-
-
-def _checked(names: Sequence[str]) -> tuple[str, ...]:
-    for name in names:
-        if not is_name(name) or name == "previous":
-            raise CheckpointError(
-                f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
-                "'epoch-10' and 'step-1200'"
-            )
-    if not names:
-        raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")
-    return tuple(dict.fromkeys(names))
 
 
 def _free_bytes(path: Path) -> int | None:

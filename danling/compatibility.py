@@ -26,7 +26,6 @@ __all__ = [
     "obstacles",
     "part_problems",
     "surroundings",
-    "unsafe",
 ]
 
 _OPTIMIZATION = ("model", "optimizer", "scheduler", "scaler")
@@ -125,16 +124,6 @@ def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
     elif place := run.get("unsafe"):
         found.append(f"it was saved {place}")
     return found
-
-
-def unsafe(runner: AccelerateRunner) -> str | None:
-    """Why a run could not go on exactly from here; None at a safe point."""
-    batch = runner._batch
-    if runner._accumulated:
-        return "in the middle of an accumulation window"
-    if runner.is_log_step or (batch is not None and batch.output is not None):
-        return "in the middle of a step"
-    return None
 
 
 def config_changes(runner: AccelerateRunner, saved: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, SupportsFloat, TypeVar
@@ -208,15 +208,17 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
         yield event
 
 
-def read_scalars(directory: str | os.PathLike[str]) -> dict[str, list[tuple[int, float]]]:
-    """The points (step, value) of every tag of a run, as they are in its files, in their order.
+def read_scalars(
+    directory: str | os.PathLike[str], steps: Container[int] | None = None
+) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of every tag of a run, in the order of its files; all, or of steps.
 
     Raises:
         OSError: A file cannot be read.
     """
     points: dict[str, list[tuple[int, float]]] = {}
     for event in chain.from_iterable(map(read_events, event_files(directory))):
-        for value in event.summary.value:
+        for value in event.summary.value if steps is None or event.step in steps else ():
             if value.HasField("simple_value"):
                 points.setdefault(value.tag, []).append((event.step, value.simple_value))
     return points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,20 +22,18 @@ class LoopRunner(LogbookRunner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # of a checkpoint, until the first batch after it
-        self.pending_rng: dict[str, Any] | None = None
-        # of callbacks that the checkpoint had and this run has not
-        self.foreign_state: dict[str, Any] = {}
-        # to the optimizers and schedulers, when they were made
-        self.given: dict[str, Any] | None = None
-        # of the iterator that is valid, while a training is open
-        self._epochs_token: object | None = None
+        self.pending_rng: dict[str, Any] | None = None  # of a checkpoint, until the first batch
+        self.foreign_state: dict[str, Any] = {}  # of callbacks that only the checkpoint has
+        self.given: dict[str, Any] | None = None  # to the optimizers and schedulers when made
+        self._epochs_token: object | None = None  # of the valid iterator, in an open training
         self._batches_token: object | None = None  # likewise, while an epoch is open
         self._batch: OpenBatch | None = None
         self._exhausted = False  # every batch of the epoch was used
         self._left = False  # a `break` ended the batches
         self._at_safe_point = False
         self._leaving = False  # the training ends by a `break`
+        self._busy: str | None = None  # where it is, on the way to a safe point
+        self._deferred: dict[tuple[str, ...], Callable[[], object]] = {}  # saves, until there
         self._accumulated = False  # the open window has gradients
         self._evaluated: dict[str, dict[str, float]] = {}  # of the epoch that ends
         self._within: dict[str, Any] | None = None  # the last result within the open epoch
@@ -61,8 +59,10 @@ class LoopRunner(LogbookRunner):
         self._end_training()
 
     def _unwind(self, error: BaseException | None) -> None:
+        self._busy = "while the run failed" if error and self._epochs_token is not None else None
         self._epochs_token = self._batches_token = self._batch = self._planned = None
         super()._unwind(error)
+        self._busy, self._deferred = None, {}
 
     # The training
 
@@ -129,7 +129,8 @@ class LoopRunner(LogbookRunner):
     def _start_epoch(self) -> None:
         self._batches_token = object()
         self._exhausted = self._left = self.epoch_complete = False
-        self._evaluated, self._within = {}, None
+        self._evaluated, self._within = {}, self.latest_result if self.batch_index else None
+        self._busy = None  # an exception may have left something
         self._planned = self.total_steps
         if self.counters.batch_index == 0:  # else the run is resumed within it
             self._meter.start_epoch()
@@ -139,6 +140,7 @@ class LoopRunner(LogbookRunner):
     def _end_epoch(self, *, cut: bool = False) -> None:
         """End the open epoch; one that was cut counts as not completed."""
         self._settle()
+        self._busy = "at the end of an epoch"
         self.epoch_complete = self._exhausted or not (cut or self._is_cut())
         self._batches_token = None
         if self.epoch_complete:
@@ -150,13 +152,16 @@ class LoopRunner(LogbookRunner):
         self._add_result(self._epoch_result(), scored=self.epoch_complete)
         self.callbacks("on_epoch_end", self)
         self.agree()
+        self._busy = None
         if self.epoch_complete:
             self.callbacks("on_checkpoint", self)
+        self._save_deferred()
 
     def _epoch_result(self) -> dict[str, Any]:
-        train = self._training_result()
+        train, evaluated = self._training_result(), self._evaluated
+        self._evaluated = {}
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
-        return result | ({"train": train} if train else {}) | self._evaluated
+        return result | ({"train": train} if train else {}) | evaluated
 
     # Evaluation within a training
 
@@ -231,7 +236,9 @@ class LoopRunner(LogbookRunner):
         counters, hooks = self.counters, self.callbacks
         counters.batch_index += 1
         if "on_batch_end" in hooks.heard:
+            self._busy = "in the middle of a step"
             hooks("on_batch_end", self, batch.batch, batch.output)
+            self._busy = None
         if batch.stepped:
             self._at_safe_point = True
             if self.is_log_step:
@@ -248,6 +255,33 @@ class LoopRunner(LogbookRunner):
             self._at_safe_point = False
             if "on_checkpoint" in self.callbacks.heard:
                 self.callbacks("on_checkpoint", self)
+            if self._deferred:
+                self._save_deferred()
+
+    @property
+    def unsafe(self) -> str | None:
+        """Why a run could not go on exactly from here; None at a safe point."""
+        if self._accumulated:
+            return "in the middle of an accumulation window"
+        if self.is_log_step or (self._batch is not None and not self._batch.stepped):
+            return "in the middle of a step"
+        return self._busy or ("at the end of an epoch" if self._evaluated else None)
+
+    def close_step(self) -> None:
+        """Close the batch in hand early, if its step was taken: in the body of a loop."""
+        if self._batch is not None and self._batch.stepped:
+            self._end_batch()
+
+    def defers(self, names: tuple[str, ...], save: Callable[[], object]) -> bool:
+        """Save at the next safe point, once, if one will come."""
+        if self._epochs_token is not None:
+            self._deferred[names] = save
+        return self._epochs_token is not None
+
+    def _save_deferred(self) -> None:
+        deferred, self._deferred = self._deferred, {}
+        for save in deferred.values():
+            save()
 
     def _settle(self) -> None:
         """Close the batch that a `break` left open."""

@@ -137,7 +137,7 @@ class AccelerateRunner(LoopRunner):
                     "these batches are of an epoch that is over: ask runner.batches() for new ones"
                 )
             self._end_batch()
-            if "on_checkpoint" in heard:
+            if "on_checkpoint" in heard or self._deferred:
                 self._pass_safe_point()
             if window.closes and self._is_cut() and counters.batch_index != length:
                 return
@@ -176,6 +176,7 @@ class AccelerateRunner(LoopRunner):
 
     def _take_step(self, name: str, batch: OpenBatch) -> None:
         hooks, optimization, counters = self.callbacks, self.optimization, self.counters
+        batch.stepped = False  # it may be by another optimizer
         optimization.open(name, batch.window.rescale)
         if "on_before_step" in hooks.heard:
             hooks("on_before_step", self)
@@ -221,11 +222,16 @@ class AccelerateRunner(LoopRunner):
             DataError: There is no such split, or it is empty.
         """
         with self.world.call("evaluate()"):
-            if self._batch is not None and self._batch.stepped:
-                self._end_batch()
-            results = evaluate_splits(self, splits)
-            if self._batches_token is not None:
-                self._add_evaluation(results)
+            self.close_step()
+            before = self._busy
+            if self._epochs_token is not None:
+                self._busy = "in the middle of an evaluation"
+            try:
+                results = evaluate_splits(self, splits)
+                if self._batches_token is not None:
+                    self._add_evaluation(results)
+            finally:
+                self._busy = before
         return results[splits[0]] if len(splits) == 1 else results
 
     def predict(self, split: str = "test") -> Any:
@@ -256,6 +262,9 @@ class AccelerateRunner(LoopRunner):
 
     def save_checkpoint(self, *names: str) -> Path:
         """Commit a checkpoint under the given names, or as `latest`; a collective.
+
+        It is on the disk when this returns, in `on_checkpoint` and in a loop of your own after
+        `step()`. Elsewhere in a training it is saved at the next safe point, and `on_save` tells.
 
         Raises:
             RunError: The run has no directory.

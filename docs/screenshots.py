@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         logs = train_digits(Path(root))
         with Server(logs, fast=True, runs=8) as server:
             for run in server.get("runs"):
-                tag = "val/loss/mean" if run.endswith("seeds") else "val/loss"
+                tag = "seeds/val/loss/mean" if run.endswith("seeds") else "val/loss"
                 server.wait_until(
                     lambda run=run, tag=tag: server.scalars(run, tag)[-1][0] == LAST_STEP
                 )

@@ -36,9 +36,9 @@ def test_a_band_has_the_mean_the_least_and_the_greatest(tmp_path: Path):
 
     assert tags == ["val/loss"]
     assert read_scalars(tmp_path / "seeds") == {
-        "val/loss/mean": [(10, 3.0), (20, 5.0)],
-        "val/loss/min": [(10, 1.0), (20, 4.0)],
-        "val/loss/max": [(10, 6.0), (20, 6.0)],
+        "seeds/val/loss/mean": [(10, 3.0), (20, 5.0)],
+        "seeds/val/loss/min": [(10, 1.0), (20, 4.0)],
+        "seeds/val/loss/max": [(10, 6.0), (20, 6.0)],
     }
 
 
@@ -49,7 +49,7 @@ def test_a_band_is_drawn_where_all_seeds_have_a_finite_value(tmp_path: Path):
 
     write_band(tmp_path / "seeds", runs)
 
-    assert [step for step, _ in read_scalars(tmp_path / "seeds")["val/loss/mean"]] == [10, 30]
+    assert [step for step, _ in read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"]] == [10, 30]
 
 
 def test_of_many_steps_a_band_has_no_more_than_are_shown_and_the_last(tmp_path: Path):
@@ -57,7 +57,7 @@ def test_of_many_steps_a_band_has_no_more_than_are_shown_and_the_last(tmp_path: 
 
     write_band(tmp_path / "seeds", runs)
 
-    steps = [step for step, _ in read_scalars(tmp_path / "seeds")["val/loss/mean"]]
+    steps = [step for step, _ in read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"]]
     assert steps == list(range(1, 2501, 3))
     assert steps[-1] == 2500
 
@@ -68,7 +68,7 @@ def test_a_band_replaces_the_one_before(tmp_path: Path):
     write_band(tmp_path / "seeds", [first])
     write_band(tmp_path / "seeds", [first, second])
 
-    assert read_scalars(tmp_path / "seeds")["val/loss/mean"] == [(10, 2.0)]
+    assert read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"] == [(10, 2.0)]
     assert write_band(tmp_path / "seeds", []) == []
     assert read_scalars(tmp_path / "seeds") == {}
 
@@ -107,7 +107,7 @@ def write_run(
 
 def means(band: Path | None) -> list[tuple[int, float]]:
     assert band is not None
-    return read_scalars(band)["val/loss/mean"]
+    return read_scalars(band)["seeds/val/loss/mean"]
 
 
 def test_the_band_is_of_all_seeds_that_have_ended_well(tmp_path: Path):
@@ -189,7 +189,7 @@ def test_the_server_has_a_chart_of_the_band_and_its_three_tags(fast: bool, tmp_p
     write_band(tmp_path / "logs" / "seeds", runs)
 
     with Server(tmp_path / "logs", fast=fast, runs=3) as server:
-        server.wait_until(lambda: len(server.scalars("seeds", "val/loss/mean")) == 2)
+        server.wait_until(lambda: len(server.scalars("seeds", "seeds/val/loss/mean")) == 2)
         [chart] = server.charts()["mean, least and greatest over the seeds: val/loss"].values()
         [series] = chart["margin"]["series"]
         shown = {part: server.scalars("seeds", tag) for part, tag in series.items()}
@@ -209,10 +209,10 @@ def test_a_server_that_is_running_shows_the_band_with_each_new_seed(fast: bool, 
     assert band is not None
 
     with Server(root, fast=fast, runs=3) as server:
-        server.wait_until(lambda: server.scalars(band.name, "val/loss/max") == [(10, 3.0)])
+        server.wait_until(lambda: server.scalars(band.name, "seeds/val/loss/max") == [(10, 3.0)])
         refresh_band(write_run(root, 2, 8.0, uuid=2), "digits")
-        server.wait_until(lambda: server.scalars(band.name, "val/loss/max")[-1] == (10, 8.0))
-        shown = server.scalars(band.name, "val/loss/mean")
+        server.wait_until(lambda: server.scalars(band.name, "seeds/val/loss/max")[-1] == (10, 8.0))
+        shown = server.scalars(band.name, "seeds/val/loss/mean")
 
     assert shown == [(10, 4.0)]
 
@@ -231,7 +231,7 @@ def test_no_chart_is_lost_where_runs_have_other_metrics(fast: bool, tmp_path: Pa
         write_band(root / f"+{name}", runs)  # the first of all in the order of names
 
     with Server(root, fast=fast, runs=12) as server:
-        server.wait_until(lambda: server.scalars("c-seeds", "val/bleu/mean"))
+        server.wait_until(lambda: server.scalars("c-seeds", "seeds/val/bleu/mean"))
         server.wait_until(lambda: "bleu" in server.charts()["splits"])
         charts = server.charts()
 

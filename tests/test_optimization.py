@@ -138,14 +138,17 @@ def test_a_schedule_that_watches_a_value_moves_with_evaluations_alone(interval):
     assert optimization.learning_rates() == {"optim/lr/0": 0.025}
 
 
-def several() -> tuple[nn.ModuleDict, Optimization]:
+def several(direct: bool = True) -> tuple[nn.ModuleDict, Optimization]:
     model = nn.ModuleDict({"a": layer(), "b": layer(1)})
     optimizers = {name: sgd(part) for name, part in model.items()}
-    return model, Optimization(Accelerator(cpu=True), optimizers, {})
+    optimization = Optimization(Accelerator(cpu=True), optimizers, {})
+    optimization.direct = direct
+    return model, optimization
 
 
-def test_a_loss_reaches_the_parameters_of_its_optimizer_alone():
-    model, optimization = several()
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_loss_reaches_the_parameters_of_its_optimizer_alone(direct: bool):
+    model, optimization = several(direct)
     loss = model["a"](torch.ones(1, 3)).sum() + model["b"](torch.ones(1, 3)).sum()
 
     optimization.backward(loss, "b")
@@ -164,8 +167,9 @@ def test_frozen_parameters_are_passed_over():
     assert model["a"].weight.grad is not None
 
 
-def test_only_the_stepped_optimizer_forgets_its_gradients():
-    model, optimization = several()
+@pytest.mark.parametrize("direct", [True, False])
+def test_only_the_stepped_optimizer_forgets_its_gradients(direct: bool):
+    model, optimization = several(direct)
     for name in "ab":
         optimization.backward(model[name](torch.ones(1, 3)).sum(), name)
     optimization.open("a")

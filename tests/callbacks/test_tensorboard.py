@@ -104,7 +104,7 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
 
 def loaded(server: Server) -> bool:
     ended = [*SEEDS, *RESUMED]
-    if server.scalars("band", "val/loss/max")[-1][0] != LAST_STEP:
+    if server.scalars("band", "seeds/val/loss/max")[-1][0] != LAST_STEP:
         return False
     return all(server.scalars(run, "val/loss")[-1][0] == LAST_STEP for run in ended)
 
