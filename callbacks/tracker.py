@@ -13,6 +13,7 @@ from danling.attempts import Attempts
 from danling.callback import Callback
 from danling.files import write_json
 from danling.hparams import flatten
+from danling.masking import mask_values
 from danling.trackers import KINDS, Identity, check_kind, show_image, start_tracker
 
 if TYPE_CHECKING:
@@ -188,7 +189,8 @@ class Tracker(Callback):
                 listing.parent.mkdir(exist_ok=True)
                 write_json(listing, known | {self.kind: drawn})
         if identity.known_id is None:  # MLflow takes no second value of a parameter
-            self._tracker.store_init_configuration(flatten(runner.config.to_dict()))
+            values = flatten(mask_values(runner.config.to_dict()))
+            self._tracker.store_init_configuration(values)
 
     def _end(self, status: str) -> None:
         if self.own is not None and self._tracker is not None:

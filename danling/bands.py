@@ -59,24 +59,24 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
     if name is None:
         return None
     of_same_code = f"*-{name[1]}-????????-????????"
-    if len(list(directory.parent.glob(of_same_code))) < 2:
-        return None
     group = hparams.group_of(directory)
-    if group is None or not hparams.has_succeeded(directory):
+    candidates = directory.parent.glob(of_same_code)
+    siblings = [path for path in candidates if hparams.group_of(path) == group]
+    if group is None or len(siblings) < 2 or not hparams.has_succeeded(directory):
         return None
+    size = sum(map(_size, siblings))
+    if size > _MOST_BYTES:
+        raise RunError(
+            f"{len(siblings)} runs have {size >> 20} MiB of events, too much to read at the end of"
+            " each: danling.bands.write_band(directory, runs) draws their band when there is time"
+        )
     target = directory.parent / run_name(experiment_name, f"seeds-{group}")
     for _ in range(_TRIES):
-        runs = _seeds(directory.parent.glob(of_same_code), group)
+        runs = _seeds(siblings)
         if len(runs) < 2:
             return None
-        size = sum(map(_size, runs))
-        if size > _MOST_BYTES:
-            raise RunError(
-                f"{len(runs)} seeds have {size >> 20} MiB of events, and no band at the end of a"
-                " run: danling.bands.write_band(directory, runs) draws it when there is time"
-            )
         write_band(target, runs)
-        if _seeds(directory.parent.glob(of_same_code), group) == runs:
+        if _seeds(siblings) == runs:
             break  # else one has ended since, and another process may have written less than this
     return target
 
@@ -148,11 +148,10 @@ def _events(tags: list[str], bands: Mapping[str, Mapping[int, Mapping[str, float
         return writer.path.read_bytes()
 
 
-def _seeds(candidates: Iterable[Path], group: str) -> list[Path]:
-    """Those of the group that have ended well; the newest of each seed."""
+def _seeds(siblings: Iterable[Path]) -> list[Path]:
+    """Those that have ended well; the newest of each seed."""
     newest: dict[Any, Path] = {}
-    ended = (path for path in candidates if hparams.group_of(path) == group)
-    for path in sorted(ended, key=lambda path: event_files(path)[-1].name):
+    for path in sorted(siblings, key=lambda path: event_files(path)[-1].name):
         if hparams.has_succeeded(path):
             seed = _seed_of(path)
             newest[path if seed is None else seed] = path

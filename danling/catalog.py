@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from danling.errors import CheckpointError
 from danling.trailer import Trailer
 from danling.validation import is_intact, trailer_of
 
-__all__ = ["Catalog", "Entry", "is_name", "is_numbered"]
+__all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered"]
 
 _NUMBERED = re.compile(r"(epoch|step)-(0|[1-9]\d{0,18})")
 _FIXED = re.compile(r"latest|previous|best(-[A-Za-z0-9][\w.=-]{0,99})?", re.ASCII)
@@ -32,6 +32,23 @@ def is_name(name: str) -> bool:
 def is_numbered(name: str) -> bool:
     """Whether this is the name of one epoch or step, which rotation may remove."""
     return bool(_NUMBERED.fullmatch(name))
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, each once.
+
+    Raises:
+        CheckpointError: One of them is no name of a checkpoint.
+    """
+    for name in names:
+        if not is_name(name) or name == "previous":
+            raise CheckpointError(
+                f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
+                "'epoch-10' and 'step-1200'"
+            )
+    if not names:
+        raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -141,20 +158,3 @@ def _signature(path: Path) -> _Signature | None:
         if stat.S_ISREG(status.st_mode):
             return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     return None
-
-
-def checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, each once.
-
-    Raises:
-        CheckpointError: One of them is no name of a checkpoint.
-    """
-    for name in names:
-        if not is_name(name) or name == "previous":
-            raise CheckpointError(
-                f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
-                "'epoch-10' and 'step-1200'"
-            )
-    if not names:
-        raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")
-    return tuple(dict.fromkeys(names))

@@ -241,6 +241,8 @@ class CheckpointStore:
         return max((entry.trailer.serial for entry in self.candidates()), default=0) + 1
 
     def _repair(self, name: str, wanted: Entry, current: Entry | None) -> bool:
+        if current is None and os.path.lexists(self._files.file(name)):
+            return False  # it has lost its end, or somebody else put it there: loading it tells
         newer = current is None or current.trailer.serial < wanted.trailer.serial
         if not newer or not self._catalog.intact(wanted):
             return False

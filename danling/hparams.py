@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from danling.event_file import event_files, find_values
 from danling.jsonable import canonical_json, dumps
+from danling.masking import mask_values
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -75,8 +76,8 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
     """What the table shows of a configuration, and the name of its row.
 
     Shown is what was set and is part of the run's identity, so that there are no columns of paths
-    and untouched defaults. Runs of the same code and configuration but for the seed are one row;
-    as it shows the values of only one of them, the seed is not among them.
+    and untouched defaults; secrets are masked. Runs of the same code and configuration but for the
+    seed are one row; as it shows the values of only one of them, the seed is not among them.
 
     Args:
         config: The configuration.
@@ -90,7 +91,8 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
     """
     semantic = {key: value for key, value in config.semantic().items() if key != "seed"}
     were_set = flatten(config.to_dict())
-    values = {key: value for key, value in flatten(semantic).items() if key in were_set}
+    shown = flatten(mask_values(semantic))
+    values = {key: value for key, value in shown.items() if key in were_set}
     group = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
     return values, group[:12]
 

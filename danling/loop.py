@@ -49,9 +49,8 @@ class LoopRunner(LogbookRunner):
         self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
         self._max_epochs = math.inf if config.max_epochs is None else config.max_epochs
         self._max_steps = math.inf if config.max_steps is None else config.max_steps
-        self._evaluate_every = (
-            None if config.evaluate_every is None else Every(config.evaluate_every)
-        )
+        every = config.evaluate_every
+        self._evaluate_every = None if every is None else Every(every)
         self.prepare()
         super()._open()
 
@@ -61,6 +60,8 @@ class LoopRunner(LogbookRunner):
     def _unwind(self, error: BaseException | None) -> None:
         self._busy = "while the run failed" if error and self._epochs_token is not None else None
         self._epochs_token = self._batches_token = self._batch = self._planned = None
+        for names in self._deferred:
+            self.logger.warning("%s was not saved: the run ended before a safe point", names[0])
         super()._unwind(error)
         self._busy, self._deferred = None, {}
 
@@ -129,8 +130,8 @@ class LoopRunner(LogbookRunner):
     def _start_epoch(self) -> None:
         self._batches_token = object()
         self._exhausted = self._left = self.epoch_complete = False
-        self._evaluated, self._within = {}, self.latest_result if self.batch_index else None
-        self._busy = None  # an exception may have left something
+        self._evaluated, self._busy = {}, None
+        self._within = self.latest_result if self.batch_index else None
         self._planned = self.total_steps
         if self.counters.batch_index == 0:  # else the run is resumed within it
             self._meter.start_epoch()
@@ -152,16 +153,15 @@ class LoopRunner(LogbookRunner):
         self._add_result(self._epoch_result(), scored=self.epoch_complete)
         self.callbacks("on_epoch_end", self)
         self.agree()
-        self._busy = None
+        self._busy, self._evaluated = None, {}
         if self.epoch_complete:
             self.callbacks("on_checkpoint", self)
         self._save_deferred()
 
     def _epoch_result(self) -> dict[str, Any]:
-        train, evaluated = self._training_result(), self._evaluated
-        self._evaluated = {}
+        train = self._training_result()
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
-        return result | ({"train": train} if train else {}) | evaluated
+        return result | ({"train": train} if train else {}) | self._evaluated
 
     # Evaluation within a training
 
@@ -274,9 +274,9 @@ class LoopRunner(LogbookRunner):
 
     def defers(self, names: tuple[str, ...], save: Callable[[], object]) -> bool:
         """Save at the next safe point, once, if one will come."""
-        if self._epochs_token is not None:
+        if is_open := self._epochs_token is not None:
             self._deferred[names] = save
-        return self._epochs_token is not None
+        return is_open
 
     def _save_deferred(self) -> None:
         deferred, self._deferred = self._deferred, {}

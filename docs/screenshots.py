@@ -31,12 +31,12 @@ def browser() -> str | None:
     return next(filter(None, map(which, BROWSERS)), None)
 
 
-def colored_pixels(picture: Path) -> int:
-    """How much there is in the middle of a page that is not grey: of lines in charts."""
+def warm_pixels(picture: Path) -> int:
+    """How much in the middle of a page is red to yellow: lines are, text and buttons are not."""
     with Image.open(picture) as image:
         middle = image.convert("RGB").crop((310, 130, 1240, 890))
     pixels = np.asarray(middle).astype(int)
-    return int((pixels.max(axis=2) - pixels.min(axis=2) > 60).sum())
+    return int((pixels[..., 0] - pixels[..., 2] > 60).sum())
 
 
 def take_screenshot(url: str, page: str, target: Path, query: str = "") -> None:
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
                 target = folder / f"tensorboard-{page}.png"
                 for _ in range(TRIES):  # on a busy machine the charts may come too late
                     take_screenshot(server.url, page, target, query)
-                    if page not in CHARTS or colored_pixels(target) > 1000:
+                    if page not in CHARTS or warm_pixels(target) > 1000:
                         break
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from danling import bands
 from danling.bands import refresh_band, write_band
 from danling.config import Config
+from danling.errors import RunError
 from danling.event_file import EventWriter, read_scalars
 from danling.hparams import of_config, session_end, session_start
 from danling.tensorboard import layout
@@ -60,6 +62,26 @@ def test_of_many_steps_a_band_has_no_more_than_are_shown_and_the_last(tmp_path: 
     steps = [step for step, _ in read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"]]
     assert steps == list(range(1, 2501, 3))
     assert steps[-1] == 2500
+
+
+def test_a_run_that_was_stopped_early_bounds_the_band(tmp_path: Path):
+    runs = write_seeds(
+        tmp_path, [dict.fromkeys(range(1, 3001), 1.0), dict.fromkeys(range(1, 501), 3.0)]
+    )
+
+    write_band(tmp_path / "seeds", runs)
+
+    expected = [(step, 2.0) for step in range(1, 501)]
+    assert read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"] == expected
+
+
+def test_a_band_is_under_no_tag_of_the_runs(tmp_path: Path):
+    runs = write_seeds(tmp_path, [{10: 1.0}, {10: 2.0}])
+
+    write_band(tmp_path / "seeds", runs)
+
+    # TensorBoard has a section for what is before the first slash
+    assert {tag.partition("/")[0] for tag in read_scalars(tmp_path / "seeds")} == {"seeds"}
 
 
 def test_a_band_replaces_the_one_before(tmp_path: Path):
@@ -158,6 +180,16 @@ def test_one_seed_has_no_band_however_often_it_is_trained(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_what_takes_long_to_read_is_left_to_the_user(tmp_path: Path, monkeypatch):
+    write_run(tmp_path, 0, 1.0, uuid=0)
+    last = write_run(tmp_path, 1, 1.0, uuid=1)
+    monkeypatch.setattr(bands, "_MOST_BYTES", 100)
+
+    with pytest.raises(RunError, match=r"2 runs have 0 MiB of events.*write_band"):
+        refresh_band(last, "digits")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_sibling_that_cannot_be_understood_is_no_sibling(tmp_path: Path):
     write_run(tmp_path, 0, 1.0, uuid=0)
     for uuid, content in enumerate([b"", b"no record", b"\xff" * 100], start=50):
@@ -174,10 +206,10 @@ def test_seeds_that_end_at_the_same_moment_are_all_in_the_band(tmp_path: Path):
     runs = [write_run(tmp_path, seed, float(seed), uuid=seed) for seed in range(4)]
 
     with ThreadPoolExecutor(len(runs)) as threads:
-        bands = list(threads.map(lambda run: refresh_band(run, "digits"), runs))
+        written = list(threads.map(lambda run: refresh_band(run, "digits"), runs))
 
-    assert len(set(bands)) == 1
-    assert set(means(bands[0])) == {(10, 1.5)}
+    assert len(set(written)) == 1
+    assert set(means(written[0])) == {(10, 1.5)}
 
 
 # On the servers

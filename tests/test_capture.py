@@ -19,10 +19,11 @@ from danling.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint, Te
 from danling.errors import CheckpointError, ResumeError
 from danling.runner import AccelerateRunner
 from danling.validation import read_checkpoint
-from tests.resume_harness import in_process
+from tests.resume_harness import Range, in_process
 from tests.resume_runs import (
     STEPS,
     Noisy,
+    Runner,
     interrupted,
     log,
     make_runner,
@@ -283,50 +284,180 @@ def test_the_report_is_kept_in_the_record_and_in_later_checkpoints():
 
 
 ACCUMULATION: dict[str, Any] = {"accelerate": {"gradient_accumulation_steps": 4}}
+DUE: dict[str, Any] = {"evaluate_every": "2 steps"}
 
 
 def saving_in(hook: str, *names: str) -> LambdaCallback:
-    """Saves in the middle of an epoch, in a hook that is no safe point."""
+    """Saves once, in the middle of an epoch, in a hook that is no safe point."""
+    asked: list[int] = []
 
     def save(runner: Any, *_: Any) -> None:
-        if runner.epoch == 1 and runner.batch_index in (1, 2):
+        if runner.epoch == 1 and runner.batch_index in (1, 2) and not asked:
+            asked.append(runner.global_step)
             runner.save_checkpoint(*names)
 
     return LambdaCallback(name="save", **{hook: save})
 
 
 @pytest.mark.parametrize(
-    ("hook", "options", "place"),
+    ("hook", "options", "step"),
     [
-        ("on_batch_end", ACCUMULATION, "an accumulation window"),
-        ("on_batch_end", {}, "a step"),  # whose values are logged after it
-        ("on_before_step", {}, "a step"),
-        ("on_step", {}, "a step"),
+        ("on_batch_end", ACCUMULATION, 3),  # two windows are an epoch
+        ("on_batch_start", {}, 8),
+        ("on_batch_end", {}, 7),  # others have not heard of it yet
+        ("on_before_step", {}, 8),
+        ("on_step", {}, 8),
+        ("on_log", {}, 7),
+        ("on_evaluate_start", DUE, 8),
+        ("on_evaluate_end", DUE, 8),
     ],
 )
-def test_a_save_in_the_middle_of_a_step_is_nothing_that_a_run_goes_on_from(
-    hook: str, options: dict[str, Any], place: str
+def test_a_save_in_the_middle_of_a_step_is_made_at_the_end_of_it(
+    hook: str, options: dict[str, Any], step: int
 ):
-    first = interrupted_by_kill(hook, options)
+    checkpoint = ModelCheckpoint(None, save_top_k=0)
+    callbacks = [checkpoint, saving_in(hook, "latest"), failing_in_batch(5)]
+    first = make_runner(callbacks, **options)
+    with pytest.raises(RuntimeError, match="boom"):
+        first.train()
 
-    again = trained(resume="auto", **options)
+    again = trained([ModelCheckpoint(None)], resume="auto", **options)
 
-    whole = trained(**options)
-    assert f"a checkpoint is saved in the middle of {place}" in log(again)
-    assert again.dir == first
+    assert again.dir == first.dir
     assert again.resume_report is not None
-    assert (again.resume_report["exact"], again.resume_report["epoch"]) == (True, 1)
-    assert weights(again) == weights(whole)
+    assert (again.resume_report["exact"], again.resume_report["global_step"]) == (True, step)
+    outcomes = [
+        (weights(runner), runner.results, metrics_of(runner))
+        for runner in (again, trained([ModelCheckpoint(None)], **options))
+    ]
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("hook", ["on_log", "on_epoch_end"])
+def test_a_save_at_the_end_of_an_epoch_is_made_when_it_has_ended(hook: str):
+    def save(runner: Any, *_: Any) -> None:
+        if runner.epoch == 1 and runner.batch_index == 0:
+            runner.save_checkpoint("epoch-1")
+
+    hooks: dict[str, Any] = {hook: save}
+    first = make_runner([LambdaCallback(**hooks)])
+    first.metrics = {"range": Range()}  # is logged when the epoch ends
+    first.train()
+
+    saved = first.checkpoints.load("epoch-1")[0]
+    assert saved["run"]["unsafe"] is None
+    assert saved["results"] == first.results[:1]
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_a_save_between_the_last_batch_and_the_end_of_the_epoch_repeats_nothing(evaluated: bool):
+    def train(dies: bool, **config: Any) -> Any:
+        runner = make_runner([ModelCheckpoint(None, save_top_k=0)], **config)
+        with runner:
+            for _ in runner.epochs():
+                for batch in runner.batches():
+                    runner.step(runner.train_step(batch))
+                if evaluated:
+                    runner.evaluate("val")
+                if dies and runner.epoch == 0:
+                    runner.save_checkpoint()
+                if dies and (not evaluated or runner.epoch == 1):
+                    os._exit(0)
+                if not evaluated:
+                    runner.evaluate("val")
+        return runner
+
+    assert in_process(train, True) == 0
+
+    again, whole = train(False, resume="auto"), train(False)
+
+    assert again.resume_report["exact"]
+    assert metrics_of(again) == metrics_of(whole)
+    assert (weights(again), again.results) == (weights(whole), whole.results)
+
+
+def test_an_evaluation_at_the_last_step_of_an_epoch_is_its_own_also_after_a_resume():
+    first = make_runner([Exit(STEPS)], evaluate_every="3 steps")
+
+    assert in_process(first.train) == 3
+
+    again, whole = (trained(evaluate_every="3 steps", resume=how) for how in ("auto", False))
+    assert again.resume_report is not None
+    assert again.resume_report["global_step"] == STEPS
     assert again.results == whole.results
 
 
-def interrupted_by_kill(hook: str, options: dict[str, Any]) -> Path:
-    runner = make_runner([saving_in(hook), failing_in_batch(3)], **options)
-    with pytest.raises(RuntimeError, match="boom"):
-        runner.train()
-    entries = runner.checkpoints.candidates()
-    assert entries[0].name == "latest"
-    return runner.dir
+class Exit(ModelCheckpoint):
+    """Saves at a step, and dies at once."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(None, save_top_k=0)
+        self.step = step
+
+    def on_checkpoint(self, runner: Any) -> None:
+        if runner.global_step == self.step:
+            runner.save_checkpoint()
+            os._exit(3)
+
+
+def test_what_is_asked_for_in_every_micro_batch_is_saved_once():
+    saved: list[int] = []
+    hooks: dict[str, Any] = {
+        "on_batch_end": lambda runner, *_: runner.save_checkpoint(),
+        "on_save": lambda runner, path: saved.append(runner.global_step),
+    }
+
+    trained([ModelCheckpoint(None, save_top_k=0), LambdaCallback(**hooks)], **ACCUMULATION)
+
+    assert saved == [1, 2, 3, 4, 4]  # and at the end of the training
+
+
+def test_what_the_run_did_not_live_to_save_is_told():
+    first = interrupted(8, [saving_in("on_before_step")])
+
+    assert "latest was not saved: the run ended before a safe point" in log(first)
+
+
+def test_a_name_that_is_none_is_refused_where_it_is_asked_for():
+    with pytest.raises(CheckpointError, match="is no name of a checkpoint") as caught:
+        trained([saving_in("on_step", "mine")])
+
+    assert "in on_step" in str(caught.value.__notes__)
+
+
+def test_a_save_between_the_steps_of_two_optimizers_is_made_after_both():
+    def train(hook: str, **config: Any) -> Any:
+        asked: list[int] = []
+
+        def save(runner: Any) -> None:
+            if runner.global_step in (3, 4) and not asked and hook:
+                asked.append(1)
+                runner.save_checkpoint()
+
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
+        runner = AccelerateRunner(
+            {"seed": 0, "max_epochs": 1, "dataloader": {"batch_size": 4}} | config,
+            model=model,
+            optimizer={key: torch.optim.SGD(model[key].parameters(), 0.01) for key in "ab"},
+            datasets={"train": Noisy()},
+            callbacks=[ModelCheckpoint(None), LambdaCallback(on_step=save)],
+        )
+        with runner:
+            for _ in runner.epochs():
+                for inputs, targets in runner.batches():
+                    for key in "ab":
+                        loss = nn.functional.mse_loss(runner.model[key](inputs), targets)
+                        runner.step(loss, key)
+                    if hook == "die" and runner.global_step == 6:
+                        os._exit(0)
+        return runner
+
+    assert in_process(train, "die") == 0
+    again = train("", resume="auto")
+
+    assert again.resume_report["global_step"] == 4
+    assert weights(again) == weights(train(""))
 
 
 def failing_in_batch(number: int) -> LambdaCallback:
@@ -337,15 +468,36 @@ def failing_in_batch(number: int) -> LambdaCallback:
     return LambdaCallback(name="failing", on_batch_start=fail)
 
 
-def test_who_names_such_a_checkpoint_is_told():
-    first = interrupted(9, [saving_in("on_step", "step-8")])
+class Breaks(Runner):
+    """Fails after the forward of a step, which has drawn."""
 
-    with pytest.raises(ResumeError, match="saved in the middle of a step"):
-        make_runner(resume=str(first.checkpoint_dir / "step-8.pth")).train()
+    def train_step(self, batch: Any) -> Any:
+        output = super().train_step(batch)
+        if self.global_step == 8:
+            raise RuntimeError("boom")
+        return output
 
-    again = trained(resume=str(first.checkpoint_dir / "step-8.pth"), elastic=True)
+
+@pytest.mark.parametrize("launches", [1, 3])
+def test_a_save_while_the_run_fails_leaves_latest_alone(launches: int):
+    save = LambdaCallback(name="save", on_exception=lambda runner, error: runner.save_checkpoint())
+    for _ in range(launches):
+        first = make_runner([ModelCheckpoint("1 step"), save], resume="auto")
+        first.__class__ = Breaks
+        with pytest.raises(RuntimeError, match="boom"):
+            first.train()
+
+    assert "step-8.pth is saved while the run failed" in log(first)
+    path = first.checkpoint_dir / "step-8.pth"
+    with pytest.raises(ResumeError, match="saved while the run failed"):
+        make_runner(resume=str(path)).train()
+    again = trained(resume="auto")
     assert again.resume_report is not None
-    assert not again.resume_report["exact"]
+    assert (again.resume_report["exact"], again.resume_report["global_step"]) == (True, 8)
+    assert weights(again) == weights(trained())
+    loose = trained(resume=str(path), elastic=True)
+    assert loose.resume_report is not None
+    assert not loose.resume_report["exact"]
 
 
 def test_a_loop_of_the_user_s_saves_after_a_step_and_goes_on_exactly():

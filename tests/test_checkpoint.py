@@ -376,6 +376,28 @@ def test_names_that_a_crash_left_behind_are_given_to_the_newest(store):
     assert store.clean() == []
 
 
+@pytest.mark.parametrize("left", [0, 200])
+def test_a_file_that_lost_its_end_is_left_to_who_loads_it(store, left: int):
+    save(store, 10)
+    save(store, 20)
+    os.truncate(store.directory / "latest.pth", left)
+
+    assert store.clean() == []
+
+    assert store.load()[1].name == "previous.pth"
+    assert (store.directory / "latest.pth.corrupt-1").stat().st_size == left
+
+
+def test_what_somebody_put_in_the_place_of_latest_is_loaded(store):
+    save(store, 10)
+    save(store, 20)
+    torch.save({"format": 1, "model": {}, "mine": True}, store.directory / "latest.pth")
+
+    assert store.clean() == []
+
+    assert store.load()[0]["mine"]
+
+
 def test_a_damaged_file_gets_no_name_back(store):
     save(store, 10, "latest", "best")
     save(store, 20, "latest", "epoch-2")

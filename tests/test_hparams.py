@@ -135,6 +135,15 @@ def test_paths_names_and_what_was_not_set_are_no_columns():
     assert values == {"max_epochs": 2}
 
 
+def test_secrets_are_masked_and_tell_rows_apart_all_the_same():
+    configs = [Config(hub={"api_key": key}, lr=0.1) for key in ("abcd1234", "efgh5678")]
+
+    (values, group), (_, other) = (of_config(config, "") for config in configs)
+
+    assert values == {"hub.api_key": "***", "lr": 0.1}
+    assert group != other
+
+
 def test_other_code_and_another_value_are_another_row():
     rows = [
         of_config(config, code)[1]

@@ -184,6 +184,37 @@ def test_only_the_stepped_optimizer_forgets_its_gradients(direct: bool):
     assert model["b"].weight.grad is None
 
 
+def test_a_gradient_scaler_steps_and_skips_as_it_does_by_hand():
+    overflowing = {3, 4}  # of ten steps
+    inputs = [torch.full((4, 3), 0.1 * step + 0.1) for step in range(10)]
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    scaled, model = layer(), layer()
+    optimizer = sgd(scaled)
+    optimization = Optimization(accelerator, {"": optimizer}, {"": StepLR(optimizer, 2)})
+    prepared = optimization.prepare(scaled)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    expected = sgd(model)
+    schedule = StepLR(expected, 2)
+
+    for step, input in enumerate(inputs):
+        factor = torch.tensor(float("inf") if step in overflowing else 1.0)
+        take_step(optimization, prepared(input).pow(2).mean() * factor)
+        scaler.scale(model(input).pow(2).mean() * factor).backward()
+        scaler.step(expected)
+        scale = scaler.get_scale()
+        scaler.update()
+        if scaler.get_scale() >= scale:
+            schedule.step()
+        expected.zero_grad()
+
+    assert not optimization.direct
+    assert all(map(torch.equal, scaled.state_dict().values(), model.state_dict().values()))
+    assert optimizer.param_groups[0]["lr"] == expected.param_groups[0]["lr"]
+    assert schedule.last_epoch == len(inputs) - len(overflowing)
+    assert optimization.state_dict()["scaler"] == scaler.state_dict()
+
+
 def test_an_optimizer_that_forgets_gradients_in_its_own_way_is_asked_to():
     class Zeroing(torch.optim.SGD):
         def zero_grad(self, set_to_none: bool = False) -> None:

@@ -13,7 +13,7 @@ from danling.config import Config
 from danling.event_file import EventWriter
 from danling.hparams import of_config, session_end, session_start
 from danling.tensorboard import layout
-from docs.screenshots import browser, colored_pixels, take_screenshot
+from docs.screenshots import browser, take_screenshot, warm_pixels
 from tests.tensorboard_server import Server
 
 pytestmark = pytest.mark.skipif(browser() is None, reason="needs chromium")
@@ -48,6 +48,6 @@ def test_a_page_of_charts_draws_its_lines(page: str, server: Server, tmp_path: P
     for _ in range(3):  # on a busy machine they may come after the time of the picture
         if drawn < 1000:
             take_screenshot(server.url, page, picture)
-            drawn = colored_pixels(picture)
+            drawn = warm_pixels(picture)
 
     assert drawn >= 1000

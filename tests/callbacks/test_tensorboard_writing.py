@@ -31,6 +31,7 @@ from danling.callbacks import (
     ThroughputMonitor,
 )
 from danling.event_file import event_files, read_events, read_scalars
+from danling.hparams import group_of
 from danling.tensorboard import close_killed, rebuild
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__")
@@ -284,6 +285,22 @@ def test_a_full_disk_is_one_warning_and_a_count(make_runner):
     assert messages.texts[0].startswith(full)
     assert re.fullmatch(r"TensorBoard failed \d+ times", messages.texts[1])
     assert len(messages.texts) == 2
+
+
+def test_a_band_that_cannot_be_written_is_a_warning(make_runner):
+    make_runner([RunDirectory(), TensorBoard()], seed=0).train()
+    messages = Messages()
+    runner = make_runner([RunDirectory(), messages, TensorBoard()], seed=1, experiment_name="other")
+
+    def be_in_the_way(runner: Any) -> None:
+        group = group_of(runner.dir)
+        (runner.dir.parent / f"other-seeds-{group}").write_text("a file")
+
+    runner.callbacks.append(LambdaCallback(on_train_end=be_in_the_way))
+    runner.train()
+
+    [text] = messages.texts
+    assert text.startswith("the band over the seeds failed, and the training goes on: ")
 
 
 def test_without_the_package_the_training_goes_on(make_runner, monkeypatch):

@@ -158,9 +158,11 @@ def train(make_runner, tracker: Tracker, *callbacks: Any, **config: Any) -> Any:
 def test_it_gets_the_configuration_and_every_row(make_runner):
     remote = Remote()
 
-    train(make_runner, Tracker(remote), optim={"lr": 0.1, "betas": [0.9, 0.99]})
+    optim = {"lr": 0.1, "betas": [0.9, 0.99]}
+    train(make_runner, Tracker(remote), optim=optim, hub={"api_key": "abcd1234"})
 
     assert remote.config["optim.lr"] == 0.1
+    assert remote.config["hub.api_key"] == "***"
     assert remote.config["optim.betas"] == "[0.9, 0.99]"
     assert remote.steps == [2, 4, 6, 6, 8, 10, 12, 12]
     assert remote.is_finished
