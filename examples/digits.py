@@ -25,6 +25,7 @@ class Digits(dl.Config):
     monitor = "val/accuracy"
     monitor_mode = "max"
     scheduler_interval = "epoch"
+    log_interval = 10  # steps, of which an epoch has 19
     dataloader = {"batch_size": 64}
     optim: Optim
 
