@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -165,18 +166,16 @@ class LoopRunner(LogbookRunner):
 
     # Evaluation within a training
 
+    @abstractmethod
     def evaluate(self, *splits: str) -> dict[str, Any]:
         """Evaluate splits; what drives the loop says how."""
-        raise NotImplementedError
 
     def _evaluate_if_due(self) -> None:
         """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
         every = self._evaluate_every
-        if (
-            every is None
-            or (every.unit == "epochs" and not self._exhausted)
-            or not self.evaluation_splits
-        ):
+        if every is None or (every.unit == "epochs" and not self._exhausted):
+            return
+        if not self.evaluation_splits:
             return
         now = self.now()
         if self._exhausted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import nn
 
 import danling as dl
-from tests.benchmarks.work import Work, make_model, make_optimizer
+from tests.benchmarks.work import Batch, Work, make_model, make_optimizer
 
 Loop = Callable[[dl.AccelerateRunner], None]
 
@@ -58,20 +58,17 @@ def by_hand(runner: dl.AccelerateRunner) -> None:
 
 
 def without_range(runner: dl.AccelerateRunner) -> None:
-    model, criterion, optimizer = runner.model, runner.criterion, runner.optimizer
-    parameters = list(model.parameters())
-    for input, target in runner.dataloaders["train"]:
-        loss = criterion(model(input), target)
-        loss.backward()
-        optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
+    plain(runner, runner.dataloaders["train"])
 
 
 def from_batches(runner: dl.AccelerateRunner) -> None:
+    plain(runner, runner.batches())
+
+
+def plain(runner: dl.AccelerateRunner, batches: Iterable[Batch]) -> None:
     model, criterion, optimizer = runner.model, runner.criterion, runner.optimizer
     parameters = list(model.parameters())
-    for input, target in runner.batches():
+    for input, target in batches:
         loss = criterion(model(input), target)
         loss.backward()
         optimizer.step()
