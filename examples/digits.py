@@ -69,6 +69,8 @@ runner.train()
 
 print("\nepoch  train loss  val loss  val accuracy")
 for result in runner.results:
+    if "val" not in result:
+        continue  # an epoch that --max_steps cut
     on_train, on_val = result["train"], result["val"]
     print(
         f"{result['epoch']:5}  {on_train['loss']:10.4f}  {on_val['loss']:8.4f}"

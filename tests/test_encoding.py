@@ -68,7 +68,7 @@ def bytes_of(array: Any) -> bytes:
 PLAIN: list[Any] = [
     None, True, 0, 2**200, -1.5, math.inf, math.nan, 1 + 2j, "", "ä\n\0", b"\0\xff",
     bytearray(b"ab"), [], [1, [2]], (), (1, (2,)), {}, {"a": {1: 2, (3, "x"): None, None: 0}},
-    collections.OrderedDict(b=1, a=2), collections.Counter("aab"), {1, "a"}, torch.Size([2, 3]),
+    collections.OrderedDict(b=1, a=2), collections.Counter("aab"), {1, 2}, torch.Size([2, 3]),
     torch.float16, torch.device("cpu"),
 ]  # fmt: skip
 TENSORS: list[Any] = [
