@@ -63,7 +63,7 @@ def contents(runner: AccelerateRunner, gather: Callable[[Any], list[Any]]) -> di
         "model": model_state(runner),
         **runner.optimization.state_dict(),
         "config": to_plain(runner.config.resolved() | runner.config.to_dict(state=True)),
-        "results": runner.results,
+        "results": runner.history.settled,
         "callbacks": {callback.name: callback.state_dict() for callback in runner.callbacks}
         | runner.foreign_state,
         "data": {

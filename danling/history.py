@@ -42,11 +42,15 @@ class History:
         self.scores: list[float | None] = []
         self._best: int | None = None
         self._strict = strict
+        self._settled: list[Result] | None = None  # the last one or none, without a cut epoch's part
 
     def add(self, result: Result, *, scored: bool = True) -> None:
         """Append a result, or complete the last one when it is of the same epoch and step."""
         last = self.results[-1] if self.results else None
+        self._settled = None if scored else []
         if last is not None and all(last[key] == result[key] for key in ("epoch", "global_step")):
+            if not scored:
+                self._settled = [dict(last)]
             last.update(result)
         else:
             self.results.append(result)
@@ -62,11 +66,19 @@ class History:
         if is_better(score, self.best_score, self.mode):
             self._best = len(self.results) - 1
 
+    @property
+    def settled(self) -> list[Result]:
+        """The results, without what an epoch has given that was cut: it may go on."""
+        if self._settled is None:
+            return self.results
+        return [*self.results[:-1], *self._settled]
+
     def restore(self, results: list[Result]) -> None:
         """Take the results of a checkpoint; the scores follow the monitor of now."""
         self.results = [dict(result) for result in results]
         self.scores = [self._find(result) for result in self.results]
         self._best = self._index_of_best(self.scores)
+        self._settled = None
 
     @property
     def best_score(self) -> float | None:

@@ -113,6 +113,22 @@ def test_a_run_extended_by_path_is_the_longer_run_that_nobody_interrupted():
     assert "config: max_epochs was 1, now it is 3" in log(longer)
 
 
+@pytest.mark.parametrize("evaluate_every", ["1 epoch", "2 steps"])
+def test_a_save_after_an_epoch_that_was_cut_can_be_extended_too(evaluate_every: str):
+    whole = trained(max_epochs=2, evaluate_every=evaluate_every)
+
+    save = LambdaCallback(name="save", on_train_end=lambda runner: runner.save_checkpoint())
+    cut = STEPS + 2
+    first = trained([save], max_epochs=2, max_steps=cut, evaluate_every=evaluate_every)
+    again = trained(max_epochs=2, evaluate_every=evaluate_every, resume=str(first.dir))
+
+    assert "train" in first.results[-1]
+    assert again.resume_report is not None
+    assert (again.resume_report["global_step"], again.resume_report["exact"]) == (cut, True)
+    assert again.results == whole.results
+    assert weights(again) == weights(whole)
+
+
 @pytest.mark.parametrize("max_epochs", [2, 1])
 def test_a_finished_run_does_nothing_and_says_so(max_epochs: int):
     first = trained()
