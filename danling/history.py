@@ -42,7 +42,7 @@ class History:
         self.scores: list[float | None] = []
         self._best: int | None = None
         self._strict = strict
-        self._settled: list[Result] | None = None  # the last one or none, without a cut epoch's part
+        self._settled: list[Result] | None = None  # the last one without its cut part
 
     def add(self, result: Result, *, scored: bool = True) -> None:
         """Append a result, or complete the last one when it is of the same epoch and step."""
