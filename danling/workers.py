@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
+from danling.errors import DataError
+
 __all__ = ["told"]
+
+_NOTICING = 1.0  # seconds for the signal of a process that is ending
 
 
 def told(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
@@ -18,6 +23,9 @@ def told(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
         reading: Which data it is.
         first: Number of the first batch.
 
+    Raises:
+        DataError: A worker is gone, and PyTorch has not noticed it yet.
+
     Example:
         >>> list(told(iter("ab"), "'train'", 0))
         ['a', 'b']
@@ -28,5 +36,20 @@ def told(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
             yield batch
             number += 1
     except Exception as error:
+        # the pipe to a worker is broken; what a dataset raises there names the worker
+        if isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker" not in str(error):
+            raise DataError(
+                f"a DataLoader worker has ended while batch {number} of {reading} was read: it was "
+                "killed, perhaps for want of memory"
+            ) from _death(error)
         error.add_note(f"while batch {number} of {reading} was read")
         raise
+
+
+def _death(error: Exception) -> Exception:
+    """What PyTorch raises where the signal finds the program: here, and not in a hook later."""
+    try:
+        time.sleep(_NOTICING)
+    except RuntimeError as death:
+        return death
+    return error

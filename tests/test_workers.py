@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from danling.callbacks import LambdaCallback, ModelCheckpoint, Preemption
+from danling.errors import DataError
 from danling.workers import told
 from tests.resume_runs import STEPS, Noisy, Runner, log, make_runner, record, trained, weights
 
@@ -123,6 +124,21 @@ def test_the_status_of_a_run_with_a_dead_worker_is_failed():
 
     assert record(runner)["status"] == "failed"
     assert "DataLoader worker" in record(runner)["reason"]
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, BrokenPipeError, EOFError])
+def test_a_broken_pipe_is_the_end_of_a_worker_unless_the_dataset_raised_it(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+):
+    def broken(message: str) -> Iterator[str]:
+        yield "a"
+        raise kind(message)
+
+    monkeypatch.setattr("danling.workers._NOTICING", 0.0)
+    with pytest.raises(DataError, match="a DataLoader worker has ended while batch 1 of 'train'"):
+        list(told(broken("reset by peer"), "'train'", first=0))
+    with pytest.raises(kind, match="Caught"):
+        list(told(broken("Caught it in DataLoader worker process 0."), "'train'", first=0))
 
 
 def test_an_error_names_the_batch_that_was_read():
