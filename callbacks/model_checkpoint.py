@@ -49,8 +49,8 @@ class ModelCheckpoint(Monitor):
             it, with what it has of its own: not where each holds a part of the weights.
         on_save_error: Whether a save that fails ends the run, or is a warning until the run ends.
         asynchronous: Whether files are written in a thread while training goes on. For 256 MB
-            training then stands still for 0.7 times `torch.save` alone instead of 3 times, 0.2
-            instead of 0.8 s (`tests/benchmarks/bench_save.py`). Off by default: that is little in
+            training then stands still for 0.5 times `torch.save` alone instead of 2.8 times, 0.1
+            instead of 0.7 s (`tests/benchmarks/bench_save.py`). Off by default: that is little in
             an epoch, and in return a save that is due is on the disk when training goes on, its
             error comes at its own step, and no copy is held in memory.
         name: Sets a second one apart.

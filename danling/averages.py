@@ -140,13 +140,16 @@ class Averages:
 
 
 def _to_host(numbers: list[Tensor | float]) -> list[float]:
-    """The numbers as they are; those on a device come in one transfer."""
-    tensors = [number for number in numbers if isinstance(number, Tensor)]
-    if len({tensor.device for tensor in tensors}) == 1:
-        found = iter(vector(tensors).tolist())
-    else:
-        found = iter([float(tensor) for tensor in tensors])
-    return [next(found) if isinstance(number, Tensor) else float(number) for number in numbers]
+    """The numbers as they are; those of each device come in one transfer."""
+    by_device: dict[torch.device, list[Tensor | float]] = {}
+    for number in numbers:
+        if isinstance(number, Tensor):
+            by_device.setdefault(number.device, []).append(number)
+    found = {device: iter(vector(those).tolist()) for device, those in by_device.items()}
+    return [
+        next(found[number.device]) if isinstance(number, Tensor) else float(number)
+        for number in numbers
+    ]
 
 
 class Meter:

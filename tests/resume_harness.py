@@ -157,19 +157,25 @@ def make_optimizer(kind: str, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 
 
+def outcome_of(runner: dl.AccelerateRunner) -> dict[str, Any]:
+    """What a resumed training must have in common with one that nobody interrupted."""
+    return {
+        "weights": digest(runner.unwrapped_model.state_dict()),
+        "optimizer": digest(runner.optimizer.state_dict()),
+        "scheduler": digest(runner.scheduler.state_dict()),
+        "results": runner.results,
+        "early_stopping": str(runner.callbacks["early_stopping"].state_dict()),
+        "steps": runner.global_step,
+    }
+
+
 def train(root: Path, setting: Setting, kill_at: int | None = None) -> None:
     """Train in this process, and leave what came of it in `outcome.json`."""
     torch.set_num_threads(1)
     runner = Runner(root, setting, kill_at)
     runner.train()
-    outcome = {
-        "weights": digest(runner.model.state_dict()),
-        "optimizer": digest(runner.optimizer.state_dict()),
-        "scheduler": digest(runner.scheduler.state_dict()),
-        "results": runner.results,
-        "early_stopping": str(runner.callbacks["early_stopping"].state_dict()),
+    outcome = outcome_of(runner) | {
         "best": runner.best_score,
-        "steps": runner.global_step,
         "exact": None if runner.resume_report is None else runner.resume_report["exact"],
         "directory": runner.dir.name,
     }

@@ -19,7 +19,7 @@ from danling.callbacks import ModelCheckpoint
 from danling.validation import read_checkpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression, die, numbers
-from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name
+from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name, outcome_of
 
 pytestmark = pytest.mark.distributed
 
@@ -54,15 +54,7 @@ def train(
     for callback in callbacks:
         runner.callbacks.append(callback)
     runner.train()
-    outcome = {
-        "weights": digest(runner.unwrapped_model.state_dict()),
-        "optimizer": digest(runner.optimizer.state_dict()),
-        "scheduler": digest(runner.scheduler.state_dict()),
-        "results": runner.results,
-        "early_stopping": str(runner.callbacks["early_stopping"].state_dict()),
-        "steps": runner.global_step,
-        "epoch": runner.epoch,
-    }
+    outcome = outcome_of(runner) | {"epoch": runner.epoch}
     (root / f"outcome-{runner.rank}.json").write_text(json.dumps(outcome))
     (root / "report.json").write_text(json.dumps(runner.resume_report))
 
