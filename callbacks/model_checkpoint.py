@@ -16,6 +16,7 @@ from danling.checkpoint import CheckpointStore
 from danling.errors import CallbackError, CheckpointError
 from danling.history import flatten
 from danling.retention import REGULAR, SCORE, Ranking, Save
+from danling.sharding import write_shards
 from danling.snapshot import snapshot
 from danling.triggers import Every, Moment
 from danling.writer import AsyncWriter
@@ -224,7 +225,7 @@ class ModelCheckpoint(Monitor):
             reasons = {key: value for name in group for key, value in names[name].items()}
             save = Save.of(runner, group, contents, reasons)
             self._deliver(runner, wait=True)
-            self._guard(runner, partial(self._write, runner.checkpoints, save))
+            self._guard(runner, partial(self._write, runner, save))
 
     def _commit(self, store: CheckpointStore, save: Save) -> Path:
         path = save.commit(store)
@@ -233,8 +234,13 @@ class ModelCheckpoint(Monitor):
             store.rotate(retention.kept(entries, last=self.keep_last, best=best, mode=mode))
         return path
 
-    def _write(self, store: CheckpointStore, save: Save) -> list[Path]:
-        """Write now, or let the thread do it; returns what is on the disk."""
+    def _write(self, runner: Runner, save: Save) -> list[Path]:
+        """Write what each process has a part of, and let the main one do the rest."""
+        save = replace(save, contents=write_shards(runner, save.contents))
+        return runner.world.on_main(partial(self._start, runner.checkpoints, save))
+
+    def _start(self, store: CheckpointStore, save: Save) -> list[Path]:
+        """Commit now, or let the thread do it; returns what is on the disk."""
         if self._writer is None:
             return [self._commit(store, save)]
         copied = replace(save, contents=snapshot(save.contents))
@@ -244,12 +250,13 @@ class ModelCheckpoint(Monitor):
     def _deliver(self, runner: Runner, *, wait: bool = False) -> None:
         """Tell of the saves that ended in the background, here where hooks may run."""
         if self._writer is not None:
-            self._guard(runner, partial(_collect, self._writer, wait))
+            collect = partial(self._writer.collect, wait)
+            self._guard(runner, partial(runner.world.on_main, collect))
 
     def _guard(self, runner: Runner, work: Callable[[], list[Path]]) -> None:
-        """Save on the main process; a failure ends the run of all, or is counted."""
+        """Do what saves; a failure ends the run of all, or is counted."""
         try:
-            paths = runner.world.on_main(work)
+            paths = work()
         except CheckpointError as error:
             if self.on_save_error == "raise":
                 raise
@@ -290,8 +297,3 @@ class ModelCheckpoint(Monitor):
                 f"ModelCheckpoint(name={self.name!r}): one with a name writes best-{self.name}.pth "
                 "alone; keep_every, save_top_k > 1 and save_on_exception are for the one without"
             )
-
-
-def _collect(writer: AsyncWriter[Path], wait: bool) -> list[Path]:
-    (writer.drain if wait else writer.check)()
-    return writer.completed()

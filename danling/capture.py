@@ -38,8 +38,11 @@ R = TypeVar("R", bound="AccelerateRunner")
 
 
 def take(runner: AccelerateRunner) -> dict[str, Any]:
-    """Everything that the run needs to go on from here; a collective."""
-    return contents(runner, runner.world.gather)
+    """Everything that the run needs to go on from here; a collective.
+
+    Of a sharded model each process gets the parts that it has, unless checkpoints are one file.
+    """
+    return contents(runner, runner.world.gather, sharding.saves_whole(runner))
 
 
 def take_alone(runner: AccelerateRunner) -> dict[str, Any]:
@@ -53,15 +56,19 @@ def take_alone(runner: AccelerateRunner) -> dict[str, Any]:
     """
     if runner.distributed and sharding.is_sharded(runner.model):
         raise CheckpointError("each process holds a part of the weights, and one of them is gone")
-    return contents(runner, lambda value: [value])
+    return contents(runner, lambda value: [value], whole=True)
 
 
-def contents(runner: AccelerateRunner, gather: Callable[[Any], list[Any]]) -> dict[str, Any]:
+def contents(
+    runner: AccelerateRunner, gather: Callable[[Any], list[Any]], whole: bool
+) -> dict[str, Any]:
     """What is in a checkpoint; `gather` collects what each process has of its own."""
-    counters = runner.counters
+    counters, model = runner.counters, runner.model
     return {
-        "model": model_state(runner),
-        **runner.optimization.state_dict(),
+        "model": (
+            None if model is None else sharding.model_state(model, runner.unwrapped_model, whole)
+        ),
+        **runner.optimization.state_dict(whole),
         "config": to_plain(runner.config.resolved() | runner.config.to_dict(state=True)),
         "results": runner.history.settled,
         "callbacks": {callback.name: callback.state_dict() for callback in runner.callbacks}
@@ -100,7 +107,7 @@ def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
         names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
         path = path.with_name(f"{names[0]}.pth")
         runner.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
-    checkpoint = take(runner)
+    checkpoint = sharding.write_shards(runner, take(runner))
     counters = runner.counters
 
     def commit() -> None:
@@ -119,7 +126,9 @@ def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
 
 def load(runner: AccelerateRunner, path: Path, *, strict: bool = True) -> None:
     """Read a checkpoint file for every process, and take it."""
-    checkpoint, path = read_together(runner.world, lambda: (read_checkpoint(path), path))
+    checkpoint, path = read_together(
+        runner.world, lambda: (read_checkpoint(path, whole=False), path)
+    )
     restore(runner, checkpoint, path, strict=strict)
 
 
@@ -133,6 +142,7 @@ def restore(
         restore_weights(runner, checkpoint, path)
         return
     reasons = runner.world.together(lambda: compare(runner, checkpoint, path, strict))
+    checkpoint = sharding.read_shards(runner, checkpoint, path)
     data, run = checkpoint["data"], checkpoint["run"]
     if runner.model is not None:
         weights = checkpoint["model"]
@@ -197,7 +207,7 @@ def compare(
 def restore_weights(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Load the weights of a file that has nothing else."""
     left_out = check_weights(runner.unwrapped_model, checkpoint["model"], path)
-    weights = checkpoint["model"]
+    weights = sharding.read_shards(runner, checkpoint, path)["model"]
     sharding.load_model_state(runner.model, runner.unwrapped_model, weights, strict=False)
     runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
 
@@ -265,18 +275,11 @@ def restore_callbacks(
     return problems
 
 
-def model_state(runner: AccelerateRunner) -> Any:
-    """The weights under the names of the plain model."""
-    if runner.model is None:
-        return None
-    return sharding.model_state(runner.model, runner.unwrapped_model)
-
-
 def build(cls: Callable[..., R], path: Path, parts: Mapping[str, Any]) -> R:
     """A runner with the configuration of a checkpoint, that has taken its state."""
     from danling.config import Config
 
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, whole=False)
     saved = checkpoint["config"]
     own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
     config = parts.get("config") or Config(own)

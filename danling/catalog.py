@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danling.commit import SUFFIX
+from danling.commit import SUFFIX, is_regular
 from danling.errors import CheckpointError
-from danling.trailer import Trailer
+from danling.shards import directories
+from danling.trailer import Trailer, is_unsealed, read_trailer
 from danling.validation import is_intact, trailer_of
 
 __all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered"]
 
 _NUMBERED = re.compile(r"(epoch|step)-(0|[1-9]\d{0,18})")
 _FIXED = re.compile(r"latest|previous|best(-[A-Za-z0-9][\w.=-]{0,99})?", re.ASCII)
+
+_UNKNOWN = "?"  # of a file that has lost its end
 
 _Signature = tuple[int, int, int, int]
 
@@ -79,6 +82,11 @@ class Entry:
         return self.trailer.sha256
 
     @property
+    def size(self) -> int:
+        """Bytes of the file and its shards."""
+        return self.path.stat().st_size + self.trailer.shards_size
+
+    @property
     def metrics(self) -> Mapping[str, float]:
         return self.trailer.metrics
 
@@ -86,11 +94,12 @@ class Entry:
         """The entry as it stands in `index.json`."""
         return {
             "sha256": self.digest,
-            "size": self.path.stat().st_size,
+            "size": self.size,
             "global_step": self.global_step,
             "epoch": self.epoch,
             "serial": self.trailer.serial,
             "metrics": dict(self.metrics),
+            "shards": self.trailer.shards,
         }
 
 
@@ -136,12 +145,48 @@ class Catalog:
         signature = _signature(entry.path)
         if signature not in self._intact and is_intact(entry.path):
             self.trust(entry.path)
-        return signature in self._intact
+        shards = entry.trailer.shards
+        return signature in self._intact and (shards is None or (self._directory / shards).is_dir())
+
+    def shards(self) -> dict[str, str | None]:
+        """The directory of shards of each checkpoint that can be read."""
+        return {entry.name: entry.trailer.shards for entry in self.entries()}
+
+    def released(self, before: Mapping[str, str | None], own: str | None) -> set[str]:
+        """Directories of shards that no checkpoint names any more.
+
+        Args:
+            before: What `shards` returned before names were changed.
+            own: The directory of a commit that may have failed.
+        """
+        now = self.shards()
+        unread = self.files().keys() - now.keys()  # they may still name what they named
+        kept = {*now.values(), *(before[name] for name in before.keys() & unread)}
+        return {shards for shards in (*before.values(), own) if shards} - kept
+
+    def orphans(self) -> set[str]:
+        """Directories of shards that no file names, also none that was set aside as damaged.
+
+        None at all while there is a file that has lost its end, and may name one of them.
+        """
+        found = directories(self._directory)
+        paths = self._directory.glob(f"*{SUFFIX}*") if found else ()
+        named = {_shards_of(path) for path in paths if is_regular(path)}
+        return set() if _UNKNOWN in named else found - named
 
 
 def _newest_first(entry: Entry) -> tuple[int, int, str]:
     # the name breaks the tie of one commit: `latest` before `epoch-10` in messages
     return (-entry.trailer.serial, -entry.global_step, "" if entry.name == "latest" else entry.name)
+
+
+def _shards_of(path: Path) -> str | None:
+    """The directory of shards that a file names."""
+    with open(path, "rb") as file:
+        trailer = read_trailer(file)[0]
+        if trailer is None:
+            return None if is_unsealed(file) else _UNKNOWN
+    return trailer.shards
 
 
 def _trailer(path: Path) -> Trailer | None:

@@ -5,6 +5,7 @@
       previous.pth    the one before, in another file
       best.pth        best-NAME.pth
       epoch-10.pth    step-1200.pth
+      shards-1200-5f0c9a2e/   what processes have parts of (see `danling.shards`)
       index.json      a list of them for people and tools; never read back
 
 Everything is found from the files themselves (see `danling.trailer`): a directory that was moved,
@@ -19,11 +20,11 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from danling import filesystem
 from danling.catalog import Catalog, Entry, checked_names, is_name, is_numbered
 from danling.commit import TEMPORARY, CheckpointDirectory
 from danling.encoding import encode
@@ -31,6 +32,7 @@ from danling.errors import CheckpointError
 from danling.failpoints import failpoint
 from danling.fallback import load_newest
 from danling.jsonable import dumps
+from danling.shards import new_directory, remove, total
 from danling.snapshot import Snapshot, on_host
 from danling.trailer import Trailer
 from danling.validation import FORMAT, read_checkpoint
@@ -38,7 +40,6 @@ from danling.validation import FORMAT, read_checkpoint
 __all__ = ["CheckpointStore"]
 
 _ORPHAN = re.compile(rf"{re.escape(TEMPORARY)}[\w.=-]+\.\d+\.\d+", re.ASCII)
-_HEADROOM = 1.1  # of the size of the last checkpoint
 _logger = logging.getLogger(__name__)
 
 
@@ -103,26 +104,45 @@ class CheckpointStore:
                 rest. What was there before can still be loaded.
         """
         names = checked_names(names)
-        payload = self._payload(checkpoint)
+        contents = checkpoint.payload if isinstance(checkpoint, Snapshot) else checkpoint
+        shards = contents.get("shards")
         numbers = {k: float(v) for k, v in (metrics or {}).items() if v is not None}
         path = self._files.file(names[0])
         what = f"the checkpoint of step {global_step} was not saved"
-        with self._lock, _translated(what, path):  # another save may be under way in a thread
+        with (
+            self._lock,  # another save may be under way in a thread
+            _translated(what, path),
+            self._releasing(shards and shards["directory"]),
+        ):
             serial = self._next_serial()
             trailer = Trailer(names, serial, global_step, epoch, self.run, numbers)
+            if shards is not None:
+                trailer = replace(trailer, shards=shards["directory"], shards_size=total(shards))
             self._files.prepare()
-            temporary = self._files.write(payload, trailer)
+            temporary = self._files.write(self._payload(checkpoint), trailer)
             self._files.publish(temporary, names)
             self._catalog.trust(path)
             self._write_index()
         return path
 
-    def load(self, which: str | Path = "latest") -> tuple[dict[str, Any], Path]:
+    def new_shards(self, global_step: int) -> Path:
+        """A new directory for the shards of a checkpoint that is to be committed.
+
+        Raises:
+            CheckpointError: It cannot be made.
+        """
+        with _translated(f"the checkpoint of step {global_step} was not saved", self.directory):
+            self._files.prepare()
+            return new_directory(self.directory, global_step)
+
+    def load(
+        self, which: str | Path = "latest", *, whole: bool = True
+    ) -> tuple[dict[str, Any], Path]:
         """Reads a checkpoint of this directory, or any file.
 
         `"latest"` is the newest valid one: what is damaged is set aside as `*.corrupt-N`, with a
         warning, and the next older one is tried. Any other name, and a path, is that file or an
-        error. A path may lead to another run.
+        error. A path may lead to another run. `whole`: see `read_checkpoint`.
 
         Returns:
             The checkpoint, on the CPU, and the file that it was read from.
@@ -132,15 +152,15 @@ class CheckpointStore:
                 its cause. `errno` is ENOENT where nothing was ever saved.
         """
         if which == "latest":
-            return load_newest(self._catalog, self.directory, self.run)
+            return load_newest(self._catalog, self.directory, self.run, whole)
         if not is_name(str(which)):
-            return read_checkpoint(which), Path(which)
+            return read_checkpoint(which, whole=whole), Path(which)
         path = self._files.file(str(which))
         if not os.path.lexists(path):
             there = ", ".join(self._catalog.files()) or "none"
             message = f"there is no checkpoint {which!r}; in the directory are: {there}"
             raise CheckpointError(errno.ENOENT, message, str(path))
-        return read_checkpoint(path, run=self.run), path
+        return read_checkpoint(path, run=self.run, whole=whole), path
 
     def candidates(self) -> list[Entry]:
         """The checkpoints of this run, newest first, without those that lost their end."""
@@ -173,7 +193,8 @@ class CheckpointStore:
         if not any(self._catalog.intact(e) for e in entries if e not in doomed):
             _logger.warning("%s: nothing is removed, as no other is valid", self.directory)
             return []
-        removed = [entry.name for entry in doomed if self._remove(entry.path)]
+        with self._releasing():
+            removed = [entry.name for entry in doomed if self._files.remove(entry.path)]
         if removed:
             self._write_index()
         return removed
@@ -193,8 +214,11 @@ class CheckpointStore:
         done = []
         with _translated("the checkpoints cannot be tidied up", self.directory):
             for name in sorted(os.listdir(self.directory)) if self.directory.is_dir() else ():
-                if _ORPHAN.fullmatch(name) and self._remove(self.directory / name):
+                if _ORPHAN.fullmatch(name) and self._files.remove(self.directory / name):
                     done.append(f"removed {name}, which was never committed")
+            for name in sorted(self._catalog.orphans()):
+                if remove(self.directory / name):
+                    done.append(f"removed {name}, which no checkpoint names")
             entries = self.candidates()
             current = {entry.name: entry for entry in entries}
             wanted: dict[str, Entry] = {}
@@ -216,18 +240,8 @@ class CheckpointStore:
             CheckpointError: The directory cannot be made, or files cannot be written in it.
         """
         with _translated("checkpoints cannot be saved", self.directory):
-            self._files.prepare()
-            self._files.probe()
-            free = _free_bytes(self.directory)
             entries = self.candidates() if expected_bytes is None else []
-            size = entries[0].path.stat().st_size if entries else expected_bytes or 0
-        if free is not None and free < size * _HEADROOM:
-            _logger.warning(
-                "%s: %.1f MB are free, and a checkpoint takes %.1f MB",
-                self.directory,
-                free / 1e6,
-                size / 1e6,
-            )
+            self._files.preflight(entries[0].size if entries else expected_bytes or 0)
 
     def _payload(self, checkpoint: Mapping[str, Any] | Snapshot) -> Any:
         if isinstance(checkpoint, Snapshot):
@@ -236,6 +250,16 @@ class CheckpointStore:
             payload = on_host(encode(dict(checkpoint)))
         run = {} if self.run is None else {"run": {"uuid": self.run}}
         return {"format": FORMAT, **run, **payload}
+
+    @contextmanager
+    def _releasing(self, own: str | None = None) -> Iterator[None]:
+        """Removes the shards that no name leads to when the block ends, or has failed."""
+        before = self._catalog.shards()
+        try:
+            yield
+        finally:
+            for shards in sorted(self._catalog.released(before, own)):
+                remove(self.directory / shards)
 
     def _next_serial(self) -> int:
         return max((entry.trailer.serial for entry in self.candidates()), default=0) + 1
@@ -258,26 +282,6 @@ class CheckpointStore:
             failpoint("checkpoint.after_index")
         except OSError as error:
             _logger.warning("%s/index.json was not written: %s", self.directory, error)
-
-    def _remove(self, path: Path) -> bool:
-        failpoint("checkpoint.before_unlink")
-        try:
-            filesystem.unlink(path)
-        except FileNotFoundError:  # somebody else did
-            return False
-        except OSError as error:
-            _logger.warning(
-                "%s cannot be removed (%s): tried again next time", path, error.strerror
-            )
-            return False
-        return True
-
-
-def _free_bytes(path: Path) -> int | None:
-    if not hasattr(os, "statvfs"):
-        return None
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ TEMPORARY = ".tmp."
 
 _NO_LINK = filesystem.UNSUPPORTED | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 _CHUNK = 1 << 20
+_HEADROOM = 1.1  # of the size of the last checkpoint
 _logger = logging.getLogger(__name__)
 
 
@@ -119,11 +121,34 @@ class CheckpointDirectory:
             return self._copy(source)
         return temporary
 
-    def probe(self) -> None:
-        """Finds out whether files can be written here."""
+    def preflight(self, size: int) -> None:
+        """Finds out whether files can be written here, and warns where `size` bytes cannot."""
+        self.prepare()
         with self._new_file("probe") as (temporary, descriptor):
             filesystem.write(descriptor, b"0")
         filesystem.unlink(temporary)
+        free = shutil.disk_usage(self.path).free
+        if free < size * _HEADROOM:
+            _logger.warning(
+                "%s: %.1f MB are free, and a checkpoint takes %.1f MB",
+                self.path,
+                free / 1e6,
+                size / 1e6,
+            )
+
+    def remove(self, path: Path) -> bool:
+        """Removes a name; one that cannot be removed is a warning."""
+        failpoint("checkpoint.before_unlink")
+        try:
+            filesystem.unlink(path)
+        except FileNotFoundError:  # somebody else did
+            return False
+        except OSError as error:
+            _logger.warning(
+                "%s cannot be removed (%s): tried again next time", path, error.strerror
+            )
+            return False
+        return True
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a small file in one step."""

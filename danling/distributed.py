@@ -69,6 +69,11 @@ class World:
             self._group = Group(self._timeout)
             self._store = _make_store(rank)
 
+    @property
+    def group(self) -> Any:
+        """What collectives of torch take to go through the CPU; to be kept by nobody else."""
+        return self._group.handle if self.size > 1 else None
+
     # Values
 
     def gather(self, value: T) -> list[T]:

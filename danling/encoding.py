@@ -13,6 +13,7 @@ import logging
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path, PurePath
@@ -23,7 +24,7 @@ import torch
 from danling.errors import CheckpointError
 from danling.jsonable import MAX_DEPTH
 
-__all__ = ["TAG", "decode", "encode"]
+__all__ = ["TAG", "Elsewhere", "decode", "encode"]
 
 TAG = "__danling__"
 """Key of a dict that stands for a value of another type."""
@@ -41,6 +42,14 @@ _DATES: dict[str, type[datetime] | type[date] | type[time]] = {
     "time": time,
 }
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Stands for a tensor whose data is in another file; it is read as a tensor on `meta`."""
+
+    shape: torch.Size
+    dtype: torch.dtype
 
 
 class _UnsupportedError(Exception):
@@ -179,6 +188,8 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def _encode_other(value: Any) -> Any:
     kind = type(value)
+    if kind is Elsewhere:
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if isinstance(value, Enum) and value.name in kind.__members__:
         return {TAG: "enum", "class": f"{kind.__module__}:{kind.__qualname__}", "value": value.name}
     if isinstance(value, PurePath):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ from danling.validation import DamagedCheckpointError, ForeignCheckpointError, r
 __all__ = ["load_newest"]
 
 _Loaded = tuple[dict[str, Any], Path]
+_Read = Callable[[Path], dict[str, Any]]
 
 _LISTINGS = 5  # tries, where a process that writes here removes each file before it is opened
 
 _logger = logging.getLogger(__name__)
 
 
-def load_newest(catalog: Catalog, directory: Path, run: str | None) -> _Loaded:
+def load_newest(catalog: Catalog, directory: Path, run: str | None, whole: bool = True) -> _Loaded:
     """Loads the newest valid checkpoint; what is damaged is renamed and reported.
 
     Newest is the one with the highest serial number *in the file*: neither its time, which copying
@@ -34,10 +37,11 @@ def load_newest(catalog: Catalog, directory: Path, run: str | None) -> _Loaded:
         CheckpointError: None is valid, a file cannot be opened (which says nothing about it, so
             that falling back would lose work), or a newer version wrote it.
     """
+    read = partial(read_checkpoint, run=run, whole=whole)
     for _ in range(_LISTINGS):
         causes: list[str] = []
         vanished: list[Path] = []
-        loaded = _first_valid(catalog, run, causes, vanished)
+        loaded = _first_valid(catalog, read, causes, vanished)
         if loaded is not None:
             return loaded
         if not vanished:
@@ -46,12 +50,12 @@ def load_newest(catalog: Catalog, directory: Path, run: str | None) -> _Loaded:
 
 
 def _first_valid(
-    catalog: Catalog, run: str | None, causes: list[str], vanished: list[Path]
+    catalog: Catalog, read: _Read, causes: list[str], vanished: list[Path]
 ) -> _Loaded | None:
     last_resort: _Loaded | None = None
     sealed = {entry.path for entry in catalog.entries()}
     for paths in _contents(catalog):
-        loaded = _attempt(paths, run, causes, vanished)
+        loaded = _attempt(paths, read, causes, vanished)
         if loaded is None:
             continue
         if paths[0] in sealed or paths[0].stem == "latest":
@@ -74,13 +78,13 @@ def _contents(catalog: Catalog) -> list[list[Path]]:
 
 
 def _attempt(
-    paths: list[Path], run: str | None, causes: list[str], vanished: list[Path]
+    paths: list[Path], read: _Read, causes: list[str], vanished: list[Path]
 ) -> _Loaded | None:
     path = paths[0]
     try:
         if path.is_symlink():
             raise DamagedCheckpointError(f"{path} is a symbolic link")
-        return read_checkpoint(path, run=run), path
+        return read(path), path
     except ForeignCheckpointError as error:
         causes.append(str(error))
         _logger.warning("%s: skipped", error)

@@ -240,12 +240,19 @@ class Optimization:
 
     # State
 
-    def state_dict(self) -> dict[str, Any]:
-        """State of optimizers, schedulers and scaler; that of a single optimizer is torch's own."""
+    def state_dict(self, whole: bool = True) -> dict[str, Any]:
+        """State of optimizers, schedulers and scaler; that of a single optimizer is torch's own.
+
+        Args:
+            whole: Whether to gather what is sharded; a collective then.
+        """
         scaler = getattr(self._accelerator, "scaler", None)
         return {
             "optimizer": unnamed(
-                {name: optimizer_state(self._model, part) for name, part in self.optimizers.items()}
+                {
+                    name: optimizer_state(self._model, part) if whole else part.state_dict()
+                    for name, part in self.optimizers.items()
+                }
             ),
             "scheduler": unnamed(
                 {name: part.state_dict() for name, part in self.schedulers.items()}

@@ -22,6 +22,8 @@ Chosen = tuple[dict[str, Any], Path]
 def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     """Let the main process choose a file, check and read it, and give all the same content.
 
+    What is in shards is checked, and not read.
+
     A large file is not sent: each process reads it by itself, unless one of them cannot see it, or
     sees another, as it happens on shared file systems.
 
@@ -51,7 +53,7 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     if not chosen and not is_small:
         with suppress(CheckpointError):
             if digest == digest_of(path):
-                chosen.append((read_checkpoint(path), path))
+                chosen.append((read_checkpoint(path, whole=False), path))
     if is_small or world.maximum([not chosen])[0]:
         content: Chosen = world.broadcast(chosen[0] if chosen else ({}, path))
         return content

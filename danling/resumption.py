@@ -51,12 +51,12 @@ def resume(runner: AccelerateRunner) -> None:
 
 def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a name or path; `latest` is the newest that a run can go on from."""
-    first = checkpoint, path = store.load(which)
+    first = checkpoint, path = store.load(which, whole=False)
     if which != "latest" or _is_safe(checkpoint):
         return first
     for entry in store.candidates():  # `best` may be newer, and hold only weights
         with suppress(CheckpointError):
-            checkpoint, path = store.load(entry.path)
+            checkpoint, path = store.load(entry.path, whole=False)
             if _is_safe(checkpoint):
                 return checkpoint, path
     if "data" in first[0]:

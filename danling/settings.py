@@ -65,6 +65,8 @@ class Settings:
     scheduler_interval: Literal["step", "epoch"] = "step"  # when the scheduler steps
     max_grad_norm: Annotated[float | None, Minimum(0)] = None  # clips the norm of the gradients
     max_grad_value: Annotated[float | None, Minimum(0)] = None  # clips each gradient value
+    # checkpoints of a model that is sharded: files of each process, or one (default: Accelerate's)
+    state_dict_type: Annotated[Literal["sharded", "full"] | None, NotInRunId] = None
     # arguments of accelerate.Accelerator
     accelerate: Annotated[Options, _ON_DEVICES] = {}  # noqa: RUF012
     # arguments of the data loaders; a mapping under a split's name is for that split

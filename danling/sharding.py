@@ -1,11 +1,12 @@
-"""Models of which each process holds a part (FSDP): whole state, and forwards that need all.
+"""Models of which each process holds a part (FSDP): their state, and forwards that need all.
 
 What torch has for them takes half a second to import, and is imported where there is such a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from danling import shards
 from danling.errors import ConfigError
 from danling.transfer import move
 
@@ -29,6 +31,9 @@ __all__ = [
     "load_optimizer_state",
     "model_state",
     "optimizer_state",
+    "read_shards",
+    "saves_whole",
+    "write_shards",
 ]
 
 _END = object()
@@ -66,16 +71,26 @@ def is_sharded(model: Any) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def model_state(model: nn.Module, plain: nn.Module) -> dict[str, Any]:
-    """The whole weights under the names of the plain model; a collective if they are sharded.
+def saves_whole(runner: AccelerateRunner) -> bool:
+    """Whether a checkpoint is one file, also where each process holds a part of the weights."""
+    if not is_sharded(runner.model):
+        return True
+    plugin = getattr(runner.accelerator.state, "fsdp_plugin", None)
+    chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
+    return (runner.config.state_dict_type or chosen.lower()).startswith("full")
 
-    Of a sharded model only the main process gets them; the others get nothing.
+
+def model_state(model: nn.Module, plain: nn.Module, whole: bool = True) -> dict[str, Any]:
+    """The weights under the names of the plain model.
+
+    Of a sharded model the main process gets the whole, and the others nothing: it is a collective.
+    If not `whole`, each gets the part that it has.
     """
     if not is_sharded(model):
         return plain.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    options = StateDictOptions(full_state_dict=whole, cpu_offload=whole)
     return get_model_state_dict(model, options=options)
 
 
@@ -87,8 +102,10 @@ def load_model_state(
         plain.load_state_dict(state, strict=strict)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.tensor import DTensor
 
-    options = StateDictOptions(full_state_dict=True, strict=strict)
+    whole = not any(isinstance(value, DTensor) for value in state.values())
+    options = StateDictOptions(full_state_dict=whole, strict=strict)
     set_model_state_dict(model, dict(state), options=options)
 
 
@@ -133,10 +150,85 @@ def _part(value: Any, parameter: Tensor) -> Any:
     """What of a value goes with the part of a parameter that this process holds."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if not (isinstance(parameter, DTensor) and getattr(value, "shape", None) == parameter.shape):
+    if isinstance(value, DTensor) or not isinstance(parameter, DTensor):
+        return value
+    if getattr(value, "shape", None) != parameter.shape:
         return value
     own = value.to(parameter.device)
     return distribute_tensor(own, parameter.device_mesh, parameter.placements)
+
+
+def write_shards(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what each process has of a checkpoint; returns the head, for the main one to commit.
+
+    A collective.
+
+    Raises:
+        CheckpointError: It cannot be written, by any of the processes; nothing of it stays.
+    """
+    if saves_whole(runner):
+        return dict(checkpoint)
+    from danling import dcp
+
+    head, tensors = dcp.split(checkpoint)
+    world, store = runner.world, runner.checkpoints
+    directory = world.on_main(lambda: store.new_shards(runner.global_step))
+    try:
+        dcp.write(directory, tensors, world.group)
+        names = [".metadata"] if runner.is_main_process else []
+        names += (path.name for path in directory.glob(f"__{runner.rank}_*"))
+        sealed = world.gather(world.together(lambda: shards.seal(directory, names)))
+        record = world.on_main(lambda: shards.finish(directory, sealed))
+    except BaseException:
+        if runner.is_main_process:
+            shards.remove(directory)
+        raise
+    return {**head, "shards": record}
+
+
+def read_shards(
+    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path
+) -> Mapping[str, Any]:
+    """A checkpoint with what is in its shards: of a sharded model the parts of this process.
+
+    A collective.
+
+    Raises:
+        CheckpointError: They cannot be read.
+    """
+    if "shards" not in checkpoint:
+        return checkpoint
+    from danling import dcp
+
+    like, group = _parts_of(runner), runner.world.group if is_sharded(runner.model) else None
+    directory = shards.directory_of(path, checkpoint["shards"])
+    return runner.world.together(lambda: dcp.read(checkpoint, directory, like, group))
+
+
+def _parts_of(runner: AccelerateRunner) -> Callable[[tuple[Any, ...]], Tensor | None]:
+    """Which of its parameters, of a sharded model, a tensor in a checkpoint is for."""
+    from torch.distributed.tensor import DTensor
+
+    model, optimizers = runner.model, runner.optimization.optimizers
+    weights = {} if model is None else model_state(model, runner.unwrapped_model, whole=False)
+    parameters = {
+        name: dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+        for name, optimizer in optimizers.items()
+    }
+
+    def like(place: tuple[Any, ...]) -> Tensor | None:
+        match place:
+            case ("model", name):
+                found = weights.get(name)
+            case ("optimizer", "state", int(number), _):
+                found = parameters.get("", {}).get(number)
+            case ("optimizer", "by_name", name, "state", int(number), _):
+                found = parameters.get(name, {}).get(number)
+            case _:
+                found = None
+        return found if isinstance(found, DTensor) else None
+
+    return like
 
 
 def in_step(runner: AccelerateRunner, batches: Iterator[Any]) -> Iterator[Any]:

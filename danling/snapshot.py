@@ -74,7 +74,8 @@ class _Copier:
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return self._tensor(value) if self._everything or not _in_host_memory(value) else value
+            kept = value.is_meta or (not self._everything and _in_host_memory(value))
+            return value if kept else self._tensor(value)
         if isinstance(value, (dict, OrderedDict, Counter)):
             return self._mapping(value)
         if type(value) in (list, tuple):

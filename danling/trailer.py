@@ -41,6 +41,8 @@ class Trailer:
         epoch: Epochs completed.
         run: uuid of the run, if it has one.
         metrics: Numbers for the choice of what to keep.
+        shards: The directory with the shards of the checkpoint, if it has any.
+        shards_size: Their bytes.
         sha256: Digest of everything before the trailer; it identifies the content.
     """
 
@@ -50,6 +52,8 @@ class Trailer:
     epoch: int
     run: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    shards: str | None = None
+    shards_size: int = 0
     sha256: str = "0" * _DIGEST_SIZE
 
     def encoded(self) -> bytes:

@@ -7,6 +7,7 @@ file is opened once, so that what was checked is what is loaded.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -21,6 +22,7 @@ import torch
 
 from danling.encoding import decode
 from danling.errors import CheckpointError
+from danling.shards import damage, directory_of
 from danling.trailer import Trailer, is_unsealed, read_trailer
 
 __all__ = [
@@ -47,12 +49,15 @@ class ForeignCheckpointError(CheckpointError):
     """The file is whole, but belongs to another run."""
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, run: str | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, run: str | None = None, whole: bool = True
+) -> dict[str, Any]:
     """Reads one checkpoint, checked from the first byte to the last, onto the CPU.
 
     Args:
         path: The file; a symbolic link is followed.
         run: uuid of the run that it must belong to; any if None.
+        whole: Whether tensors that are in shards are read too: else they have no data (`meta`).
 
     Raises:
         CheckpointError: It cannot be read, is damaged, is not a checkpoint of DanLing, was written
@@ -76,7 +81,14 @@ def read_checkpoint(path: str | os.PathLike[str], *, run: str | None = None) -> 
         else:
             raise DamagedCheckpointError(f"{path} is damaged: its end is missing or was changed")
         loaded = _load(file, path)
-    _check_run(loaded, trailer, run, path)
+        _check_run(loaded, trailer, run, path)
+        if "shards" in loaded:
+            directory = directory_of(path, loaded["shards"])
+            _check_shards(file, directory, loaded["shards"], path)
+            if whole:
+                from danling.dcp import read
+
+                loaded = read(loaded, directory)
     return loaded
 
 
@@ -164,6 +176,20 @@ def _check_records(file: BinaryIO, path: Path) -> None:
         raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
     if broken is not None:
         raise DamagedCheckpointError(f"{path} is damaged: record {broken!r} has another CRC-32")
+
+
+def _check_shards(file: BinaryIO, directory: Path, record: Mapping[str, Any], path: Path) -> None:
+    if problem := damage(directory, record):
+        if not _is_still(file, path):  # the run has gone on, and removed them
+            raise CheckpointError(errno.ENOENT, "the checkpoint was replaced", str(path))
+        raise DamagedCheckpointError(f"{path} is damaged: {problem}")
+
+
+def _is_still(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _load(file: BinaryIO, path: Path) -> dict[str, Any]:

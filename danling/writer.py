@@ -82,6 +82,11 @@ class AsyncWriter(Generic[T]):
             results.append(self._results.pop(0))
         return results
 
+    def collect(self, wait: bool) -> list[T]:
+        """As `completed`, after `drain` where it is to wait, else after `check`."""
+        (self.drain if wait else self.check)()
+        return self.completed()
+
     def drain(self, timeout: float | None = None) -> None:
         """Waits until nothing is under way, then does as `check`.
 

@@ -145,11 +145,11 @@ def test_a_sharded_run_that_was_killed_goes_on_exactly(kind: Kind, tmp_path: Pat
 def loading(folder: Path, kind: Kind, path: Path) -> None:
     runner = make(kind, folder, elastic=True)
     runner.load_checkpoint(path)
-    saved = runner.state_dict()
-    if runner.is_main_process:
-        expected = read_checkpoint(path)
-        torch.testing.assert_close(saved["model"], expected["model"], rtol=0, atol=0)
-        torch.testing.assert_close(saved["optimizer"], expected["optimizer"], rtol=0, atol=0)
+    with runner:
+        saved = read_checkpoint(runner.save_checkpoint())
+    expected = read_checkpoint(path)
+    torch.testing.assert_close(saved["model"], expected["model"], rtol=0, atol=0)
+    torch.testing.assert_close(saved["optimizer"], expected["optimizer"], rtol=0, atol=0)
     leave(folder, [runner.global_step, runner.evaluate("val")["loss"]])
 
 

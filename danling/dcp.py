@@ -1,0 +1,167 @@
+"""Tensors of which each process writes and reads its part: `torch.distributed.checkpoint`.
+
+A checkpoint is split in two: the tensors that are distributed over processes (`DTensor`), and the
+head, which has `Elsewhere` in their place. The import takes half a second, and is made where there
+are shards.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
+
+from danling.encoding import Elsewhere
+from danling.errors import CheckpointError
+
+__all__ = ["Place", "read", "split", "write"]
+
+Place = tuple[Any, ...]
+"""Keys that lead to a tensor: `("optimizer", "state", 0, "exp_avg")`."""
+
+SPLIT = ("model", "optimizer")
+"""The parts of a checkpoint that may have tensors elsewhere."""
+
+_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+
+
+def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Tensor]]:
+    """The head of a checkpoint, and the tensors that are distributed over processes.
+
+    Example:
+        >>> head, tensors = split({"model": {"weight": torch.zeros(2)}, "config": {"seed": 1}})
+        >>> head == {"model": {"weight": torch.zeros(2)}, "config": {"seed": 1}}, tensors
+        (True, {})
+    """
+    found = dict(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
+    places = {place: Elsewhere(tensor.shape, tensor.dtype) for place, tensor in found.items()}
+    return _replaced(checkpoint, places), found
+
+
+def write(directory: Path, tensors: Mapping[Place, Tensor], group: Any) -> None:
+    """Write the parts that this process has; a collective of the group, if there is one.
+
+    Raises:
+        CheckpointError: Any of the processes could not: it is raised on all of them.
+    """
+    named = {_name(place): tensor for place, tensor in tensors.items()}
+    with _translated(f"the shards in {directory} were not written"):
+        writer = _Writer(directory)
+        save(named, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def read(
+    checkpoint: Mapping[str, Any],
+    directory: Path,
+    like: Callable[[Place], Tensor | None] = lambda place: None,
+    group: Any = None,
+) -> dict[str, Any]:
+    """A checkpoint with its tensors in place; a collective of the group, if there is one.
+
+    Args:
+        checkpoint: The head.
+        directory: Of its shards.
+        like: Gives the `DTensor` that a tensor is for, if it is for one: then only the part of
+            this process is read.
+        group: Of the processes that read together; None: this one reads alone.
+
+    Raises:
+        CheckpointError: It cannot be read; it is raised on all processes.
+    """
+    found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta))
+    targets = {place: _empty(tensor, like(place)) for place, tensor in found.items()}
+    named = {_name(place): tensor for place, tensor in targets.items()}
+    with _translated(f"the shards in {directory} cannot be read"):
+        reader = _Reader(directory)
+        load(named, storage_reader=reader, process_group=group, no_dist=group is None)
+    return _replaced(checkpoint, targets)
+
+
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> None:
+        """Leave out the path of the directory: it may be moved."""
+
+
+class _Reader(FileSystemReader):
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the index; torch takes any pickle for it, which could run any code."""
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            return _Unpickler(file).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes what is in an index of torch's, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in _MODULES or (module, name) == ("torch.serialization", "_get_layout"):
+            found = super().find_class(module, name)
+            if getattr(found, "__module__", None) == module:
+                return found
+        if module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, type)):
+            found = getattr(torch, name)
+            if found is torch.Size or isinstance(found, torch.dtype):
+                return found
+        raise CheckpointError(f"the index of its shards names {module}.{name}: it is not torch's")
+
+
+def _empty(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """Memory for a tensor on the CPU, or for this process's part of it where that one is."""
+    if like is None or like.shape != tensor.shape:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False)
+
+
+def _name(place: Place) -> str:
+    return "/".join(str(key) for key in place)
+
+
+def _tensors(
+    checkpoint: Mapping[str, Any], wanted: Callable[[Tensor], bool]
+) -> Iterator[tuple[Place, Tensor]]:
+    """The tensors of a checkpoint that may be elsewhere, with their places."""
+    pending: list[tuple[Place, Any]] = [((key,), checkpoint.get(key)) for key in SPLIT]
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, Tensor):
+            if wanted(value):
+                yield place, value
+        elif isinstance(value, Mapping):
+            pending += (((*place, key), item) for key, item in value.items())
+
+
+def _replaced(checkpoint: Mapping[str, Any], changes: Mapping[Place, Any]) -> dict[str, Any]:
+    """A copy of a checkpoint with other values at some places."""
+    copied: dict[Place, dict[Any, Any]] = {(): dict(checkpoint)}
+    for place, value in changes.items():
+        for depth in range(1, len(place)):
+            outer, key = copied[place[: depth - 1]], place[depth - 1]
+            if place[:depth] not in copied:
+                copied[place[:depth]] = outer[key] = dict(outer[key])
+        copied[place[:-1]][place[-1]] = value
+    return copied[()]
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """One error of ours for all that torch raises, the same on every process."""
+    try:
+        with warnings.catch_warnings():  # that it works on one process
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as error:  # no Exception, and with the errors of all processes
+        rank, (cause, _) = min(error.failures.items())
+        message = f"{what}: {cause} (rank {rank})"
+        raise CheckpointError(getattr(cause, "errno", None), message) from None
+    except RuntimeError as error:  # another process has gone
+        raise CheckpointError(f"{what}: {error}") from None
