@@ -56,7 +56,7 @@ def write(directory: Path, tensors: Mapping[Place, Tensor], group: Any) -> None:
         CheckpointError: Any of the processes could not: it is raised on all of them.
     """
     named = {_name(place): tensor for place, tensor in tensors.items()}
-    with _translated(f"the shards in {directory} were not written"):
+    with _translated("the shards of a checkpoint were not written", directory):
         writer = _Writer(directory)
         save(named, storage_writer=writer, process_group=group, no_dist=group is None)
 
@@ -82,7 +82,7 @@ def read(
     found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta))
     targets = {place: _empty(tensor, like(place)) for place, tensor in found.items()}
     named = {_name(place): tensor for place, tensor in targets.items()}
-    with _translated(f"the shards in {directory} cannot be read"):
+    with _translated("the shards of a checkpoint cannot be read", directory):
         reader = _Reader(directory)
         load(named, storage_reader=reader, process_group=group, no_dist=group is None)
     return _replaced(checkpoint, targets)
@@ -153,7 +153,7 @@ def _replaced(checkpoint: Mapping[str, Any], changes: Mapping[Place, Any]) -> di
 
 
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _translated(what: str, directory: Path) -> Iterator[None]:
     """One error of ours for all that torch raises, the same on every process."""
     try:
         with warnings.catch_warnings():  # that it works on one process
@@ -161,7 +161,10 @@ def _translated(what: str) -> Iterator[None]:
             yield
     except CheckpointException as error:  # no Exception, and with the errors of all processes
         rank, (cause, _) = min(error.failures.items())
-        message = f"{what}: {cause} (rank {rank})"
-        raise CheckpointError(getattr(cause, "errno", None), message) from None
+        number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
+        failure = CheckpointError(number, f"{what}: {reason or cause}", str(directory))
+        failure.add_note(f"raised on rank {rank}")
+        failure.__dict__["failed_rank"] = rank  # its traceback is printed first
+        raise failure from None
     except RuntimeError as error:  # another process has gone
-        raise CheckpointError(f"{what}: {error}") from None
+        raise CheckpointError(None, f"{what}: {error}", str(directory)) from None

@@ -12,6 +12,8 @@ from danling.attempts import Attempts
 
 __all__ = ["close_logger", "open_logger"]
 
+_LIBRARY = logging.getLogger("danling")
+
 
 def open_logger(
     name: str,
@@ -49,6 +51,9 @@ def open_logger(
         logger.addHandler(_FileHandler(Path(path)))
     if console:
         logger.addHandler(_ConsoleHandler(level))
+    for handler in logger.handlers:
+        if not (isinstance(handler, _ConsoleHandler) and logging.getLogger().handlers):
+            _LIBRARY.addHandler(handler)
     if not logger.handlers:  # without any, Python prints warnings by itself
         logger.addHandler(logging.NullHandler())
     return logger
@@ -58,6 +63,7 @@ def close_logger(logger: logging.Logger) -> None:
     """Take the handlers away and close them."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
+        _LIBRARY.removeHandler(handler)
         with contextlib.suppress(OSError):  # a full disk was reported when it happened
             handler.close()
 

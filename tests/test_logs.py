@@ -121,3 +121,25 @@ def test_a_closed_terminal_ends_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path: Path):
     with pytest.raises(OSError, match="No such file"):
         open_logger("danling.run.nowhere", tmp_path / "missing" / "run.log")
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_the_library_says_is_in_the_log_of_the_run(
+    configured: bool,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    stream = io.StringIO()
+    root_handlers = [logging.StreamHandler(stream)] if configured else []
+    monkeypatch.setattr(logging.getLogger(), "handlers", root_handlers)
+    logger = open_logger("danling.run.library", tmp_path / "run.log")
+
+    logging.getLogger("danling.fallback").warning("latest.pth is damaged")
+    close_logger(logger)
+    before = len(capfd.readouterr().err.splitlines())
+    logging.getLogger("danling.fallback").warning("after the run")
+
+    assert before == (0 if configured else 1)
+    assert stream.getvalue().count("latest.pth is damaged") == configured
+    assert (tmp_path / "run.log").read_text().endswith("WARNING  latest.pth is damaged\n")

@@ -1,0 +1,243 @@
+"""Checkpoints of which each process writes its part: what is written, and what faults leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+import danling as dl
+from danling.callbacks import ModelCheckpoint
+from danling.checkpoint import CheckpointStore
+from danling.failpoints import set_failpoints
+from danling.shards import directories
+from danling.validation import read_checkpoint
+from tests.distributed.processes import Ended, leave, results, succeed, together
+from tests.distributed.runners import Regression
+from tests.distributed.test_sharded import ByAccelerate
+
+pytestmark = pytest.mark.distributed
+
+STEPS = 8
+
+
+def make(folder: Path, config: dict[str, Any], **options: Any) -> Regression:
+    runner = ByAccelerate(
+        folder,
+        {"max_grad_norm": 0.5, "resume": "auto", **config},
+        samples={"train": 32, "val": 8},
+        callbacks=[ModelCheckpoint(**{"every": "1 step", **options})],
+        default_callbacks=True,
+    )
+    runner.optimizer = torch.optim.AdamW(runner.model.parameters(), lr=0.05)
+    return runner
+
+
+def training(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> None:
+    runner = make(folder, config, **options)
+    runner.train()
+    leave(folder, [runner.results, runner.resume_report])
+
+
+def trained(folder: Path, size: int = 2, **options: Any) -> Path:
+    """Train in several processes; returns the directory of the checkpoints."""
+    folder.mkdir(exist_ok=True)
+    succeed(size, training, folder, options.pop("config", {}), options, folder=folder)
+    return checkpoints(folder)
+
+
+def checkpoints(folder: Path) -> Path:
+    (found,) = folder.glob("experiments/*/checkpoints")
+    return found
+
+
+def named(directory: Path) -> set[str]:
+    """The directories of shards to which a name leads."""
+    entries = CheckpointStore(directory).candidates()
+    return {entry.trailer.shards for entry in entries if entry.trailer.shards}
+
+
+def assert_tidy(directory: Path) -> None:
+    """Nothing is there but what names lead to, and all of that can be read."""
+    assert directories(directory) == named(directory) != set()
+    assert not [path.name for path in directory.iterdir() if path.name.startswith(".tmp")]
+    for entry in CheckpointStore(directory).candidates():
+        read_checkpoint(entry.path)
+
+
+def test_each_process_writes_its_part_and_names_lead_to_it(tmp_path: Path) -> None:
+    directory = trained(tmp_path, keep_every="2 steps", keep_last=2)
+
+    names = {path.name for path in directory.glob("*.pth")}
+    assert names == {"latest.pth", "previous.pth", "best.pth", "step-6.pth", "epoch-2.pth"} or (
+        names == {"latest.pth", "previous.pth", "best.pth", "step-6.pth", "step-8.pth"}
+    )
+    assert_tidy(directory)
+    for shards in directories(directory):
+        files = sorted(path.name for path in (directory / shards).iterdir())
+        assert files == [".metadata", "__0_0.distcp", "__1_0.distcp"]
+    head = torch.load(directory / "latest.pth", weights_only=True)
+    assert head["model"]["0.weight"].is_meta
+    assert head["model"]["0.weight"].shape == (8, 4)
+    assert set(head["shards"]["files"]) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    row = json.loads((directory / "index.json").read_text())["checkpoints"]["latest"]
+    assert row["shards"] == head["shards"]["directory"]
+    assert row["size"] > sum(size for size, _ in head["shards"]["files"].values())
+
+
+def test_shards_hold_what_one_file_would(tmp_path: Path) -> None:
+    in_shards = trained(tmp_path / "shards")
+    in_one = trained(tmp_path / "one", config={"state_dict_type": "full"})
+
+    assert not directories(in_one)
+    for name in ("latest.pth", "previous.pth", "best.pth"):
+        found, expected = read_checkpoint(in_shards / name), read_checkpoint(in_one / name)
+        for part in ("model", "optimizer"):
+            torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
+
+
+def test_weights_only_are_shards_too_and_a_moved_run_is_read(tmp_path: Path) -> None:
+    directory = trained(tmp_path, save_weights_only=True)
+    moved = tmp_path / "moved"
+    shutil.move(directory, moved)
+
+    best = read_checkpoint(moved / "best.pth")
+
+    assert "optimizer" not in best
+    assert best["model"]["0.weight"].shape == (8, 4)
+    assert not best["model"]["0.weight"].is_meta
+    assert_tidy(moved)
+
+
+# Kills
+
+KILLS = [
+    ("shards.after_directory", 0),
+    ("shards.after_write", 0),
+    ("shards.after_write", 1),
+    ("shards.after_seal", 0),
+    ("checkpoint.after_replace", 0),
+    ("checkpoint.after_directory_fsync", 0),
+    ("shards.before_remove", 0),
+]
+FEW = {("shards.after_write", 1), ("shards.before_remove", 0)}
+
+
+def dying(folder: Path, failpoint: str, rank: int) -> None:
+    if int(os.environ["RANK"]) == rank:
+        set_failpoints(f"{failpoint}=kill@4")
+    make(folder, {}).train()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    directory = trained(folder)
+    return [found for found, _ in results(folder, 2)], read_checkpoint(directory / "latest.pth")
+
+
+@pytest.mark.parametrize(
+    ("failpoint", "rank"),
+    [pytest.param(*kill, marks=[] if kill in FEW else pytest.mark.exhaustive) for kill in KILLS],
+)
+def test_a_kill_at_any_point_of_a_save_loses_nothing(
+    failpoint: str, rank: int, undisturbed: tuple[list[Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    expected, last = undisturbed
+    ended = together(2, dying, tmp_path, failpoint, rank, folder=tmp_path)
+    assert ended.codes[rank] == -9, ended.output
+    assert 0 not in ended.codes
+
+    directory = trained(tmp_path)
+
+    for found, report in results(tmp_path, 2):
+        assert report["exact"], report
+        assert 0 < report["global_step"] < STEPS
+        assert found in expected
+    saved = read_checkpoint(directory / "latest.pth")
+    for part in ("model", "optimizer"):
+        torch.testing.assert_close(saved[part], last[part], rtol=0, atol=0)
+    assert_tidy(directory)
+
+
+# Errors
+
+Policy = Literal["raise", "warn"]
+
+
+class FullDisk(dl.Callback):
+    """A disk that takes no more from one process while some steps are saved."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_step(self, runner: dl.AccelerateRunner) -> None:
+        if runner.rank == self.rank and runner.global_step in (4, 6):
+            limit = 64 if runner.global_step == 4 else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    def on_teardown(self, runner: dl.AccelerateRunner) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+def filling(folder: Path, rank: int, policy: Policy) -> None:
+    runner = make(folder, {}, on_save_error=policy)
+    runner.callbacks.append(FullDisk(rank))
+    runner.train()
+
+
+def run_full(folder: Path, rank: int, policy: Policy) -> Ended:
+    return together(2, filling, folder, rank, policy, folder=folder, terminates=False)
+
+
+def test_a_full_disk_of_one_process_is_the_same_error_on_all(tmp_path: Path) -> None:
+    ended = run_full(tmp_path, 1, "raise")
+
+    assert ended.codes == [1, 1], ended.output
+    tracebacks = [
+        part for part in ended.output.split("[rank ") if "CheckpointError: [Errno 27]" in part
+    ]
+    assert [part[0] for part in tracebacks if "Traceback" in part] == ["1", "0"], ended.output
+    assert "raised on rank 1" in ended.output
+    directory = checkpoints(tmp_path)
+    assert read_checkpoint(directory / "latest.pth")["data"]["global_step"] == 3
+    assert_tidy(directory)
+
+
+@pytest.mark.exhaustive
+def test_a_full_disk_of_one_process_may_be_a_warning(tmp_path: Path) -> None:
+    ended = run_full(tmp_path, 1, "warn")
+
+    assert ended.codes == [1, 1], ended.output
+    assert "saves failed in this run" in ended.output
+    directory = checkpoints(tmp_path)
+    assert read_checkpoint(directory / "latest.pth")["data"]["global_step"] == STEPS
+    assert_tidy(directory)
+
+
+@pytest.mark.parametrize("damage", ["changed", pytest.param("gone", marks=pytest.mark.exhaustive)])
+def test_all_fall_back_to_the_checkpoint_of_which_all_shards_are_whole(
+    damage: str, undisturbed: tuple[list[Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    directory = trained(tmp_path, config={"max_epochs": 1})
+    shards = directory / CheckpointStore(directory).candidates()[0].trailer.shards  # type: ignore[operator]
+    if damage == "gone":
+        shutil.rmtree(shards)
+    else:
+        with open(shards / "__1_0.distcp", "r+b") as file:
+            file.seek(3000)
+            file.write(b"\0\1\2")
+
+    trained(tmp_path, config={"resume": str(directory.parent)})
+
+    for found, report in results(tmp_path, 2):
+        assert (report["exact"], report["checkpoint"]) == (True, "previous.pth")
+        assert found in undisturbed[0]
+    assert "latest.pth is damaged: its shard" in (directory.parent / "run.log").read_text()
+    assert list(directory.glob("latest.pth.corrupt-1"))
