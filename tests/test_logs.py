@@ -125,21 +125,19 @@ def test_a_directory_that_cannot_be_written_is_an_error_at_once(tmp_path: Path):
 
 @pytest.mark.parametrize("configured", [False, True])
 def test_what_the_library_says_is_in_the_log_of_the_run(
-    configured: bool,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    configured: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     stream = io.StringIO()
     root_handlers = [logging.StreamHandler(stream)] if configured else []
-    monkeypatch.setattr(logging.getLogger(), "handlers", root_handlers)
-    logger = open_logger("danling.run.library", tmp_path / "run.log")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger(), "handlers", root_handlers)
+        logger = open_logger("danling.run.library", tmp_path / "run.log")
 
-    logging.getLogger("danling.fallback").warning("latest.pth is damaged")
-    close_logger(logger)
-    before = len(capfd.readouterr().err.splitlines())
-    logging.getLogger("danling.fallback").warning("after the run")
+        logging.getLogger("danling.fallback").warning("latest.pth is damaged")
+        close_logger(logger)
+        shown = capfd.readouterr().err.splitlines()
+        logging.getLogger("danling.fallback").warning("after the run")
 
-    assert before == (0 if configured else 1)
+    assert len(shown) == (0 if configured else 1)
     assert stream.getvalue().count("latest.pth is damaged") == configured
     assert (tmp_path / "run.log").read_text().endswith("WARNING  latest.pth is damaged\n")
