@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,11 +13,10 @@ from danling.callback import Priority
 from danling.callbacks.monitor import Monitor
 from danling.catalog import is_name
 from danling.checkpoint import CheckpointStore
+from danling.distributed import World
 from danling.errors import CallbackError, CheckpointError
 from danling.history import flatten
 from danling.retention import REGULAR, SCORE, Ranking, Save
-from danling.sharding import write_shards
-from danling.snapshot import snapshot
 from danling.triggers import Every, Moment
 from danling.writer import AsyncWriter
 
@@ -98,6 +97,7 @@ class ModelCheckpoint(Monitor):
         self._by_step = any(each.unit != "epochs" for each in (self.every, self.keep_every) if each)
         self._check()
         self._writer: AsyncWriter[Path] | None = None
+        self._world = World()  # of the threads
         self._forget()
 
     @property
@@ -132,7 +132,7 @@ class ModelCheckpoint(Monitor):
         if self.is_first and runner.has_dir:
             runner.world.on_main(partial(retention.preflight, runner))
         if self.asynchronous:
-            self._writer = AsyncWriter()
+            self._writer, self._world = AsyncWriter(), runner.world.twin()
 
     def on_checkpoint(self, runner: Runner) -> None:
         """Save what is due at this safe point."""
@@ -163,7 +163,7 @@ class ModelCheckpoint(Monitor):
 
     def on_teardown(self, runner: Runner) -> None:
         """Let no thread outlive the run."""
-        writer, self._writer = self._writer, None
+        writer, self._writer, self._world = self._writer, None, World()
         if writer is not None:
             writer.drain()
 
@@ -227,31 +227,29 @@ class ModelCheckpoint(Monitor):
             self._deliver(runner, wait=True)
             self._guard(runner, partial(self._write, runner, save))
 
-    def _commit(self, store: CheckpointStore, save: Save) -> Path:
-        path = save.commit(store)
+    def _commit(self, world: World, store: CheckpointStore, save: Save) -> Path:
+        path = save.commit(world, store)
         if self.is_first and (self.keep_last is not None or self.save_top_k > 1):
-            entries, best, mode = store.candidates(), self.save_top_k, self._ranking.mode
-            store.rotate(retention.kept(entries, last=self.keep_last, best=best, mode=mode))
+            world.on_main(partial(self._rotate, store))
         return path
 
-    def _write(self, runner: Runner, save: Save) -> list[Path]:
-        """Write what each process has a part of, and let the main one do the rest."""
-        save = replace(save, contents=write_shards(runner, save.contents))
-        return runner.world.on_main(partial(self._start, runner.checkpoints, save))
+    def _rotate(self, store: CheckpointStore) -> None:
+        entries, best, mode = store.candidates(), self.save_top_k, self._ranking.mode
+        store.rotate(retention.kept(entries, last=self.keep_last, best=best, mode=mode))
 
-    def _start(self, store: CheckpointStore, save: Save) -> list[Path]:
-        """Commit now, or let the thread do it; returns what is on the disk."""
+    def _write(self, runner: Runner, save: Save) -> list[Path]:
+        """Write now, or let a thread of each process do it; returns what is on the disk."""
         if self._writer is None:
-            return [self._commit(store, save)]
-        copied = replace(save, contents=snapshot(save.contents))
-        self._writer.submit(partial(self._commit, store, copied))
+            return [self._commit(runner.world, runner.checkpoints, save)]
+        copied = save.copied(runner.is_main_process)
+        self._writer.submit(partial(self._commit, self._world, runner.checkpoints, copied))
         return []
 
     def _deliver(self, runner: Runner, *, wait: bool = False) -> None:
         """Tell of the saves that ended in the background, here where hooks may run."""
-        if self._writer is not None:
-            collect = partial(self._writer.collect, wait)
-            self._guard(runner, partial(runner.world.on_main, collect))
+        writer = self._writer
+        if writer is not None and (wait or not runner.world.maximum([writer.busy])[0]):
+            self._guard(runner, writer.collect)
 
     def _guard(self, runner: Runner, work: Callable[[], list[Path]]) -> None:
         """Do what saves; a failure ends the run of all, or is counted."""

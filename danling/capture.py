@@ -64,10 +64,9 @@ def contents(
 ) -> dict[str, Any]:
     """What is in a checkpoint; `gather` collects what each process has of its own."""
     counters, model = runner.counters, runner.model
+    weights = None if model is None else sharding.model_state(model, runner.unwrapped_model, whole)
     return {
-        "model": (
-            None if model is None else sharding.model_state(model, runner.unwrapped_model, whole)
-        ),
+        "model": weights,
         **runner.optimization.state_dict(whole),
         "config": to_plain(runner.config.resolved() | runner.config.to_dict(state=True)),
         "results": runner.history.settled,
@@ -107,16 +106,18 @@ def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
         names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
         path = path.with_name(f"{names[0]}.pth")
         runner.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
-    checkpoint = sharding.write_shards(runner, take(runner))
-    counters = runner.counters
+    counters, store = runner.counters, runner.checkpoints
+    checkpoint, tensors = sharding.split(runner, take(runner))
+    shards = sharding.write_shards(runner.world, store, counters.global_step, tensors)
 
     def commit() -> None:
-        runner.checkpoints.commit(
+        store.commit(
             checkpoint,
             names,
             global_step=counters.global_step,
             epoch=counters.epoch,
             metrics=runner.score_metrics(),
+            shards=shards,
         )
 
     runner.world.on_main(commit)

@@ -32,7 +32,7 @@ from danling.errors import CheckpointError
 from danling.failpoints import failpoint
 from danling.fallback import load_newest
 from danling.jsonable import dumps
-from danling.shards import new_directory, remove, total
+from danling.shards import Record, new_directory, remove, total
 from danling.snapshot import Snapshot, on_host
 from danling.trailer import Trailer
 from danling.validation import FORMAT, read_checkpoint
@@ -86,6 +86,7 @@ class CheckpointStore:
         global_step: int,
         epoch: int,
         metrics: Mapping[str, float | None] | None = None,
+        shards: Record | None = None,
     ) -> Path:
         """Writes a checkpoint once, under all of `names`; durable when it returns.
 
@@ -95,6 +96,7 @@ class CheckpointStore:
             global_step: Optimizer steps completed.
             epoch: Epochs completed.
             metrics: Numbers for the choice of what to keep, found again in `candidates`.
+            shards: What `danling.shards.finish` returned for the tensors that are in shards.
 
         Returns:
             The file of the first name.
@@ -104,22 +106,20 @@ class CheckpointStore:
                 rest. What was there before can still be loaded.
         """
         names = checked_names(names)
-        contents = checkpoint.payload if isinstance(checkpoint, Snapshot) else checkpoint
-        shards = contents.get("shards")
         numbers = {k: float(v) for k, v in (metrics or {}).items() if v is not None}
         path = self._files.file(names[0])
         what = f"the checkpoint of step {global_step} was not saved"
         with (
             self._lock,  # another save may be under way in a thread
             _translated(what, path),
-            self._releasing(shards and shards["directory"]),
+            self._releasing(None if shards is None else shards["directory"]),
         ):
             serial = self._next_serial()
             trailer = Trailer(names, serial, global_step, epoch, self.run, numbers)
             if shards is not None:
                 trailer = replace(trailer, shards=shards["directory"], shards_size=total(shards))
             self._files.prepare()
-            temporary = self._files.write(self._payload(checkpoint), trailer)
+            temporary = self._files.write(self._payload(checkpoint, shards), trailer)
             self._files.publish(temporary, names)
             self._catalog.trust(path)
             self._write_index()
@@ -243,13 +243,14 @@ class CheckpointStore:
             entries = self.candidates() if expected_bytes is None else []
             self._files.preflight(entries[0].size if entries else expected_bytes or 0)
 
-    def _payload(self, checkpoint: Mapping[str, Any] | Snapshot) -> Any:
+    def _payload(self, checkpoint: Mapping[str, Any] | Snapshot, shards: Record | None) -> Any:
         if isinstance(checkpoint, Snapshot):
             payload = checkpoint.payload
         else:
             payload = on_host(encode(dict(checkpoint)))
         run = {} if self.run is None else {"run": {"uuid": self.run}}
-        return {"format": FORMAT, **run, **payload}
+        parts = {} if shards is None else {"shards": dict(shards)}
+        return {"format": FORMAT, **run, **payload, **parts}
 
     @contextmanager
     def _releasing(self, own: str | None = None) -> Iterator[None]:

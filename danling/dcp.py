@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
 
-__all__ = ["Place", "read", "split", "write"]
+__all__ = ["Place", "copied", "read", "split", "write"]
 
 Place = tuple[Any, ...]
 """Keys that lead to a tensor: `("optimizer", "state", 0, "exp_avg")`."""
@@ -47,6 +47,11 @@ def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Te
     found = dict(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
     places = {place: Elsewhere(tensor.shape, tensor.dtype) for place, tensor in found.items()}
     return _replaced(checkpoint, places), found
+
+
+def copied(tensors: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
+    """The parts that this process has, in memory of the host that nobody changes."""
+    return {place: tensor.detach().to("cpu", copy=True) for place, tensor in tensors.items()}
 
 
 def write(directory: Path, tensors: Mapping[Place, Tensor], group: Any) -> None:

@@ -74,6 +74,10 @@ class World:
         """What collectives of torch take to go through the CPU; to be kept by nobody else."""
         return self._group.handle if self.size > 1 else None
 
+    def twin(self) -> World:
+        """The same processes once more, for a thread that agrees while the others train."""
+        return World(self.rank, self.size, self._timeout.total_seconds())
+
     # Values
 
     def gather(self, value: T) -> list[T]:

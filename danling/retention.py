@@ -7,15 +7,20 @@ follows from the directory alone: a restart forgets nothing, and removes nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
 
 from danling.capture import take_alone
 from danling.catalog import is_numbered
 from danling.checkpoint import CheckpointStore
+from danling.distributed import World
 from danling.errors import CheckpointError
 from danling.history import is_better
+from danling.sharding import split, write_shards
+from danling.snapshot import Snapshot, snapshot
 from danling.triggers import Every
 
 if TYPE_CHECKING:
@@ -41,11 +46,12 @@ SCORE = "kept for its score"
 
 @dataclass(frozen=True)
 class Save:
-    """One file to write: under which names, what is in it, of when it is, and why.
+    """One checkpoint to write: under which names, what is in it, of when it is, and why.
 
     Attributes:
         names: Of the file.
         contents: What `runner.state_dict()` gave, or a snapshot of it.
+        tensors: Those of it of which each process writes its part.
         global_step: Optimizer steps completed.
         epoch: Epochs completed.
         metrics: Numbers for people, and `REGULAR` or `SCORE` for `kept`.
@@ -53,6 +59,7 @@ class Save:
 
     names: tuple[str, ...]
     contents: Any
+    tensors: Mapping[tuple[Any, ...], Tensor]
     global_step: int
     epoch: int
     metrics: dict[str, float]
@@ -67,17 +74,33 @@ class Save:
     ) -> Save:
         """A save of this point of a run, with the reasons to keep it."""
         metrics = runner.score_metrics() | dict(reasons or {})
-        return cls(names, contents, runner.global_step, runner.epoch, metrics)
+        return cls(names, *split(runner, contents), runner.global_step, runner.epoch, metrics)
 
-    def commit(self, store: CheckpointStore) -> Path:
-        """Write it."""
-        return store.commit(
-            self.contents,
-            self.names,
-            global_step=self.global_step,
-            epoch=self.epoch,
-            metrics=self.metrics,
-        )
+    def copied(self, is_main: bool) -> Save:
+        """The same in memory that training does not change: what this process is to write."""
+        tensors = self.tensors
+        if tensors:
+            from danling import dcp
+
+            tensors = dcp.copied(tensors)
+        contents = snapshot(self.contents) if is_main else Snapshot({})
+        return replace(self, contents=contents, tensors=tensors)
+
+    def commit(self, world: World, store: CheckpointStore) -> Path:
+        """Write it; a collective."""
+        shards = write_shards(world, store, self.global_step, self.tensors)
+
+        def commit() -> Path:
+            return store.commit(
+                self.contents,
+                self.names,
+                global_step=self.global_step,
+                epoch=self.epoch,
+                metrics=self.metrics,
+                shards=shards,
+            )
+
+        return world.on_main(commit)
 
 
 class Ranking:
@@ -156,7 +179,7 @@ def save_failure(runner: AccelerateRunner, error: BaseException) -> None:
         contents = take_alone(runner)
         contents["run"]["crash"] = f"{type(error).__name__}: {error}"
         store = CheckpointStore(runner.dir / "crash", run=str(runner.uuid))
-        Save.of(runner, (name,), contents).commit(store)
+        Save.of(runner, (name,), contents).commit(World(), store)
     except CheckpointError as failure:
         runner.logger.warning("no crash/%s.pth is written: %s", name, failure)
 

@@ -21,6 +21,8 @@ from danling.errors import ConfigError
 from danling.transfer import move
 
 if TYPE_CHECKING:
+    from danling.checkpoint import CheckpointStore
+    from danling.distributed import World
     from danling.runner import AccelerateRunner
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "optimizer_state",
     "read_shards",
     "saves_whole",
+    "split",
     "write_shards",
 ]
 
@@ -158,32 +161,45 @@ def _part(value: Any, parameter: Tensor) -> Any:
     return distribute_tensor(own, parameter.device_mesh, parameter.placements)
 
 
-def write_shards(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what each process has of a checkpoint; returns the head, for the main one to commit.
+def split(
+    runner: AccelerateRunner, checkpoint: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[tuple[Any, ...], Tensor]]:
+    """The head of a checkpoint, and the tensors of which each process is to write its part."""
+    if saves_whole(runner):
+        return checkpoint, {}
+    from danling import dcp
+
+    return dcp.split(checkpoint)
+
+
+def write_shards(
+    world: World,
+    store: CheckpointStore,
+    global_step: int,
+    tensors: Mapping[tuple[Any, ...], Tensor],
+) -> shards.Record | None:
+    """Write the tensors that `split` gave; returns what the commit of the head wants to know.
 
     A collective.
 
     Raises:
         CheckpointError: It cannot be written, by any of the processes; nothing of it stays.
     """
-    if saves_whole(runner):
-        return dict(checkpoint)
+    if not tensors:
+        return None
     from danling import dcp
 
-    head, tensors = dcp.split(checkpoint)
-    world, store = runner.world, runner.checkpoints
-    directory = world.on_main(lambda: store.new_shards(runner.global_step))
+    directory = world.on_main(lambda: store.new_shards(global_step))
     try:
         dcp.write(directory, tensors, world.group)
-        names = [".metadata"] if runner.is_main_process else []
-        names += (path.name for path in directory.glob(f"__{runner.rank}_*"))
+        names = [".metadata"] if world.rank == 0 else []
+        names += (path.name for path in directory.glob(f"__{world.rank}_*"))
         sealed = world.gather(world.together(lambda: shards.seal(directory, names)))
-        record = world.on_main(lambda: shards.finish(directory, sealed))
+        return world.on_main(lambda: shards.finish(directory, sealed))
     except BaseException:
-        if runner.is_main_process:
+        if world.rank == 0:
             shards.remove(directory)
         raise
-    return {**head, "shards": record}
 
 
 def read_shards(

@@ -30,6 +30,7 @@ from danling.errors import CheckpointError
 from danling.failpoints import failpoint
 
 __all__ = [
+    "Record",
     "damage",
     "directories",
     "directory_of",

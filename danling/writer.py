@@ -82,9 +82,13 @@ class AsyncWriter(Generic[T]):
             results.append(self._results.pop(0))
         return results
 
-    def collect(self, wait: bool) -> list[T]:
-        """As `completed`, after `drain` where it is to wait, else after `check`."""
-        (self.drain if wait else self.check)()
+    def collect(self) -> list[T]:
+        """What jobs returned since the last call, once the one under way has ended.
+
+        Raises:
+            Exception: As `drain`.
+        """
+        self.drain()
         return self.completed()
 
     def drain(self, timeout: float | None = None) -> None:

@@ -40,6 +40,8 @@ def make(folder: Path, config: dict[str, Any], **options: Any) -> Regression:
 
 
 def training(folder: Path, config: dict[str, Any], options: dict[str, Any]) -> None:
+    if options.get("asynchronous"):  # a step is taken meanwhile
+        set_failpoints("shards.after_directory=sleep:0.1")
     runner = make(folder, config, **options)
     runner.train()
     leave(folder, [runner.results, runner.resume_report])
@@ -102,6 +104,21 @@ def test_shards_hold_what_one_file_would(tmp_path: Path) -> None:
             torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
 
 
+def test_shards_that_threads_write_are_of_one_step(tmp_path: Path) -> None:
+    """Each process has a thread for it, and trains on: the weights of the parts still agree."""
+    at_once, in_threads = (
+        trained(tmp_path / "at_once"),
+        trained(tmp_path / "threads", asynchronous=True),
+    )
+
+    assert_tidy(in_threads)
+    for name in ("latest.pth", "previous.pth", "best.pth"):
+        found, expected = read_checkpoint(in_threads / name), read_checkpoint(at_once / name)
+        assert found["data"]["global_step"] == expected["data"]["global_step"]
+        for part in ("model", "optimizer"):
+            torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
+
+
 def test_weights_only_are_shards_too_and_a_moved_run_is_read(tmp_path: Path) -> None:
     directory = trained(tmp_path, save_weights_only=True)
     moved = tmp_path / "moved"
@@ -118,21 +135,25 @@ def test_weights_only_are_shards_too_and_a_moved_run_is_read(tmp_path: Path) -> 
 # Kills
 
 KILLS = [
-    ("shards.after_directory", 0),
-    ("shards.after_write", 0),
     ("shards.after_write", 1),
-    ("shards.after_seal", 0),
-    ("checkpoint.after_replace", 0),
-    ("checkpoint.after_directory_fsync", 0),
-    ("shards.before_remove", 0),
+    *(
+        pytest.param(*kill, marks=pytest.mark.exhaustive)
+        for kill in [
+            ("shards.after_directory", 0),
+            ("shards.after_write", 0),
+            ("shards.after_seal", 0),
+            ("checkpoint.after_replace", 0),
+            ("checkpoint.after_directory_fsync", 0),
+            ("shards.before_remove", 0),
+        ]
+    ),
 ]
-FEW = {("shards.after_write", 1), ("shards.before_remove", 0)}
 
 
-def dying(folder: Path, failpoint: str, rank: int) -> None:
+def dying(folder: Path, failpoint: str, rank: int, asynchronous: bool) -> None:
     if int(os.environ["RANK"]) == rank:
         set_failpoints(f"{failpoint}=kill@4")
-    make(folder, {}).train()
+    make(folder, {}, asynchronous=asynchronous).train()
 
 
 @pytest.fixture(scope="module")
@@ -142,15 +163,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], di
     return [found for found, _ in results(folder, 2)], read_checkpoint(directory / "latest.pth")
 
 
-@pytest.mark.parametrize(
-    ("failpoint", "rank"),
-    [pytest.param(*kill, marks=[] if kill in FEW else pytest.mark.exhaustive) for kill in KILLS],
-)
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(("failpoint", "rank"), KILLS)
 def test_a_kill_at_any_point_of_a_save_loses_nothing(
-    failpoint: str, rank: int, undisturbed: tuple[list[Any], dict[str, Any]], tmp_path: Path
+    failpoint: str,
+    rank: int,
+    asynchronous: bool,
+    undisturbed: tuple[list[Any], dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     expected, last = undisturbed
-    ended = together(2, dying, tmp_path, failpoint, rank, folder=tmp_path)
+    ended = together(2, dying, tmp_path, failpoint, rank, asynchronous, folder=tmp_path)
     assert ended.codes[rank] == -9, ended.output
     assert 0 not in ended.codes
 
@@ -186,18 +209,21 @@ class FullDisk(dl.Callback):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
-def filling(folder: Path, rank: int, policy: Policy) -> None:
-    runner = make(folder, {}, on_save_error=policy)
+def filling(folder: Path, rank: int, policy: Policy, asynchronous: bool) -> None:
+    runner = make(folder, {"poll_interval": 1}, on_save_error=policy, asynchronous=asynchronous)
     runner.callbacks.append(FullDisk(rank))
     runner.train()
 
 
-def run_full(folder: Path, rank: int, policy: Policy) -> Ended:
-    return together(2, filling, folder, rank, policy, folder=folder, terminates=False)
+def run_full(folder: Path, rank: int, policy: Policy, asynchronous: bool) -> Ended:
+    return together(2, filling, folder, rank, policy, asynchronous, folder=folder, terminates=False)
 
 
-def test_a_full_disk_of_one_process_is_the_same_error_on_all(tmp_path: Path) -> None:
-    ended = run_full(tmp_path, 1, "raise")
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_a_full_disk_of_one_process_is_the_same_error_on_all(
+    asynchronous: bool, tmp_path: Path
+) -> None:
+    ended = run_full(tmp_path, 1, "raise", asynchronous)
 
     assert ended.codes == [1, 1], ended.output
     tracebacks = [
@@ -211,8 +237,9 @@ def test_a_full_disk_of_one_process_is_the_same_error_on_all(tmp_path: Path) -> 
 
 
 @pytest.mark.exhaustive
-def test_a_full_disk_of_one_process_may_be_a_warning(tmp_path: Path) -> None:
-    ended = run_full(tmp_path, 1, "warn")
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_of_one_process_may_be_a_warning(asynchronous: bool, tmp_path: Path) -> None:
+    ended = run_full(tmp_path, 1, "warn", asynchronous)
 
     assert ended.codes == [1, 1], ended.output
     assert "saves failed in this run" in ended.output
