@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
     from danling.seed import seed_everything
     from danling.triggers import Every
+    from danling.validation import read_checkpoint
 
     __version__: str
 
@@ -56,6 +57,7 @@ __all__ = [
     "RunLockedError",
     "__version__",
     "errors",
+    "read_checkpoint",
     "seed_everything",
 ]
 
@@ -66,6 +68,7 @@ _MODULES = {
     "Config": "config",
     "Every": "triggers",
     "Priority": "callback",
+    "read_checkpoint": "validation",
     "seed_everything": "seed",
 } | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
 

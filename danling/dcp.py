@@ -40,9 +40,8 @@ def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Te
     """The head of a checkpoint, and the tensors that are distributed over processes.
 
     Example:
-        >>> head, tensors = split({"model": {"weight": torch.zeros(2)}, "config": {"seed": 1}})
-        >>> head == {"model": {"weight": torch.zeros(2)}, "config": {"seed": 1}}, tensors
-        (True, {})
+        >>> split({"model": {"scale": 2.0}, "config": {"seed": 1}})
+        ({'model': {'scale': 2.0}, 'config': {'seed': 1}}, {})
     """
     found = dict(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
     places = {place: Elsewhere(tensor.shape, tensor.dtype) for place, tensor in found.items()}

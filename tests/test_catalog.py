@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from danling.catalog import Catalog, is_name, is_numbered
 from danling.checkpoint import CheckpointStore
+from tests.sharded_saves import FILES, save_sharded, write_shards
 
 
 @pytest.fixture
@@ -162,3 +164,151 @@ def test_damage_in_place_is_noticed_although_the_file_was_trusted(store: Checkpo
     os.utime(path, ns=(0, 0))
 
     assert not catalog.intact(entry)
+
+
+# ---- shards
+
+
+def test_an_entry_names_its_shards_and_counts_their_bytes(store: CheckpointStore):
+    plain = save(store, 10, "epoch-1")
+    directory = save_sharded(store, 20, "latest", "best")
+
+    entries = {entry.name: entry for entry in Catalog(store.directory).entries()}
+
+    head = (store.directory / "latest.pth").stat().st_size
+    assert entries["epoch-1"].trailer.shards is None
+    assert entries["epoch-1"].size == plain.stat().st_size
+    for name in ("latest", "best"):
+        assert entries[name].trailer.shards == entries[name].row()["shards"] == directory.name
+        assert entries[name].size == entries[name].row()["size"]
+        assert entries[name].size == head + sum(map(len, FILES.values()))
+
+
+def test_a_checkpoint_is_intact_only_with_its_shards(store: CheckpointStore):
+    directory = save_sharded(store, 10)
+    catalog = Catalog(store.directory)
+    (entry,) = catalog.entries()
+    assert catalog.intact(entry)
+
+    directory.rename(store.directory / "elsewhere")
+
+    assert not catalog.intact(entry)
+
+
+def test_shards_are_released_when_no_name_leads_to_them(store: CheckpointStore):
+    first = save_sharded(store, 10, "epoch-1", "best").name
+    second = save_sharded(store, 20, "latest").name
+    catalog = Catalog(store.directory)
+    before = catalog.shards()
+    assert before == {"epoch-1": first, "best": first, "latest": second}
+
+    assert catalog.released(before, None) == set()
+    (store.directory / "epoch-1.pth").unlink()
+    assert catalog.released(before, None) == set()
+    (store.directory / "best.pth").unlink()
+    assert catalog.released(before, None) == {first}
+    (store.directory / "latest.pth").unlink()
+    assert catalog.released(before, None) == {first, second}
+
+
+def test_shards_of_a_commit_are_released_unless_a_name_leads_to_them(store: CheckpointStore):
+    own = save_sharded(store, 10).name
+    abandoned = write_shards(store, 20)[0].name
+    catalog = Catalog(store.directory)
+
+    assert catalog.released(catalog.shards(), own) == set()
+    assert catalog.released(catalog.shards(), abandoned) == {abandoned}
+
+
+def no_end(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.seek(-40, os.SEEK_END)
+        file.write(b"x" * 40)
+
+
+def no_file(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("change", [no_end, no_file])
+def test_a_head_that_cannot_be_read_now_keeps_its_shards(store: CheckpointStore, change):
+    first = save_sharded(store, 10, "best").name
+    second = save_sharded(store, 20, "latest").name
+    catalog = Catalog(store.directory)
+    before = catalog.shards()
+    change(store.directory / "best.pth")
+    (store.directory / "latest.pth").unlink()
+
+    assert first not in catalog.released(before, second)
+
+
+@pytest.mark.parametrize("change", [no_end, no_file])
+def test_a_new_head_that_cannot_be_read_keeps_the_shards_that_it_may_name(
+    store: CheckpointStore, change
+):
+    catalog = Catalog(store.directory)
+    before = catalog.shards()
+    own = save_sharded(store, 10, "latest").name
+    change(store.directory / "latest.pth")
+
+    assert catalog.released(before, own) == set()
+
+
+def test_orphans_are_directories_of_shards_to_which_nothing_leads(store: CheckpointStore):
+    save_sharded(store, 10, "latest", "best")
+    orphan = write_shards(store, 20)[0].name
+    save(store, 30, "epoch-3")
+    for name in ("shards-old", "notes"):
+        (store.directory / name).mkdir()
+
+    assert Catalog(store.directory).orphans() == {orphan}
+
+
+def test_what_a_head_that_was_set_aside_names_is_no_orphan(store: CheckpointStore):
+    save_sharded(store, 10, "latest")
+    path = store.directory / "latest.pth"
+    path.rename(path.with_name("latest.pth.corrupt-1"))
+    catalog = Catalog(store.directory)
+
+    assert catalog.orphans() == set()
+    path.with_name("latest.pth.corrupt-1").unlink()
+    assert len(catalog.orphans()) == 1
+
+
+@pytest.mark.parametrize("name", ["latest.pth", "latest.pth.corrupt-3"])
+@pytest.mark.parametrize("content", [b"", b"torn"])
+def test_there_are_no_orphans_while_a_file_that_lost_its_end_may_name_them(
+    store: CheckpointStore, name: str, content: bytes
+):
+    orphan = write_shards(store, 10)[0].name
+    catalog = Catalog(store.directory)
+    assert catalog.orphans() == {orphan}
+
+    (store.directory / name).write_bytes(content)
+
+    assert catalog.orphans() == set()
+
+
+def test_a_head_that_was_saved_again_by_hand_goes_on_naming_its_shards(store: CheckpointStore):
+    save_sharded(store, 10, "latest")
+    path = store.directory / "latest.pth"
+    torch.save(torch.load(path, weights_only=True), path)
+    catalog = Catalog(store.directory)
+
+    assert catalog.orphans() == set()
+    orphan = write_shards(store, 20)[0].name
+    assert catalog.orphans() <= {orphan}
+
+
+@pytest.mark.parametrize("form", ["../victim", "{parent}/victim", "victim"])
+def test_what_a_forged_head_names_is_never_released(
+    store: CheckpointStore, tmp_path: Path, form: str
+):
+    save(store, 10)
+    for victim in (tmp_path / "victim", store.directory / "victim"):
+        victim.mkdir()
+    catalog = Catalog(store.directory)
+    named = form.format(parent=tmp_path)
+
+    assert catalog.released({"epoch-3": named}, named) == set()
