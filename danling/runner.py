@@ -256,7 +256,7 @@ class AccelerateRunner(LoopRunner):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a checkpoint holds, of a sharded model its parts; all processes must call it."""
+        """Everything a checkpoint holds (of a sharded model, its parts); all must call it."""
         with self.world.call("state_dict()"):
             return capture.take(self)
 
