@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from danling.commit import SUFFIX, is_regular
 from danling.errors import CheckpointError
 from danling.shards import directories
@@ -149,8 +151,10 @@ class Catalog:
         return signature in self._intact and (shards is None or (self._directory / shards).is_dir())
 
     def shards(self) -> dict[str, str | None]:
-        """The directory of shards of each checkpoint that can be read."""
-        return {entry.name: entry.trailer.shards for entry in self.entries()}
+        """The directory of shards of each checkpoint; `?` of one that cannot be read."""
+        read = {entry.name: entry.trailer.shards for entry in self.entries()}
+        unread = {name: path for name, path in self.files().items() if name not in read}
+        return read | {name: _shards_of(path) for name, path in unread.items()}
 
     def released(self, before: Mapping[str, str | None], own: str | None) -> set[str]:
         """Directories of shards that no checkpoint names any more.
@@ -160,9 +164,13 @@ class Catalog:
             own: The directory of a commit that may have failed.
         """
         now = self.shards()
-        unread = self.files().keys() - now.keys()  # they may still name what they named
-        kept = {*now.values(), *(before[name] for name in before.keys() & unread)}
-        return {shards for shards in (*before.values(), own) if shards} - kept
+        if any(shards == _UNKNOWN != before.get(name) for name, shards in now.items()):
+            return set()  # it may name any of them
+        # what is no directory of shards is not removed, whatever a file says
+        there = directories(self._directory)
+        return there.intersection(filter(None, (*before.values(), own))).difference(
+            filter(None, now.values())
+        )
 
     def orphans(self) -> set[str]:
         """Directories of shards that no file names, also none that was set aside as damaged.
@@ -182,11 +190,19 @@ def _newest_first(entry: Entry) -> tuple[int, int, str]:
 
 def _shards_of(path: Path) -> str | None:
     """The directory of shards that a file names."""
-    with open(path, "rb") as file:
-        trailer = read_trailer(file)[0]
-        if trailer is None:
-            return None if is_unsealed(file) else _UNKNOWN
-    return trailer.shards
+    try:
+        if not is_regular(path):
+            return _UNKNOWN
+        with open(path, "rb") as file:
+            trailer = read_trailer(file)[0]
+            if trailer is not None:
+                return trailer.shards
+            if not is_unsealed(file):
+                return _UNKNOWN
+        head = torch.load(path, map_location="meta", weights_only=True)  # saved again by hand
+        return str(head["shards"]["directory"]) if "shards" in head else None
+    except Exception:
+        return _UNKNOWN
 
 
 def _trailer(path: Path) -> Trailer | None:

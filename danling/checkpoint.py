@@ -216,9 +216,6 @@ class CheckpointStore:
             for name in sorted(os.listdir(self.directory)) if self.directory.is_dir() else ():
                 if _ORPHAN.fullmatch(name) and self._files.remove(self.directory / name):
                     done.append(f"removed {name}, which was never committed")
-            for name in sorted(self._catalog.orphans()):
-                if remove(self.directory / name):
-                    done.append(f"removed {name}, which no checkpoint names")
             entries = self.candidates()
             current = {entry.name: entry for entry in entries}
             wanted: dict[str, Entry] = {}
@@ -228,6 +225,9 @@ class CheckpointStore:
             for name, entry in wanted.items():
                 if not is_numbered(name) and self._repair(name, entry, current.get(name)):
                     done.append(f"{name} is step {entry.global_step} again, as {entry.name}")
+            for name in sorted(self._catalog.orphans()):
+                if remove(self.directory / name):
+                    done.append(f"removed {name}, which no checkpoint names")
         return done
 
     def preflight(self, expected_bytes: int | None = None) -> None:

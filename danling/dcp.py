@@ -7,6 +7,7 @@ are shards.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,17 @@ Place = tuple[Any, ...]
 SPLIT = ("model", "optimizer")
 """The parts of a checkpoint that may have tensors elsewhere."""
 
-_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA = "torch.distributed.checkpoint.metadata"
+_INDEX = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *((_METADATA, "BytesStorageMetadata"), (_METADATA, "ChunkStorageMetadata")),
+    *((_METADATA, "Metadata"), (_METADATA, "MetadataIndex"), (_METADATA, "StorageMeta")),
+    *((_METADATA, "TensorProperties"), (_METADATA, "TensorStorageMetadata")),
+    (_METADATA, "_MEM_FORMAT_ENCODING"),
+}
+"""What an index is made of."""
 
 
 def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Tensor]]:
@@ -86,9 +97,14 @@ def read(
     found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta))
     targets = {place: _empty(tensor, like(place)) for place, tensor in found.items()}
     named = {_name(place): tensor for place, tensor in targets.items()}
-    with _translated("the shards of a checkpoint cannot be read", directory):
-        reader = _Reader(directory)
-        load(named, storage_reader=reader, process_group=group, no_dist=group is None)
+    try:
+        with _translated("the shards of a checkpoint cannot be read", directory):
+            reader = _Reader(directory)
+            load(named, storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointError as error:
+        if error.errno is None and not (directory / ".metadata").exists():  # torch says it in words
+            error.errno = errno.ENOENT
+        raise
     return _replaced(checkpoint, targets)
 
 
@@ -98,7 +114,7 @@ class _Writer(FileSystemWriter):
 
 
 class _Reader(FileSystemReader):
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+    def read_metadata(self, *args: Any, **options: Any) -> Any:  # of "kwargs" torch makes more
         """Read the index; torch takes any pickle for it, which could run any code."""
         with open(Path(self.path) / ".metadata", "rb") as file:
             return _Unpickler(file).load()
@@ -108,14 +124,9 @@ class _Unpickler(pickle.Unpickler):
     """Makes what is in an index of torch's, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in _MODULES or (module, name) == ("torch.serialization", "_get_layout"):
-            found = super().find_class(module, name)
-            if getattr(found, "__module__", None) == module:
-                return found
-        if module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, type)):
-            found = getattr(torch, name)
-            if found is torch.Size or isinstance(found, torch.dtype):
-                return found
+        dtype = getattr(torch, name, None) if module == "torch" else None
+        if (module, name) in _INDEX or isinstance(dtype, torch.dtype):
+            return super().find_class(module, name)
         raise CheckpointError(f"the index of its shards names {module}.{name}: it is not torch's")
 
 
@@ -127,7 +138,13 @@ def _empty(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def _name(place: Place) -> str:
-    return "/".join(str(key) for key in place)
+    """One name of each place: keys may have slashes, and 0 is not "0"."""
+    return "/".join(_escaped(key) if isinstance(key, str) else str(key) for key in place)
+
+
+def _escaped(key: str) -> str:
+    escaped = key.replace("\\", "\\\\").replace("/", "\\/")
+    return f"\\{escaped}" if key.lstrip("-").isdecimal() else escaped
 
 
 def _tensors(

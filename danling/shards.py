@@ -128,7 +128,7 @@ def damage(directory: Path, record: Record) -> str | None:
 
     def check(name: str) -> str | None:
         try:
-            with open(directory / name, "rb", buffering=0) as file:
+            with open(directory / name, "rb", buffering=0, opener=_at_once) as file:
                 found = _digest(file)
         except OSError as error:
             return f"its shard {directory.name}/{name} cannot be read: {error.strerror}"
@@ -166,6 +166,11 @@ def _digest(file: FileIO) -> tuple[int, str]:
     """Size and SHA-256 of a file."""
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return file.tell(), digest
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Without this the open of a pipe waits for its writer, for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _durable(sync: Callable[[], None]) -> None:

@@ -83,8 +83,7 @@ def read_checkpoint(
         loaded = _load(file, path)
         _check_run(loaded, trailer, run, path)
         if "shards" in loaded:
-            directory = directory_of(path, loaded["shards"])
-            _check_shards(file, directory, loaded["shards"], path)
+            directory = _check_shards(file, loaded["shards"], path)
             if whole:
                 from danling.dcp import read
 
@@ -178,11 +177,19 @@ def _check_records(file: BinaryIO, path: Path) -> None:
         raise DamagedCheckpointError(f"{path} is damaged: record {broken!r} has another CRC-32")
 
 
-def _check_shards(file: BinaryIO, directory: Path, record: Mapping[str, Any], path: Path) -> None:
-    if problem := damage(directory, record):
+def _check_shards(file: BinaryIO, record: Mapping[str, Any], path: Path) -> Path:
+    try:
+        directory = directory_of(path, record)
+        problem = damage(directory, record)
+    except (CheckpointError, AttributeError, LookupError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"{path} says of its shards what no head does: {error}"
+        ) from None
+    if problem is not None:
         if not _is_still(file, path):  # the run has gone on, and removed them
             raise CheckpointError(errno.ENOENT, "the checkpoint was replaced", str(path))
         raise DamagedCheckpointError(f"{path} is damaged: {problem}")
+    return directory
 
 
 def _is_still(file: BinaryIO, path: Path) -> bool:

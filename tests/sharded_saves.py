@@ -1,4 +1,4 @@
-"""Saves with shards of any content: what the store does with them takes one process and no model."""
+"""Saves with shards of any content: what a store does with them needs no model."""
 
 from __future__ import annotations
 

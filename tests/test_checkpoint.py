@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import random
+import re
+import shutil
+import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +23,33 @@ import torch
 from danling import filesystem
 from danling.checkpoint import CheckpointStore
 from danling.errors import CheckpointError
+from danling.failpoints import set_failpoints
 from danling.snapshot import snapshot
-from danling.validation import is_intact
+from danling.validation import is_intact, read_checkpoint, trailer_of
+from tests.crash_model import exit_status
+from tests.sharded_saves import FILES, commit_sharded, save_sharded, there, write_shards
+
+BEFORE_A_NAME = [
+    "checkpoint.before_open",
+    "checkpoint.after_open",
+    "checkpoint.before_write",
+    "checkpoint.after_write",
+    "checkpoint.after_fsync",
+    "checkpoint.after_keep",
+]
+AFTER_A_NAME = [
+    "checkpoint.after_replace",
+    "checkpoint.after_link",
+    "checkpoint.after_alias",
+    "checkpoint.after_previous",
+    "checkpoint.after_directory_fsync",
+]
+OF_SHARDS = [
+    "shards.after_directory",
+    "shards.after_write",
+    "shards.after_seal",
+    "shards.before_remove",
+]
 
 
 @pytest.fixture
@@ -462,6 +494,396 @@ def test_a_directory_without_permission_fails_before_the_first_step(store):
 def test_a_run_directory_that_is_not_there_fails_before_the_first_step(tmp_path: Path):
     with pytest.raises(CheckpointError, match="checkpoints cannot be saved: No such file"):
         CheckpointStore(tmp_path / "nowhere" / "checkpoints").preflight()
+
+
+# ---- shards
+
+
+@pytest.fixture
+def no_failpoints() -> Iterator[None]:
+    yield
+    set_failpoints("")
+
+
+def refuse_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_new_shards_are_in_a_directory_that_is_made_with_that_of_the_store(store):
+    directory = store.new_shards(20)
+
+    assert directory.parent == store.directory
+    assert there(store) == {directory.name}
+    assert store.is_empty()  # nothing was committed
+
+
+def test_shards_in_a_run_that_is_not_there_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="step 20 was not saved: No such file") as caught:
+        CheckpointStore(tmp_path / "nowhere" / "checkpoints").new_shards(20)
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_head_trailer_and_index_name_the_shards(store):
+    directory = save_sharded(store, 10, "latest", "epoch-1")
+    path = store.directory / "latest.pth"
+
+    head, _ = store.load("latest", whole=False)
+    trailer = trailer_of(path)
+    rows = json.loads((store.directory / "index.json").read_text())["checkpoints"]
+
+    assert head["shards"]["directory"] == directory.name
+    assert {name: size for name, (size, _) in head["shards"]["files"].items()} == {
+        name: len(content) for name, content in FILES.items()
+    }
+    assert trailer is not None
+    assert (trailer.shards, trailer.shards_size) == (directory.name, sum(map(len, FILES.values())))
+    assert {row["shards"] for row in rows.values()} == {directory.name}
+    assert {row["size"] for row in rows.values()} == {path.stat().st_size + trailer.shards_size}
+    assert all(entry.size == rows[entry.name]["size"] for entry in store.candidates())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_shards_go_with_the_last_name_that_leads_to_them(store, links: bool, monkeypatch):
+    if not links:
+        monkeypatch.setattr(filesystem, "link", refuse_links)
+    first = save_sharded(store, 10, "latest").name
+    assert there(store) == {first}
+    second = save_sharded(store, 20, "latest").name
+    assert there(store) == {first, second}  # the first is previous
+    third = save_sharded(store, 30, "latest").name
+    assert there(store) == {second, third}
+    save(store, 40)  # a model that is sharded no more
+    assert there(store) == {third}
+    save(store, 50)
+    assert there(store) == set()
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("name", ["best", "epoch-1", "step-10"])
+def test_shards_stay_while_another_name_leads_to_them(store, name: str, links: bool, monkeypatch):
+    if not links:
+        monkeypatch.setattr(filesystem, "link", refuse_links)
+    first = save_sharded(store, 10, "latest", name)
+    for step in (20, 30, 40):
+        newest = save_sharded(store, step).name
+
+    assert len(there(store)) == 3
+    assert there(store) > {first.name, newest}
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == FILES
+    assert step_of_head(store, name) == 10
+
+
+def step_of_head(store: CheckpointStore, which: str) -> int:
+    return int(store.load(which, whole=False)[0]["model"]["step"])
+
+
+def test_rotation_releases_the_shards_of_what_it_removes(store):
+    first = save_sharded(store, 10, "epoch-1").name
+    second = save_sharded(store, 20, "epoch-2", "best").name
+    third = save_sharded(store, 30, "latest", "epoch-3").name
+
+    assert sorted(store.rotate(["epoch-3"])) == ["epoch-1", "epoch-2"]
+
+    assert first not in there(store)
+    assert there(store) == {second, third}
+    assert step_of_head(store, "best") == 20
+
+
+def test_rotation_keeps_what_has_shards_when_nothing_else_has_all_of_its_own(store, caplog):
+    first = save_sharded(store, 10, "epoch-1").name
+    shutil.rmtree(save_sharded(store, 20, "latest"))
+
+    assert store.rotate([]) == []
+    assert there(store) == {first}
+    assert "nothing is removed" in caplog.text
+
+
+def test_a_name_that_is_not_removed_keeps_its_shards(store, monkeypatch):
+    first = save_sharded(store, 10, "epoch-1").name
+    save(store, 20)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filesystem, "unlink", refuse)
+        assert store.rotate([]) == []
+    assert there(store) == {first}
+    assert store.rotate([]) == ["epoch-1"]
+    assert there(store) == set()
+
+
+@pytest.mark.parametrize("failpoint", BEFORE_A_NAME)
+def test_a_commit_that_fails_before_its_first_name_leaves_nothing_of_its_shards(
+    store, failpoint: str, no_failpoints
+):
+    first = save_sharded(store, 10, "latest", "best").name
+    directory, record = write_shards(store, 20)
+    set_failpoints(f"{failpoint}=raise:{errno.ENOSPC}")
+
+    with pytest.raises(CheckpointError) as caught:
+        commit_sharded(store, 20, record, "latest", "best")
+
+    assert caught.value.errno == errno.ENOSPC
+    assert there(store) == {first} != {directory.name}
+    assert step_of_head(store, "latest") == 10
+
+
+@pytest.mark.parametrize("failpoint", AFTER_A_NAME)
+def test_a_commit_that_fails_after_its_first_name_keeps_the_shards_that_it_leads_to(
+    store, failpoint: str, no_failpoints
+):
+    first = save_sharded(store, 10, "latest", "best")
+    directory, record = write_shards(store, 20)
+    set_failpoints(f"{failpoint}=raise:{errno.EIO}")
+
+    with pytest.raises(CheckpointError):
+        commit_sharded(store, 20, record, "latest", "epoch-2")
+
+    assert there(store) == {first.name, directory.name}
+    assert step_of_head(store, "epoch-2") == 20
+    assert step_of_head(store, "latest") == 20  # the newest
+    assert step_of_head(store, "best") == 10
+
+
+def test_contents_that_cannot_be_saved_leave_nothing_of_their_shards(store):
+    first = save_sharded(store, 10).name
+    _, record = write_shards(store, 20)
+
+    with pytest.raises(CheckpointError, match=r"callbacks\['lock'\]"):
+        store.commit(
+            {"callbacks": {"lock": threading.Lock()}},
+            ["latest"],
+            global_step=20,
+            epoch=2,
+            shards=record,
+        )
+
+    assert there(store) == {first}
+
+
+@pytest.mark.parametrize("kind", ["garbage", "directory"])
+def test_what_cannot_be_read_during_a_commit_keeps_its_shards(store, kind: str, monkeypatch):
+    first = save_sharded(store, 10, "best").name
+    save_sharded(store, 20, "latest")
+    path, replace = store.directory / "best.pth", filesystem.replace
+
+    def replace_and_damage(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.name == "latest.pth" and kind == "garbage":
+            content = path.read_bytes()
+            path.write_bytes(content[:-40] + b"x" * 40)
+        elif target.name == "latest.pth":
+            path.unlink()
+            path.mkdir()
+
+    monkeypatch.setattr(filesystem, "replace", replace_and_damage)
+    third = save_sharded(store, 30, "latest").name
+
+    assert {first, third} <= there(store)
+
+
+def test_a_commit_whose_head_cannot_be_opened_again_keeps_its_shards(store, monkeypatch):
+    """As when the process has as many open files as it may have."""
+    save_sharded(store, 10)
+    real_open, replace = os.open, filesystem.replace
+
+    def no_more_files(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("latest.pth"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real_open(path, *arguments, **options)
+
+    def replace_at_the_limit(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.name == "latest.pth":
+            monkeypatch.setattr(os, "open", no_more_files)
+
+    monkeypatch.setattr(filesystem, "replace", replace_at_the_limit)
+    directory, record = write_shards(store, 20)
+    with suppress(CheckpointError):
+        commit_sharded(store, 20, record, "latest")
+    monkeypatch.undo()
+
+    assert directory.name in there(store)
+    assert step_of_head(store, "latest") == 20
+
+
+def test_a_forged_head_has_nothing_removed_but_itself(store, tmp_path: Path):
+    for victim in ("victim", "checkpoints/victim"):
+        (tmp_path / victim).mkdir(parents=True)
+    for number, named in enumerate(["../victim", str(tmp_path / "victim"), "victim"]):
+        commit_sharded(store, number, {"directory": named, "files": {}}, f"step-{number}")
+    save(store, 10)
+
+    store.rotate([])
+    store.clean()
+
+    assert (tmp_path / "victim").exists()
+    assert (store.directory / "victim").exists()
+
+
+def events(directory: Path, patch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to names and content in a directory, in the order of it."""
+    noted: list[str] = []
+
+    def note(module: Any, name: str, described: Callable[..., Any]) -> None:
+        original = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            path = os.path.relpath(described(*arguments), directory)
+            result = original(*arguments, **options)
+            noted.append(f"{name} {re.sub(r'shards-.*-[0-9a-f]{8}', 'S', path)}")
+            return result
+
+        patch.setattr(module, name, call)
+
+    for name in ("make_directory", "fsync_directory", "unlink"):
+        note(filesystem, name, lambda path: path)
+    note(filesystem, "fsync_file", lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}"))
+    note(filesystem, "replace", lambda source, target: target)
+    note(shutil, "rmtree", lambda path: path)
+    return noted
+
+
+def test_shards_are_durable_before_a_name_leads_to_them_and_go_after_the_names(store):
+    save_sharded(store, 10)
+    save_sharded(store, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        noted = events(store.directory, patch)
+        save_sharded(store, 30)
+
+    temporary = re.compile(r"\.tmp\.[\w.-]+")
+    assert [temporary.sub("TMP", event) for event in noted] == [
+        "make_directory S",
+        "fsync_directory .",
+        "fsync_file S/.metadata",
+        "fsync_file S/__0_0.distcp",
+        "fsync_file S/__1_0.distcp",
+        "fsync_directory S",
+        "fsync_file TMP",
+        "replace latest.pth",
+        "replace previous.pth",
+        "fsync_directory .",
+        "fsync_file TMP",
+        "replace index.json",
+        "rmtree S",
+    ]
+
+
+def test_a_rotation_removes_names_before_their_shards(store):
+    save_sharded(store, 10, "epoch-1")
+    save(store, 20)
+    with pytest.MonkeyPatch.context() as patch:
+        noted = events(store.directory, patch)
+        store.rotate([])
+
+    assert noted[:2] == ["unlink epoch-1.pth", "rmtree S"]
+
+
+@pytest.mark.parametrize("failpoint", [*OF_SHARDS, *BEFORE_A_NAME, *AFTER_A_NAME])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_kill_at_any_point_leaves_shards_that_are_tidied_up(store, failpoint: str, nth: int):
+    def child() -> None:
+        for number in (1, 2, 3):
+            save_sharded(store, 10 * number, "latest", f"epoch-{number}")
+        set_failpoints(f"{failpoint}=kill@{nth}")
+        for number in (4, 5):
+            save_sharded(store, 10 * number, "latest", f"epoch-{number}")
+            store.rotate([f"epoch-{number}"])
+
+    assert exit_status(child) == -signal.SIGKILL
+
+    fresh = CheckpointStore(store.directory, run="our-run")
+    assert step_of_head(fresh, "latest") in (30, 40, 50)
+    fresh.clean()
+    for entry in fresh.candidates():
+        assert read_checkpoint(entry.path, whole=False)["model"]["step"] == entry.global_step
+    assert there(fresh) == {entry.trailer.shards for entry in fresh.candidates()}
+    assert list(store.directory.glob("*.corrupt-*")) == []
+
+
+def test_directories_of_shards_to_which_nothing_leads_are_tidied_up(store):
+    kept = save_sharded(store, 10).name
+    orphan, _ = write_shards(store, 20)
+    (store.directory / "shards-of-mine").mkdir()
+
+    assert store.clean() == [f"removed {orphan.name}, which no checkpoint names"]
+
+    assert there(store) == {kept}
+    assert (store.directory / "shards-of-mine").is_dir()
+    assert store.clean() == []
+
+
+@pytest.mark.parametrize("left", [0, 200])
+def test_no_shards_are_tidied_up_while_a_file_that_lost_its_end_is_there(store, left: int):
+    directory = save_sharded(store, 10).name
+    os.truncate(store.directory / "latest.pth", left)
+    fresh = CheckpointStore(store.directory, run="our-run")
+
+    assert fresh.clean() == []
+    assert there(store) == {directory}
+    (store.directory / "latest.pth").unlink()
+    assert fresh.clean() == [f"removed {directory}, which no checkpoint names"]
+
+
+def test_shards_of_a_head_that_was_set_aside_stay_with_it(store):
+    directory = save_sharded(store, 10)
+    path = store.directory / "latest.pth"
+    path.rename(path.with_name("latest.pth.corrupt-1"))
+
+    assert store.clean() == []
+
+    path.with_name("latest.pth.corrupt-1").rename(path)
+    assert step_of_head(store, "latest") == 10
+    assert there(store) == {directory.name}
+
+
+def test_a_head_that_was_saved_again_by_hand_keeps_its_shards(store):
+    save_sharded(store, 10)
+    path = store.directory / "latest.pth"
+    torch.save(torch.load(path, weights_only=True), path)
+    fresh = CheckpointStore(store.directory, run="our-run")
+
+    assert fresh.clean() == []
+    assert step_of_head(fresh, "latest") == 10
+
+
+def test_a_best_that_was_saved_again_by_hand_keeps_its_shards_while_the_run_goes_on(store):
+    first = save_sharded(store, 10, "latest", "best").name
+    path = store.directory / "best.pth"
+    head = torch.load(path, weights_only=True)
+    path.unlink()
+    torch.save(head, path)
+
+    for step in (20, 30, 40):
+        save_sharded(store, step)
+
+    assert first in there(store)
+    assert step_of_head(store, "best") == 10
+
+
+def test_another_run_s_shards_are_not_removed(store):
+    other = CheckpointStore(store.directory, run="another-run")
+    directory = save_sharded(other, 10, "epoch-7").name
+    save(store, 20)
+
+    assert store.clean() == []
+    assert store.rotate([]) == []
+    assert there(store) == {directory}
+
+
+def test_space_for_shards_is_counted_before_the_first_step(store, monkeypatch, caplog):
+    _, record = write_shards(store, 10, {"__0_0.distcp": bytes(3_000_000)})
+    commit_sharded(store, 10, record)
+    real = os.statvfs(store.directory)
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*real[:4], 0, *real[5:]]))
+
+    store.preflight()
+
+    assert "0.0 MB are free, and a checkpoint takes 3.0 MB" in caplog.text
+
+
+# ---- at length
 
 
 @pytest.mark.exhaustive

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from danling import dcp, filesystem, shards
 from danling.checkpoint import CheckpointStore
+from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
+from tests.sharded_saves import save_sharded, there
 
 
 @pytest.fixture
@@ -253,3 +257,194 @@ def test_what_was_set_aside_before_is_not_overwritten(store):
 
     aside = sorted(store.directory.glob("latest.pth.corrupt-*"))
     assert [path.read_bytes() for path in aside] == [b"torn 10", b"torn 20", b"torn 30"]
+
+
+# ---- shards
+
+
+def loaded_head(store: CheckpointStore) -> int:
+    return int(store.load(whole=False)[0]["model"]["step"])
+
+
+def flip_a_bit(shards: Path) -> None:
+    content = bytearray((shards / "__1_0.distcp").read_bytes())
+    content[3] ^= 1
+    (shards / "__1_0.distcp").write_bytes(content)
+
+
+def lose_one(shards: Path) -> None:
+    (shards / "__1_0.distcp").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (shutil.rmtree, "its shards are gone: there is no {shards} beside it"),
+        (lose_one, "its shard {shards}/__1_0.distcp cannot be read: No such file or directory"),
+        (flip_a_bit, "its shard {shards}/__1_0.distcp has another content than was written"),
+    ],
+)
+def test_damage_to_shards_sets_their_head_aside_with_all_its_names(
+    store, change: Callable[[Path], None], cause: str, caplog
+):
+    first = save_sharded(store, 10).name
+    second = save_sharded(store, 20, "latest", "epoch-2", "best")
+    change(second)
+
+    checkpoint, path = store.load(whole=False)
+
+    assert checkpoint["model"]["step"] == 10
+    assert path.name == "previous.pth"
+    assert {p.name for p in store.directory.glob("*.pth*")} == {
+        "previous.pth",
+        "latest.pth.corrupt-1",
+        "epoch-2.pth.corrupt-1",
+        "best.pth.corrupt-1",
+    }
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "latest.pth is damaged: " + cause.format(shards=second.name) in record.getMessage()
+    assert "latest.pth renamed to latest.pth.corrupt-1" in record.getMessage()
+    assert first in there(store)
+    save_sharded(store, 30)
+    assert loaded_head(store) == 30
+
+
+def test_what_is_left_of_damaged_shards_stays_for_who_wants_to_look(store):
+    save_sharded(store, 10)
+    second = save_sharded(store, 20)
+    lose_one(second)
+    assert loaded_head(store) == 10
+
+    for step in (30, 40, 50):
+        save_sharded(store, step)
+    store.clean()
+
+    assert second.name in there(store)
+    assert len(there(store)) == 3
+
+
+def test_damage_to_shards_of_every_head_is_an_error_that_lists_each(store):
+    for step in (10, 20):
+        shutil.rmtree(save_sharded(store, step))
+
+    with pytest.raises(CheckpointError, match="no valid checkpoint is left") as caught:
+        store.load(whole=False)
+
+    assert str(caught.value).count("its shards are gone") == 2
+    assert len(list(store.directory.glob("*.corrupt-1"))) == 2
+
+
+def test_a_head_that_names_no_directory_of_shards_is_set_aside(store):
+    save(store, 10)
+    path = save(store, 20)
+    head = torch.load(path, weights_only=True)
+    torch.save({**head, "shards": {"directory": "../x", "files": {}}}, path)
+
+    assert loaded_head(store) == 10
+    assert (store.directory / "latest.pth.corrupt-1").exists()
+
+
+def on_the_first_digest(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Does something when the head has been read, and the first shard is opened."""
+    real = shards.damage
+
+    def damage(*arguments: Any) -> str | None:
+        monkeypatch.setattr("danling.validation.damage", real)
+        action()
+        return real(*arguments)
+
+    monkeypatch.setattr("danling.validation.damage", damage)
+
+
+def test_a_head_that_was_replaced_while_its_shards_went_is_not_set_aside(
+    store, monkeypatch, caplog
+):
+    save_sharded(store, 10, "latest")
+
+    def go_on() -> None:
+        writer = CheckpointStore(store.directory, run="our-run", keep_previous=False)
+        save_sharded(writer, 20, "latest")
+
+    on_the_first_digest(monkeypatch, go_on)
+
+    assert loaded_head(store) == 20
+    assert list(store.directory.glob("*.corrupt-*")) == []
+    assert caplog.text == ""
+
+
+def test_a_head_that_was_rotated_away_with_its_shards_is_not_set_aside(store, monkeypatch):
+    save_sharded(store, 10, "step-10")
+
+    def go_on() -> None:
+        save_sharded(store, 20, "step-20")
+        store.rotate(["step-20"])
+
+    on_the_first_digest(monkeypatch, go_on)
+
+    assert loaded_head(CheckpointStore(store.directory, run="our-run")) == 20
+    assert list(store.directory.glob("*.corrupt-*")) == []
+
+
+def save_tensors(store: CheckpointStore, step: int) -> Path:
+    """Commits a checkpoint of which a tensor is in shards; returns their directory."""
+    directory = store.new_shards(step)
+    weight = torch.full((3,), float(step))
+    dcp.write(directory, {("model", "weight"): weight}, None)
+    names = [path.name for path in directory.iterdir()]
+    store.commit(
+        {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "step": torch.tensor(step)}},
+        ["latest"],
+        global_step=step,
+        epoch=0,
+        shards=shards.finish(directory, [shards.seal(directory, names)]),
+    )
+    return directory
+
+
+def test_the_newest_is_loaded_with_what_is_in_its_shards(store):
+    for step in (10, 20, 30):
+        save_tensors(store, step)
+    lose_one_of = next(path for path in there(store) if path.startswith("shards-30-"))
+    next((store.directory / lose_one_of).glob("*.distcp")).unlink()
+
+    checkpoint, path = store.load()
+
+    assert path.name == "previous.pth"
+    assert checkpoint["model"]["weight"].tolist() == [20, 20, 20]
+
+
+@pytest.mark.parametrize("pattern", ["*", ".metadata", "*.distcp"])
+def test_shards_that_go_after_they_were_checked_are_no_damage(store, pattern: str, monkeypatch):
+    """A run that goes on may remove them at any time while they are read, one by one."""
+    save_tensors(store, 10)
+    real = dcp.read
+
+    def remove_some(directory: Path) -> None:
+        for path in directory.glob(pattern):
+            path.unlink()
+
+    def read(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(dcp, "read", real)
+        writer = CheckpointStore(store.directory, run="our-run", keep_previous=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", remove_some)
+            save_tensors(writer, 20)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(dcp, "read", read)
+
+    assert store.load()[0]["model"]["weight"].tolist() == [20, 20, 20]
+    assert list(store.directory.glob("*.corrupt-*")) == []
+
+
+def test_without_hard_links_every_head_of_damaged_shards_is_set_aside(store, monkeypatch):
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(filesystem, "link", no_links)
+    save_sharded(store, 10, "latest")
+    shutil.rmtree(save_sharded(store, 20, "latest", "epoch-2"))
+
+    assert loaded_head(store) == 10
+    assert len(list(store.directory.glob("*.corrupt-1"))) == 2

@@ -293,7 +293,7 @@ def test_shards_are_beside_their_head_also_through_a_link_to_it(
         "shards-1-5f0c9a2e/..",
         "shards-1-5f0c9a2e\n",
         "shards-1-5F0C9A2E",
-        "shards-١-5f0c9a2e",
+        "shards-\u0661-5f0c9a2e",
         "shards-1",
         None,
     ],

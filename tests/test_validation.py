@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,11 @@ from typing import Any
 import pytest
 import torch
 
+from danling import dcp
 from danling.checkpoint import CheckpointStore
+from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
+from danling.shards import finish, seal
 from danling.validation import (
     FORMAT,
     DamagedCheckpointError,
@@ -306,3 +310,129 @@ def test_a_tensor_that_claims_more_than_its_record_is_refused(tmp_path: Path):
 def test_what_is_missing_is_not_intact(tmp_path: Path, path: Path):
     assert is_intact(path)
     assert not is_intact(tmp_path / "nowhere.pth")
+
+
+# ---- shards
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """A head whose weight is in shards."""
+    store = CheckpointStore(tmp_path / "checkpoints", run="our-run")
+    directory = store.new_shards(3)
+    weight = torch.arange(4.0)
+    dcp.write(directory, {("model", "weight"): weight}, None)
+    names = [found.name for found in directory.iterdir()]
+    return store.commit(
+        {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "bias": torch.ones(1)}},
+        ["latest"],
+        global_step=3,
+        epoch=1,
+        shards=finish(directory, [seal(directory, names)]),
+    )
+
+
+def shards_of(head: Path) -> Path:
+    trailer = trailer_of(head)
+    assert trailer is not None
+    assert trailer.shards is not None
+    return head.parent / trailer.shards
+
+
+def test_a_whole_checkpoint_has_the_tensors_of_its_shards(sharded: Path):
+    model = read_checkpoint(sharded, run="our-run")["model"]
+
+    assert model["weight"].tolist() == [0, 1, 2, 3]
+    assert model["bias"].tolist() == [1]
+
+
+def test_a_head_alone_has_the_shapes_of_the_tensors_that_are_elsewhere(sharded: Path):
+    model = read_checkpoint(sharded, whole=False)["model"]
+
+    assert model["weight"].is_meta
+    assert (model["weight"].shape, model["weight"].dtype) == ((4,), torch.float32)
+    assert model["bias"].tolist() == [1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_shard_is_checked_also_where_only_the_head_is_wanted(sharded: Path, whole: bool):
+    for shard in shards_of(sharded).iterdir():
+        content = shard.read_bytes()
+        for offset in range(0, len(content), 97):
+            changed = bytearray(content)
+            changed[offset] ^= 1 << offset % 8
+            shard.write_bytes(changed)
+            with pytest.raises(DamagedCheckpointError, match=rf"latest\.pth .*{shard.name} has"):
+                read_checkpoint(sharded, whole=whole)
+        shard.write_bytes(content)
+
+    assert read_checkpoint(sharded, whole=whole)["format"] == FORMAT
+
+
+def test_a_head_without_its_shards_is_damaged(sharded: Path):
+    directory = shards_of(sharded)
+    shutil.rmtree(directory)
+
+    with pytest.raises(DamagedCheckpointError, match=rf"there is no {directory.name} beside it"):
+        read_checkpoint(sharded)
+    assert is_intact(sharded)  # the file itself
+
+
+def test_a_head_that_was_moved_with_its_shards_is_read(sharded: Path, tmp_path: Path):
+    directory = shards_of(sharded)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.move(sharded, moved / "mine.pth")
+    shutil.move(directory, moved)
+    (tmp_path / "link.pth").symlink_to(moved / "mine.pth")
+
+    for path in (moved / "mine.pth", tmp_path / "link.pth"):
+        assert read_checkpoint(path)["model"]["weight"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_head_that_was_saved_again_by_hand_is_read(sharded: Path):
+    head = torch.load(sharded, weights_only=True)
+    torch.save({**head, "model": {**head["model"], "bias": torch.zeros(1)}}, sharded)
+
+    model = read_checkpoint(sharded)["model"]
+
+    assert (model["weight"].tolist(), model["bias"].tolist()) == ([0, 1, 2, 3], [0])
+
+
+def test_a_head_that_was_replaced_while_its_shards_went_is_no_damage(sharded: Path, monkeypatch):
+    directory = shards_of(sharded)
+
+    def gone_on(*_: object) -> str:
+        store = CheckpointStore(sharded.parent, run="our-run", keep_previous=False)
+        store.commit({"model": {}}, ["latest"], global_step=4, epoch=1)
+        assert not directory.exists()
+        return "gone"
+
+    monkeypatch.setattr("danling.validation.damage", gone_on)
+
+    with pytest.raises(CheckpointError, match="the checkpoint was replaced") as caught:
+        read_checkpoint(sharded)
+    assert caught.value.errno == 2
+    assert not isinstance(caught.value, DamagedCheckpointError)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        3,
+        None,
+        {},
+        {"directory": "../x", "files": {}},
+        {"directory": "shards-3-00000000"},
+        {"directory": "shards-3-00000000", "files": ["a"]},
+        {"directory": "shards-3-00000000", "files": {"a": 3}},
+        {"directory": "shards-3-00000000", "files": {3: [1, "x"]}},
+    ],
+)
+def test_a_head_that_says_of_its_shards_what_no_head_does_is_damaged(tmp_path: Path, record: Any):
+    (tmp_path / "shards-3-00000000").mkdir()
+    (tmp_path / "shards-3-00000000" / "a").write_bytes(b"a")
+    torch.save({"format": 1, "model": {}, "shards": record}, tmp_path / "a.pth")
+
+    with pytest.raises(DamagedCheckpointError, match=r"a\.pth"):
+        read_checkpoint(tmp_path / "a.pth")
