@@ -16,7 +16,8 @@ from danling.checkpoint import CheckpointStore
 from danling.distributed import World
 from danling.errors import CallbackError, CheckpointError
 from danling.history import flatten
-from danling.retention import REGULAR, SCORE, Ranking, Save
+from danling.retention import REGULAR, SCORE, Ranking
+from danling.save import Save
 from danling.triggers import Every, Moment
 from danling.writer import AsyncWriter
 
@@ -241,7 +242,7 @@ class ModelCheckpoint(Monitor):
         """Write now, or let a thread of each process do it; returns what is on the disk."""
         if self._writer is None:
             return [self._commit(runner.world, runner.checkpoints, save)]
-        copied = save.copied(runner.is_main_process)
+        copied = save.copied(runner.world)
         self._writer.submit(partial(self._commit, self._world, runner.checkpoints, copied))
         return []
 

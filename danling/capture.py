@@ -24,6 +24,7 @@ from danling.errors import CheckpointError, ResumeError
 from danling.given import changes, given_to, restore_optimization
 from danling.jsonable import to_plain
 from danling.reading import read_together
+from danling.save import Save
 from danling.seed import derive, rng_state, seed_everything, set_rng_state
 from danling.settings import STATE_KEYS
 from danling.triggers import Moment
@@ -106,21 +107,7 @@ def save(runner: AccelerateRunner, names: Sequence[str]) -> Path:
         names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
         path = path.with_name(f"{names[0]}.pth")
         runner.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
-    counters, store = runner.counters, runner.checkpoints
-    checkpoint, tensors = sharding.split(runner, take(runner))
-    shards = sharding.write_shards(runner.world, store, counters.global_step, tensors)
-
-    def commit() -> None:
-        store.commit(
-            checkpoint,
-            names,
-            global_step=counters.global_step,
-            epoch=counters.epoch,
-            metrics=runner.score_metrics(),
-            shards=shards,
-        )
-
-    runner.world.on_main(commit)
+    Save.of(runner, names, take(runner)).commit(runner.world, runner.checkpoints)
     runner.callbacks("on_save", runner, path)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ __all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered"]
 _NUMBERED = re.compile(r"(epoch|step)-(0|[1-9]\d{0,18})")
 _FIXED = re.compile(r"latest|previous|best(-[A-Za-z0-9][\w.=-]{0,99})?", re.ASCII)
 
+_logger = logging.getLogger(__name__)
 _UNKNOWN = "?"  # of a file that has lost its end
 
 _Signature = tuple[int, int, int, int]
@@ -180,7 +182,13 @@ class Catalog:
         found = directories(self._directory)
         paths = self._directory.glob(f"*{SUFFIX}*") if found else ()
         named = {_shards_of(path) for path in paths if is_regular(path)}
-        return set() if _UNKNOWN in named else found - named
+        if _UNKNOWN in named and found - named:
+            _logger.warning(
+                "%s: shards are kept, since a file that has lost its end may name them",
+                self._directory,
+            )
+            return set()
+        return found - named
 
 
 def _newest_first(entry: Entry) -> tuple[int, int, str]:

@@ -254,13 +254,18 @@ class CheckpointStore:
 
     @contextmanager
     def _releasing(self, own: str | None = None) -> Iterator[None]:
-        """Removes the shards that no name leads to when the block ends, or has failed."""
+        """Removes the shards to which no name leads any more; its own only, if the block fails."""
         before = self._catalog.shards()
         try:
             yield
+        except BaseException:
+            before = {}
+            raise
         finally:
-            for shards in sorted(self._catalog.released(before, own)):
-                remove(self.directory / shards)
+            if released := self._catalog.released(before, own):
+                self._files.settle()
+                for shards in sorted(released):
+                    remove(self.directory / shards)
 
     def _next_serial(self) -> int:
         return max((entry.trailer.serial for entry in self.candidates()), default=0) + 1

@@ -111,6 +111,10 @@ class CheckpointDirectory:
         self._fsync_directory(self.path)
         failpoint("checkpoint.after_directory_fsync")
 
+    def settle(self) -> None:
+        """Step 5, for names that were removed: what they led to may be deleted then."""
+        self._fsync_directory(self.path)
+
     def link_temporary(self, source: Path) -> Path:
         """A second, temporary name of a file, or a copy of it where there are no links."""
         temporary = self._temporary(source.stem)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import errno
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from danling.encoding import Elsewhere
-from danling.errors import CheckpointError
+from danling.errors import CheckpointError, DistributedError
+
+if TYPE_CHECKING:
+    from danling.distributed import World
 
 __all__ = ["Place", "copied", "read", "split", "write"]
 
@@ -34,17 +37,18 @@ Place = tuple[Any, ...]
 SPLIT = ("model", "optimizer")
 """The parts of a checkpoint that may have tensors elsewhere."""
 
+_AHEAD = 10_000_000  # bytes on their way from a GPU while others are written: torch's default
 _METADATA = "torch.distributed.checkpoint.metadata"
 _INDEX = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *((_METADATA, "BytesStorageMetadata"), (_METADATA, "ChunkStorageMetadata")),
     *((_METADATA, "Metadata"), (_METADATA, "MetadataIndex"), (_METADATA, "StorageMeta")),
+    (_METADATA, "ChunkStorageMetadata"),
     *((_METADATA, "TensorProperties"), (_METADATA, "TensorStorageMetadata")),
     (_METADATA, "_MEM_FORMAT_ENCODING"),
 }
-"""What an index is made of."""
+"""What an index of tensors is made of; of other values torch would unpickle whatever they are."""
 
 
 def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Tensor]]:
@@ -64,43 +68,62 @@ def copied(tensors: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
     return {place: tensor.detach().to("cpu", copy=True) for place, tensor in tensors.items()}
 
 
-def write(directory: Path, tensors: Mapping[Place, Tensor], group: Any) -> None:
-    """Write the parts that this process has; a collective of the group, if there is one.
+def write(directory: Path, tensors: Mapping[Place, Tensor], world: World | None) -> None:
+    """Write the parts that this process has; a collective of the world, if there is one.
+
+    What is written is not durable yet.
 
     Raises:
         CheckpointError: Any of the processes could not: it is raised on all of them.
+        DistributedError: One of them is gone.
     """
     named = {_name(place): tensor for place, tensor in tensors.items()}
-    with _translated("the shards of a checkpoint were not written", directory):
-        writer = _Writer(directory)
-        save(named, storage_writer=writer, process_group=group, no_dist=group is None)
+    ahead = 0 if all(tensor.device.type == "cpu" for tensor in tensors.values()) else _AHEAD
+    writer = _Writer(directory, sync_files=False, per_thread_copy_ahead=ahead)
+    _together(
+        lambda group: save(
+            named, storage_writer=writer, process_group=group, no_dist=group is None
+        ),
+        "the shards of a checkpoint were not written",
+        directory,
+        world,
+    )
 
 
 def read(
     checkpoint: Mapping[str, Any],
     directory: Path,
     like: Callable[[Place], Tensor | None] = lambda place: None,
-    group: Any = None,
+    world: World | None = None,
+    parts: Sequence[str] = SPLIT,
 ) -> dict[str, Any]:
-    """A checkpoint with its tensors in place; a collective of the group, if there is one.
+    """A checkpoint with its tensors in place; a collective of the world, if there is one.
 
     Args:
         checkpoint: The head.
         directory: Of its shards.
         like: Gives the `DTensor` that a tensor is for, if it is for one: then only the part of
             this process is read.
-        group: Of the processes that read together; None: this one reads alone.
+        world: The processes that read together; None: this one reads alone.
+        parts: Of the checkpoint: what is elsewhere of the others stays there.
 
     Raises:
         CheckpointError: It cannot be read; it is raised on all processes.
+        DistributedError: One of them is gone.
     """
-    found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta))
+    found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta, parts))
     targets = {place: _empty(tensor, like(place)) for place, tensor in found.items()}
     named = {_name(place): tensor for place, tensor in targets.items()}
+    reader = _Reader(directory)
     try:
-        with _translated("the shards of a checkpoint cannot be read", directory):
-            reader = _Reader(directory)
-            load(named, storage_reader=reader, process_group=group, no_dist=group is None)
+        _together(
+            lambda group: load(
+                named, storage_reader=reader, process_group=group, no_dist=group is None
+            ),
+            "the shards of a checkpoint cannot be read",
+            directory,
+            world,
+        )
     except CheckpointError as error:
         if error.errno is None and not (directory / ".metadata").exists():  # torch says it in words
             error.errno = errno.ENOENT
@@ -148,10 +171,10 @@ def _escaped(key: str) -> str:
 
 
 def _tensors(
-    checkpoint: Mapping[str, Any], wanted: Callable[[Tensor], bool]
+    checkpoint: Mapping[str, Any], wanted: Callable[[Tensor], bool], parts: Sequence[str] = SPLIT
 ) -> Iterator[tuple[Place, Tensor]]:
     """The tensors of a checkpoint that may be elsewhere, with their places."""
-    pending: list[tuple[Place, Any]] = [((key,), checkpoint.get(key)) for key in SPLIT]
+    pending: list[tuple[Place, Any]] = [((key,), checkpoint.get(key)) for key in parts]
     while pending:
         place, value = pending.pop()
         if isinstance(value, Tensor):
@@ -173,19 +196,47 @@ def _replaced(checkpoint: Mapping[str, Any], changes: Mapping[Place, Any]) -> di
     return copied[()]
 
 
-@contextmanager
-def _translated(what: str, directory: Path) -> Iterator[None]:
-    """One error of ours for all that torch raises, the same on every process."""
+def _together(
+    work: Callable[[Any], object], what: str, directory: Path, world: World | None
+) -> None:
+    """Do something in a group, with one error of ours for all that torch raises on any process.
+
+    Torch's own is left behind: its traceback has the group, which nobody else may keep.
+    """
+    alone = world is None or world.group is None
+    failure: BaseException | None = None
     try:
-        with warnings.catch_warnings():  # that it works on one process
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            yield
+        with _silenced() if alone else nullcontext():
+            work(None if world is None else world.group)
     except CheckpointException as error:  # no Exception, and with the errors of all processes
-        rank, (cause, _) = min(error.failures.items())
-        number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
-        failure = CheckpointError(number, f"{what}: {reason or cause}", str(directory))
-        failure.add_note(f"raised on rank {rank}")
-        failure.__dict__["failed_rank"] = rank  # its traceback is printed first
-        raise failure from None
-    except RuntimeError as error:  # another process has gone
-        raise CheckpointError(None, f"{what}: {error}", str(directory)) from None
+        failure = _of_all(error, what, directory, 0 if world is None else world.rank)
+    except RuntimeError as error:
+        failure = DistributedError(f"{what}, since another process has gone: {error}")
+    if failure is not None:
+        raise failure
+
+
+def _of_all(error: CheckpointException, what: str, directory: Path, own_rank: int) -> BaseException:
+    causes = {rank: cause for rank, (cause, _) in error.failures.items()}
+    own = causes.get(own_rank)
+    if own is not None and not isinstance(own, Exception):  # Ctrl-C
+        return own.with_traceback(None)
+    rank = min(causes)
+    cause = causes[rank]
+    number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
+    message = f"{what}: {reason or str(cause) or repr(cause)}"
+    if number is None:
+        failure = CheckpointError(f"{message} ({directory})")
+    else:
+        failure = CheckpointError(number, message, str(directory))
+    failure.add_note(f"raised on rank {rank}")
+    failure.__dict__["failed_rank"] = rank  # its traceback is printed first
+    return failure
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without torch's warning that one process works alone; filters are of the whole process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

@@ -1,4 +1,4 @@
-"""A save of a checkpoint, and which of the numbered files stay.
+"""Which of the numbered files stay, and what is left by a run that fails.
 
 Why a numbered file was written stands in the file, in the metrics of its trailer. So what is kept
 follows from the directory alone: a restart forgets nothing, and removes nothing that is not ours.
@@ -7,11 +7,7 @@ follows from the directory alone: a restart forgets nothing, and removes nothing
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from torch import Tensor
 
 from danling.capture import take_alone
 from danling.catalog import is_numbered
@@ -19,8 +15,7 @@ from danling.checkpoint import CheckpointStore
 from danling.distributed import World
 from danling.errors import CheckpointError
 from danling.history import is_better
-from danling.sharding import split, write_shards
-from danling.snapshot import Snapshot, snapshot
+from danling.save import Save
 from danling.triggers import Every
 
 if TYPE_CHECKING:
@@ -31,7 +26,6 @@ __all__ = [
     "REGULAR",
     "SCORE",
     "Ranking",
-    "Save",
     "kept",
     "key_of",
     "number",
@@ -42,65 +36,6 @@ __all__ = [
 
 REGULAR = "kept as one of the last"
 SCORE = "kept for its score"
-
-
-@dataclass(frozen=True)
-class Save:
-    """One checkpoint to write: under which names, what is in it, of when it is, and why.
-
-    Attributes:
-        names: Of the file.
-        contents: What `runner.state_dict()` gave, or a snapshot of it.
-        tensors: Those of it of which each process writes its part.
-        global_step: Optimizer steps completed.
-        epoch: Epochs completed.
-        metrics: Numbers for people, and `REGULAR` or `SCORE` for `kept`.
-    """
-
-    names: tuple[str, ...]
-    contents: Any
-    tensors: Mapping[tuple[Any, ...], Tensor]
-    global_step: int
-    epoch: int
-    metrics: dict[str, float]
-
-    @classmethod
-    def of(
-        cls,
-        runner: AccelerateRunner,
-        names: tuple[str, ...],
-        contents: Any,
-        reasons: Mapping[str, float] | None = None,
-    ) -> Save:
-        """A save of this point of a run, with the reasons to keep it."""
-        metrics = runner.score_metrics() | dict(reasons or {})
-        return cls(names, *split(runner, contents), runner.global_step, runner.epoch, metrics)
-
-    def copied(self, is_main: bool) -> Save:
-        """The same in memory that training does not change: what this process is to write."""
-        tensors = self.tensors
-        if tensors:
-            from danling import dcp
-
-            tensors = dcp.copied(tensors)
-        contents = snapshot(self.contents) if is_main else Snapshot({})
-        return replace(self, contents=contents, tensors=tensors)
-
-    def commit(self, world: World, store: CheckpointStore) -> Path:
-        """Write it; a collective."""
-        shards = write_shards(world, store, self.global_step, self.tensors)
-
-        def commit() -> Path:
-            return store.commit(
-                self.contents,
-                self.names,
-                global_step=self.global_step,
-                epoch=self.epoch,
-                metrics=self.metrics,
-                shards=shards,
-            )
-
-        return world.on_main(commit)
 
 
 class Ranking:

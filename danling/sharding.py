@@ -69,8 +69,11 @@ def is_sharded(model: Any) -> bool:
     """Whether a process holds only a part of the weights."""
     if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
         return False
+    from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
+    if any(isinstance(part, FSDPModule) for part in model.modules()):
+        return True  # also where a forward has left its parameters whole
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -105,11 +108,10 @@ def load_model_state(
         plain.load_state_dict(state, strict=strict)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-    from torch.distributed.tensor import DTensor
 
-    whole = not any(isinstance(value, DTensor) for value in state.values())
-    options = StateDictOptions(full_state_dict=whole, strict=strict)
-    set_model_state_dict(model, dict(state), options=options)
+    own = model_state(model, plain, whole=False)
+    parts = {name: _part(value, own.get(name)) for name, value in state.items()}
+    set_model_state_dict(model, parts, options=StateDictOptions(strict=strict))
 
 
 def optimizer_state(model: Any, optimizer: Optimizer) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _gathered(value: Any) -> Any:
     return whole.cpu() if dist.get_rank() == 0 else value
 
 
-def _part(value: Any, parameter: Tensor) -> Any:
+def _part(value: Any, parameter: Tensor | None) -> Any:
     """What of a value goes with the part of a parameter that this process holds."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -158,7 +160,7 @@ def _part(value: Any, parameter: Tensor) -> Any:
     if getattr(value, "shape", None) != parameter.shape:
         return value
     own = value.to(parameter.device)
-    return distribute_tensor(own, parameter.device_mesh, parameter.placements)
+    return distribute_tensor(own, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def split(
@@ -183,7 +185,8 @@ def write_shards(
     A collective.
 
     Raises:
-        CheckpointError: It cannot be written, by any of the processes; nothing of it stays.
+        CheckpointError: It cannot be written, by any of the processes; what it left is removed, by
+            the next start if not now.
     """
     if not tensors:
         return None
@@ -191,7 +194,7 @@ def write_shards(
 
     directory = world.on_main(lambda: store.new_shards(global_step))
     try:
-        dcp.write(directory, tensors, world.group)
+        dcp.write(directory, tensors, world)
         names = [".metadata"] if world.rank == 0 else []
         names += (path.name for path in directory.glob(f"__{world.rank}_*"))
         sealed = world.gather(world.together(lambda: shards.seal(directory, names)))
@@ -216,9 +219,10 @@ def read_shards(
         return checkpoint
     from danling import dcp
 
-    like, group = _parts_of(runner), runner.world.group if is_sharded(runner.model) else None
+    like, world = _parts_of(runner), runner.world if is_sharded(runner.model) else None
     directory = shards.directory_of(path, checkpoint["shards"])
-    return runner.world.together(lambda: dcp.read(checkpoint, directory, like, group))
+    parts = dcp.SPLIT if runner.optimization.optimizers else ("model",)
+    return runner.world.together(lambda: dcp.read(checkpoint, directory, like, world, parts))
 
 
 def _parts_of(runner: AccelerateRunner) -> Callable[[tuple[Any, ...]], Tensor | None]:

@@ -11,6 +11,7 @@ a crash may leave behind, are those of a checkpoint of one file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -46,6 +47,9 @@ Record = Mapping[str, Any]
 """`{"directory": "shards-1200-5f0c9a2e", "files": {"__0_0.distcp": [size, sha256]}}`"""
 
 _DIRECTORY = re.compile(r"shards-\d+-[0-9a-f]{8}", re.ASCII)
+_DAMAGE = frozenset(
+    {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENXIO, errno.ESPIPE, errno.EIO}
+)
 _THREADS = 8  # hashing is done by the processor, and leaves the GIL alone
 _logger = logging.getLogger(__name__)
 
@@ -68,10 +72,14 @@ def directories(checkpoints: Path) -> set[str]:
 
 
 def directory_of(head: Path, record: Record) -> Path:
-    """Where the shards of a head are: beside it, wherever it was moved."""
+    """Where the shards of a head are: beside it, wherever it was moved.
+
+    Raises:
+        ValueError: It names something else.
+    """
     name = str(record["directory"])
     if not _DIRECTORY.fullmatch(name):
-        raise CheckpointError(f"{head} names {name!r}, which is no directory of shards")
+        raise ValueError(f"{name!r} is no directory of shards")
     return head.resolve().parent / name
 
 
@@ -118,7 +126,11 @@ def total(record: Record | None) -> int:
 
 
 def damage(directory: Path, record: Record) -> str | None:
-    """What is wrong with the shards of a head, if anything is; reads all of them."""
+    """What is wrong with the shards of a head, if anything is; reads all of them.
+
+    Raises:
+        OSError: One cannot be opened now, which says nothing about it.
+    """
     if directory.is_symlink() or not directory.is_dir():
         return f"its shards are gone: there is no {directory.name} beside it"
     files = record["files"]
@@ -131,6 +143,8 @@ def damage(directory: Path, record: Record) -> str | None:
             with open(directory / name, "rb", buffering=0, opener=_at_once) as file:
                 found = _digest(file)
         except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise
             return f"its shard {directory.name}/{name} cannot be read: {error.strerror}"
         if found != tuple(files[name]):
             return f"its shard {directory.name}/{name} has another content than was written"

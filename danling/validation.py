@@ -181,7 +181,7 @@ def _check_shards(file: BinaryIO, record: Mapping[str, Any], path: Path) -> Path
     try:
         directory = directory_of(path, record)
         problem = damage(directory, record)
-    except (CheckpointError, AttributeError, LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{path} says of its shards what no head does: {error}"
         ) from None

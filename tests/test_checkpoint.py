@@ -24,6 +24,7 @@ from danling import filesystem
 from danling.checkpoint import CheckpointStore
 from danling.errors import CheckpointError
 from danling.failpoints import set_failpoints
+from danling.shards import directories
 from danling.snapshot import snapshot
 from danling.validation import is_intact, read_checkpoint, trailer_of
 from tests.crash_model import exit_status
@@ -766,6 +767,7 @@ def test_shards_are_durable_before_a_name_leads_to_them_and_go_after_the_names(s
         "fsync_directory .",
         "fsync_file TMP",
         "replace index.json",
+        "fsync_directory .",
         "rmtree S",
     ]
 
@@ -777,7 +779,28 @@ def test_a_rotation_removes_names_before_their_shards(store):
         noted = events(store.directory, patch)
         store.rotate([])
 
-    assert noted[:2] == ["unlink epoch-1.pth", "rmtree S"]
+    assert noted[:3] == ["unlink epoch-1.pth", "fsync_directory .", "rmtree S"]
+
+
+def test_a_commit_that_may_not_be_durable_removes_no_older_shards(tmp_path: Path):
+    store = CheckpointStore(tmp_path / "checkpoints", keep_previous=False)
+    for step in (10, 20):
+        save_sharded(store, step)
+    real, calls = filesystem.fsync_directory, []
+
+    def fail_after_the_replace(path: Path) -> None:
+        calls.append(path)
+        if calls.count(store.directory) == 2:  # the first is of the new shards
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(path)
+
+    before = directories(store.directory)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CheckpointError):
+        patch.setattr(filesystem, "fsync_directory", fail_after_the_replace)
+        save_sharded(store, 30)
+
+    assert before < directories(store.directory)  # a power cut may bring the old head back
+    assert step_of_head(store, "latest") == 30
 
 
 @pytest.mark.parametrize("failpoint", [*OF_SHARDS, *BEFORE_A_NAME, *AFTER_A_NAME])

@@ -14,12 +14,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from danling import dcp
 from danling.checkpoint import CheckpointStore
+from danling.distributed import World
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
 from danling.shards import finish, seal
@@ -116,14 +119,21 @@ def test_a_checkpoint_without_distributed_tensors_is_all_head():
     assert dcp.split(checkpoint) == (checkpoint, {})
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-def test_tensors_come_back_as_they_were(mesh: DeviceMesh, directory: Path, grouped: bool):
+class Grouped(World):
+    """One process, in a group."""
+
+    @property
+    def group(self) -> Any:
+        return dist.group.WORLD
+
+
+@pytest.mark.parametrize("world", [Grouped(), World(), None])
+def test_tensors_come_back_as_they_were(mesh: DeviceMesh, directory: Path, world: World | None):
     checkpoint = example(mesh)
-    group = dist.group.WORLD if grouped else None
     head, tensors = dcp.split(checkpoint)
 
-    dcp.write(directory, tensors, group)
-    found = dcp.read(meta(head), directory, group=group)
+    dcp.write(directory, tensors, world)
+    found = dcp.read(meta(head), directory, world=world)
 
     assert_same(found, checkpoint)
     assert type(found["model"]["0.weight"]) is Tensor
@@ -308,6 +318,37 @@ def test_an_index_that_would_run_code_is_refused_and_runs_nothing(
     assert "cannot be read" in str(caught.value)
     assert victim.read_text() == "precious"
     assert {path.name for path in tmp_path.iterdir()} == {"victim", directory.name}
+
+
+def test_other_values_than_tensors_are_refused_since_torch_unpickles_them(directory: Path):
+    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    index = pickle.loads((directory / ".metadata").read_bytes())
+    index.state_dict_metadata["model/weight"] = BytesStorageMetadata()
+    (directory / ".metadata").write_bytes(pickle.dumps(index))
+
+    with pytest.raises(CheckpointError, match="BytesStorageMetadata"):
+        dcp.read({"model": {"weight": torch.empty(2, device="meta")}}, directory)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_while_shards_are_written_stays_one(
+    directory: Path, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+):
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", interrupted)
+
+    with pytest.raises(raised):
+        dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+
+
+def test_an_error_of_torch_does_not_keep_its_traceback_and_with_it_the_group(directory: Path):
+    with pytest.raises(CheckpointError) as caught:
+        dcp.read({"model": {"weight": torch.empty(2, device="meta")}}, directory)
+
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
 
 
 def test_the_pickle_that_is_refused_would_have_run(tmp_path: Path):

@@ -299,7 +299,7 @@ def test_shards_are_beside_their_head_also_through_a_link_to_it(
     ],
 )
 def test_a_head_that_names_something_else_is_refused(tmp_path: Path, name: str | None):
-    with pytest.raises(CheckpointError, match=r"latest\.pth names .* no directory of shards"):
+    with pytest.raises(ValueError, match="is no directory of shards"):
         shards.directory_of(tmp_path / "latest.pth", {"directory": name, "files": {}})
 
 
@@ -340,3 +340,18 @@ def test_a_link_in_the_place_of_shards_does_not_lead_to_what_is_removed(
     assert not shards.remove(link)
     assert {path.name for path in directory.iterdir()} == set(FILES)
     assert "cannot be removed" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+def test_a_shard_that_cannot_be_opened_now_is_not_called_damaged(
+    directory: Path, record: shards.Record, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(path: str, flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(shards, "_at_once", refuse)
+
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        shards.damage(directory, record)
+
+    assert caught.value.errno == number

@@ -53,6 +53,26 @@ class ByUser(Regression):
         return ShardedByUser(cpu=True)
 
 
+def sharded_at_the_root() -> nn.Module:
+    """A forward without a backward leaves the parameters of the root whole."""
+    model = network()
+    size = int(os.environ["WORLD_SIZE"])
+    if size > 1:
+        fully_shard(model, mesh=init_device_mesh("cpu", (size,)))
+    return model
+
+
+class AtTheRoot(ByUser):
+    def __init__(self, folder: Path, config: dict[str, Any], **parts: Any) -> None:
+        super().__init__(folder, config, **parts)
+        self.model = sharded_at_the_root()
+
+
+class AtTheRootInOneFile(AtTheRoot):
+    def __init__(self, folder: Path, config: dict[str, Any], **parts: Any) -> None:
+        super().__init__(folder, {**config, "state_dict_type": "full"}, **parts)
+
+
 class ByAccelerate(Regression):
     """Accelerate asks for GPUs before it shards, and needs none."""
 
@@ -111,7 +131,15 @@ def assert_close(found: Any, expected: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [ByUser, ByAccelerate])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ByUser,
+        ByAccelerate,
+        AtTheRoot,
+        pytest.param(AtTheRootInOneFile, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_sharded_run_is_that_of_one_process(kind: Kind, tmp_path: Path) -> None:
     """13 and 1 samples: the ranks have unequally many batches, and one has none at all."""
     ((expected, outputs, *_),), whole = trained(tmp_path / "alone", 1, kind)

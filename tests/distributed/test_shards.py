@@ -192,6 +192,39 @@ def test_a_kill_at_any_point_of_a_save_loses_nothing(
 Policy = Literal["raise", "warn"]
 
 
+class Unsavable(dl.Callback):
+    """Its state cannot be saved after one step, which only the main process finds out."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_step(self, runner: dl.AccelerateRunner) -> None:
+        self.step = runner.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"of": print} if self.step == 3 else {}
+
+
+def failing_to_copy(folder: Path) -> None:
+    runner = make(folder, {}, asynchronous=True, on_save_error="warn", keep_every="1 step")
+    runner.callbacks.append(Unsavable())
+    runner.train()
+
+
+def test_a_save_that_one_process_cannot_copy_is_made_by_none(tmp_path: Path) -> None:
+    expected = trained(tmp_path / "undisturbed", keep_every="1 step")
+
+    ended = together(2, failing_to_copy, tmp_path, folder=tmp_path)
+
+    assert "saves failed in this run" in ended.output
+    directory = checkpoints(tmp_path)
+    names = {path.name for path in directory.glob("step-*.pth")}
+    assert names == {path.name for path in expected.glob("step-*.pth")} - {"step-3.pth"}
+    for name in names:
+        found, wanted = read_checkpoint(directory / name), read_checkpoint(expected / name)
+        torch.testing.assert_close(found["model"], wanted["model"], rtol=0, atol=0)
+
+
 class FullDisk(dl.Callback):
     """A disk that takes no more from one process while some steps are saved."""
 
