@@ -38,7 +38,9 @@ class GradientNormMonitor(Callback):
         self.per_layer = per_layer
 
     def on_before_step(self, runner: Runner) -> None:
-        """Have the norm computed, which the runner then logs."""
+        """Have the norm computed, which the runner then logs; an engine gives it after the step."""
+        if not runner.optimization.readable:
+            return
         _ = runner.grad_norm
         if self.per_layer and (runner.global_step + 1) % runner.config.log_interval == 0:
             runner.log(layer_norms(runner.unwrapped_model))

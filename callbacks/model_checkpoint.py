@@ -240,7 +240,7 @@ class ModelCheckpoint(Monitor):
 
     def _write(self, runner: Runner, save: Save) -> list[Path]:
         """Write now, or let a thread of each process do it; returns what is on the disk."""
-        if self._writer is None:
+        if self._writer is None or not save.can_wait:
             return [self._commit(runner.world, runner.checkpoints, save)]
         copied = save.copied(runner.world)
         self._writer.submit(partial(self._commit, self._world, runner.checkpoints, copied))

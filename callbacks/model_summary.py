@@ -80,6 +80,11 @@ def _rows(model: nn.Module, max_depth: int) -> Iterator[tuple[str, str, int, int
         depth = name.count(".") + 1 if name else 0
         if depth <= max_depth or max_depth == -1:
             parameters = list(module.parameters())
-            count = sum(parameter.numel() for parameter in parameters)
-            trainable = sum(p.numel() for p in parameters if p.requires_grad)
+            count = sum(_size(parameter) for parameter in parameters)
+            trainable = sum(_size(p) for p in parameters if p.requires_grad)
             yield name or "(model)", type(module).__name__, count, trainable
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Of the whole, where DeepSpeed has given this process a part of it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

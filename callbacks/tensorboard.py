@@ -127,7 +127,7 @@ class TensorBoard(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Ask for the norm of the gradients where the step will be logged: so it will be, too."""
-        if (runner.global_step + 1) % self._log_interval == 0:
+        if (runner.global_step + 1) % self._log_interval == 0 and runner.optimization.readable:
             _ = runner.grad_norm
 
     def on_step(self, runner: Runner) -> None:

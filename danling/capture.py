@@ -23,6 +23,7 @@ from danling.compatibility import (
 from danling.errors import CheckpointError, ResumeError
 from danling.given import changes, given_to, restore_optimization
 from danling.jsonable import to_plain
+from danling.parted import read_shards
 from danling.reading import read_together
 from danling.save import Save
 from danling.seed import derive, rng_state, seed_everything, set_rng_state
@@ -55,7 +56,7 @@ def take_alone(runner: AccelerateRunner) -> dict[str, Any]:
     Raises:
         CheckpointError: This process has only a part of the weights.
     """
-    if runner.distributed and sharding.is_sharded(runner.model):
+    if runner.distributed and sharding.is_partial(runner.model):
         raise CheckpointError("each process holds a part of the weights, and one of them is gone")
     return contents(runner, lambda value: [value], whole=True)
 
@@ -130,7 +131,7 @@ def restore(
         restore_weights(runner, checkpoint, path)
         return
     reasons = runner.world.together(lambda: compare(runner, checkpoint, path, strict))
-    checkpoint = sharding.read_shards(runner, checkpoint, path)
+    checkpoint = read_shards(runner, checkpoint, path)
     data, run = checkpoint["data"], checkpoint["run"]
     if runner.model is not None:
         weights = checkpoint["model"]
@@ -195,7 +196,7 @@ def compare(
 def restore_weights(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Load the weights of a file that has nothing else."""
     left_out = check_weights(runner.unwrapped_model, checkpoint["model"], path)
-    weights = sharding.read_shards(runner, checkpoint, path)["model"]
+    weights = read_shards(runner, checkpoint, path)["model"]
     sharding.load_model_state(runner.model, runner.unwrapped_model, weights, strict=False)
     runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
 

@@ -13,6 +13,8 @@ from danling.jsonable import to_plain
 from danling.nested import difference
 from danling.optimization import named
 from danling.settings import STATE_KEYS
+from danling.sharding import is_engine
+from danling.zero_files import described
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
@@ -100,6 +102,9 @@ def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> li
     """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
     recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
     problems: list[str] = []
+    if now["optimizer"] and ("engine" in checkpoint) != is_engine(runner.model):
+        was, it_is = ("", " not") if "engine" in checkpoint else (" not", "")
+        problems.append(f"the optimizer was{was} in an engine of DeepSpeed, now it is{it_is}")
     for kind, parts in _parts(runner).items():
         if not now["optimizer"]:
             break  # nothing will be trained
@@ -146,7 +151,7 @@ def _model_problems(
     """What cannot be loaded at all, and what can be left out."""
     if model is None or state is None:
         return [], []
-    own = model.state_dict()
+    own = described(model)
     other = [f"missing weight {name}" for name in own if name not in state]
     other += [f"unexpected weight {name}" for name in state if name not in own]
     wrong = []

@@ -29,7 +29,7 @@ from danling.errors import CheckpointError, DistributedError
 if TYPE_CHECKING:
     from danling.distributed import World
 
-__all__ = ["Place", "copied", "read", "split", "write"]
+__all__ = ["SPLIT", "Place", "Tensors", "read", "split"]
 
 Place = tuple[Any, ...]
 """Keys that lead to a tensor: `("optimizer", "state", 0, "exp_avg")`."""
@@ -51,43 +51,54 @@ _INDEX = {
 """What an index of tensors is made of; of other values torch would unpickle whatever they are."""
 
 
-def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Place, Tensor]]:
+class Tensors(dict[Place, Tensor]):
+    """The tensors of a checkpoint that are distributed over processes, by their places."""
+
+    can_wait = True
+
+    def copied(self) -> Tensors:
+        """The parts that this process has, in memory of the host that nobody changes."""
+        return Tensors(
+            {place: tensor.detach().to("cpu", copy=True) for place, tensor in self.items()}
+        )
+
+    def write(self, directory: Path, world: World) -> list[str]:
+        """Write the parts that this process has; a collective of the world.
+
+        What is written is not durable yet.
+
+        Returns:
+            The files of this process.
+
+        Raises:
+            CheckpointError: Any of the processes could not: it is raised on all of them.
+            DistributedError: One of them is gone.
+        """
+        named = {_name(place): tensor for place, tensor in self.items()}
+        ahead = 0 if all(tensor.device.type == "cpu" for tensor in self.values()) else _AHEAD
+        writer = _Writer(directory, sync_files=False, per_thread_copy_ahead=ahead)
+        _together(
+            lambda group: save(
+                named, storage_writer=writer, process_group=group, no_dist=group is None
+            ),
+            "the shards of a checkpoint were not written",
+            directory,
+            world,
+        )
+        own = [path.name for path in directory.glob(f"__{world.rank}_*")]
+        return own if world.rank else [".metadata", *own]
+
+
+def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
     """The head of a checkpoint, and the tensors that are distributed over processes.
 
     Example:
         >>> split({"model": {"scale": 2.0}, "config": {"seed": 1}})
         ({'model': {'scale': 2.0}, 'config': {'seed': 1}}, {})
     """
-    found = dict(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
+    found = Tensors(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
     places = {place: Elsewhere(tensor.shape, tensor.dtype) for place, tensor in found.items()}
     return _replaced(checkpoint, places), found
-
-
-def copied(tensors: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
-    """The parts that this process has, in memory of the host that nobody changes."""
-    return {place: tensor.detach().to("cpu", copy=True) for place, tensor in tensors.items()}
-
-
-def write(directory: Path, tensors: Mapping[Place, Tensor], world: World | None) -> None:
-    """Write the parts that this process has; a collective of the world, if there is one.
-
-    What is written is not durable yet.
-
-    Raises:
-        CheckpointError: Any of the processes could not: it is raised on all of them.
-        DistributedError: One of them is gone.
-    """
-    named = {_name(place): tensor for place, tensor in tensors.items()}
-    ahead = 0 if all(tensor.device.type == "cpu" for tensor in tensors.values()) else _AHEAD
-    writer = _Writer(directory, sync_files=False, per_thread_copy_ahead=ahead)
-    _together(
-        lambda group: save(
-            named, storage_writer=writer, process_group=group, no_dist=group is None
-        ),
-        "the shards of a checkpoint were not written",
-        directory,
-        world,
-    )
 
 
 def read(

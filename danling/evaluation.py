@@ -19,7 +19,7 @@ from danling.errors import DataError
 from danling.loader import Loader
 from danling.metrics import compute, reset
 from danling.seed import isolated_rng
-from danling.sharding import in_step, is_sharded
+from danling.sharding import in_step, is_partial
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
@@ -57,7 +57,7 @@ def without_collectives(model: Any) -> Iterator[None]:
     The forward of a `DistributedDataParallel` broadcasts them, and waits for all processes.
     """
     model = getattr(model, "_orig_mod", model)
-    if is_sharded(model):
+    if is_partial(model):
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     if not isinstance(model, DistributedDataParallel):

@@ -49,6 +49,9 @@ class Optimization:
         interval: Whether schedulers move with each step or each epoch.
     """
 
+    readable = True
+    """Whether gradients, and their norm, can be read before the step."""
+
     def __init__(
         self,
         accelerator: Accelerator,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
@@ -109,7 +110,7 @@ class PartsRunner(BaseRunner):
                 f"the scheduler {unknown.pop()!r} has no optimizer of that name: "
                 f"name schedulers as their optimizers, {list(optimizers)}"
             )
-        self.optimization = Optimization(
+        self.optimization = self._optimization_kind()(
             self.accelerator,
             optimizers,
             schedulers,
@@ -123,6 +124,15 @@ class PartsRunner(BaseRunner):
         if isinstance(self.criterion, nn.Module):
             self.criterion.to(self.device)
         self._prepared = True
+
+    def _optimization_kind(self) -> type[Optimization]:
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return Optimization
+        from danling.zero import EngineOptimization, fill_config
+
+        batch_size = self.batch_size if "train" in self.splits else None
+        fill_config(self.accelerator, self.config, batch_size=batch_size)
+        return EngineOptimization
 
     # Model
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from danling.sharding import split, write_shards
+from danling.parted import split, write_shards
 from danling.snapshot import Snapshot, snapshot
 
 if TYPE_CHECKING:
     from danling.checkpoint import CheckpointStore
     from danling.distributed import World
     from danling.runner import AccelerateRunner
+    from danling.shards import Parts
 
 __all__ = ["Save"]
 
@@ -27,7 +26,7 @@ class Save:
     Attributes:
         names: Of the file.
         contents: What `runner.state_dict()` gave, or a snapshot of it.
-        tensors: Those of it of which each process writes its part.
+        parts: What each process writes its part of, if there is any.
         global_step: Optimizer steps completed.
         epoch: Epochs completed.
         metrics: Numbers for people, and for the choice of what to keep.
@@ -35,7 +34,7 @@ class Save:
 
     names: tuple[str, ...]
     contents: Any
-    tensors: Mapping[tuple[Any, ...], Tensor]
+    parts: Parts | None
     global_step: int
     epoch: int
     metrics: dict[str, float]
@@ -52,25 +51,27 @@ class Save:
         metrics = runner.score_metrics() | dict(reasons or {})
         return cls(names, *split(runner, contents), runner.global_step, runner.epoch, metrics)
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether a copy of it may be written while training goes on."""
+        return self.parts is None or self.parts.can_wait
+
     def copied(self, world: World) -> Save:
         """The same in memory that training does not change: what this process is to write.
 
         A collective: where it fails on one process, none goes on to write.
         """
-        return world.together(lambda: self._copied(world.rank == 0))
 
-    def _copied(self, is_main: bool) -> Save:
-        tensors = self.tensors
-        if tensors:
-            from danling import dcp
+        def copy() -> Save:
+            contents = snapshot(self.contents) if world.rank == 0 else Snapshot({})
+            parts = None if self.parts is None else self.parts.copied()
+            return replace(self, contents=contents, parts=parts)
 
-            tensors = dcp.copied(tensors)
-        contents = snapshot(self.contents) if is_main else Snapshot({})
-        return replace(self, contents=contents, tensors=tensors)
+        return world.together(copy)
 
     def commit(self, world: World, store: CheckpointStore) -> Path:
         """Write it; a collective."""
-        shards = write_shards(world, store, self.global_step, self.tensors)
+        shards = write_shards(world, store, self.global_step, self.parts)
 
         def commit() -> Path:
             return store.commit(

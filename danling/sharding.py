@@ -5,8 +5,7 @@ What torch has for them takes half a second to import, and is imported where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,27 +15,24 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from danling import shards
+from danling import zero_files
 from danling.errors import ConfigError
 from danling.transfer import move
 
 if TYPE_CHECKING:
-    from danling.checkpoint import CheckpointStore
-    from danling.distributed import World
     from danling.runner import AccelerateRunner
 
 __all__ = [
     "check_engine",
     "in_step",
+    "is_engine",
+    "is_partial",
     "is_sharded",
     "load_model_state",
     "load_optimizer_state",
     "model_state",
     "optimizer_state",
-    "read_shards",
     "saves_whole",
-    "split",
-    "write_shards",
 ]
 
 _END = object()
@@ -49,11 +45,6 @@ def check_engine(accelerator: Accelerator, model: Any) -> None:
     Raises:
         ConfigError: Accelerate or the user has chosen one.
     """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ConfigError(
-            "DeepSpeed is not supported: it takes steps of its own accord, and keeps its state to "
-            "itself. FSDP shards as much: accelerate launch --use_fsdp --fsdp_version 2"
-        )
     parts = model.modules() if isinstance(model, nn.Module) else ()
     wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in parts)
     if wrapped or (
@@ -77,10 +68,26 @@ def is_sharded(model: Any) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
+def is_engine(model: Any) -> bool:
+    """Whether it is of DeepSpeed, which shards at least the state of the optimizer."""
+    return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
+
+
+def is_partial(model: Any) -> bool:
+    """Whether a process holds only a part of the weights, or of the state of their optimizer."""
+    return is_sharded(model) or is_engine(model)
+
+
+def gathers(model: Any) -> bool:
+    """Whether a forward gathers weights from all processes."""
+    stage = model.zero_optimization_stage() if is_engine(model) else 0
+    return stage == 3 or is_sharded(model)
+
+
 def saves_whole(runner: AccelerateRunner) -> bool:
     """Whether a checkpoint is one file, also where each process holds a part of the weights."""
-    if not is_sharded(runner.model):
-        return True
+    if is_engine(runner.model) or not is_sharded(runner.model):
+        return not is_engine(runner.model)
     plugin = getattr(runner.accelerator.state, "fsdp_plugin", None)
     chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
     return (runner.config.state_dict_type or chosen.lower()).startswith("full")
@@ -92,6 +99,8 @@ def model_state(model: nn.Module, plain: nn.Module, whole: bool = True) -> dict[
     Of a sharded model the main process gets the whole, and the others nothing: it is a collective.
     If not `whole`, each gets the part that it has.
     """
+    if is_engine(model):
+        return zero_files.weights_of(model) if whole else zero_files.places(plain)
     if not is_sharded(model):
         return plain.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -104,6 +113,9 @@ def load_model_state(
     model: nn.Module, plain: nn.Module, state: Mapping[str, Any], *, strict: bool = True
 ) -> None:
     """Take what `model_state` gave, with the same or another number of processes."""
+    if is_engine(model):
+        zero_files.load_weights(model, state, strict=strict)
+        return
     if not is_sharded(model):
         plain.load_state_dict(state, strict=strict)
         return
@@ -163,101 +175,13 @@ def _part(value: Any, parameter: Tensor | None) -> Any:
     return distribute_tensor(own, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def split(
-    runner: AccelerateRunner, checkpoint: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], dict[tuple[Any, ...], Tensor]]:
-    """The head of a checkpoint, and the tensors of which each process is to write its part."""
-    if saves_whole(runner):
-        return checkpoint, {}
-    from danling import dcp
-
-    return dcp.split(checkpoint)
-
-
-def write_shards(
-    world: World,
-    store: CheckpointStore,
-    global_step: int,
-    tensors: Mapping[tuple[Any, ...], Tensor],
-) -> shards.Record | None:
-    """Write the tensors that `split` gave; returns what the commit of the head wants to know.
-
-    A collective.
-
-    Raises:
-        CheckpointError: It cannot be written, by any of the processes; what it left is removed, by
-            the next start if not now.
-    """
-    if not tensors:
-        return None
-    from danling import dcp
-
-    directory = world.on_main(lambda: store.new_shards(global_step))
-    try:
-        dcp.write(directory, tensors, world)
-        names = [".metadata"] if world.rank == 0 else []
-        names += (path.name for path in directory.glob(f"__{world.rank}_*"))
-        sealed = world.gather(world.together(lambda: shards.seal(directory, names)))
-        return world.on_main(lambda: shards.finish(directory, sealed))
-    except BaseException:
-        if world.rank == 0:
-            shards.remove(directory)
-        raise
-
-
-def read_shards(
-    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path
-) -> Mapping[str, Any]:
-    """A checkpoint with what is in its shards: of a sharded model the parts of this process.
-
-    A collective.
-
-    Raises:
-        CheckpointError: They cannot be read.
-    """
-    if "shards" not in checkpoint:
-        return checkpoint
-    from danling import dcp
-
-    like, world = _parts_of(runner), runner.world if is_sharded(runner.model) else None
-    directory = shards.directory_of(path, checkpoint["shards"])
-    parts = dcp.SPLIT if runner.optimization.optimizers else ("model",)
-    return runner.world.together(lambda: dcp.read(checkpoint, directory, like, world, parts))
-
-
-def _parts_of(runner: AccelerateRunner) -> Callable[[tuple[Any, ...]], Tensor | None]:
-    """Which of its parameters, of a sharded model, a tensor in a checkpoint is for."""
-    from torch.distributed.tensor import DTensor
-
-    model, optimizers = runner.model, runner.optimization.optimizers
-    weights = {} if model is None else model_state(model, runner.unwrapped_model, whole=False)
-    parameters = {
-        name: dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-        for name, optimizer in optimizers.items()
-    }
-
-    def like(place: tuple[Any, ...]) -> Tensor | None:
-        match place:
-            case ("model", name):
-                found = weights.get(name)
-            case ("optimizer", "state", int(number), _):
-                found = parameters.get("", {}).get(number)
-            case ("optimizer", "by_name", name, "state", int(number), _):
-                found = parameters.get(name, {}).get(number)
-            case _:
-                found = None
-        return found if isinstance(found, DTensor) else None
-
-    return like
-
-
 def in_step(runner: AccelerateRunner, batches: Iterator[Any]) -> Iterator[Any]:
     """Batches of an evaluation; with a sharded model, equally many forwards on all processes.
 
     A forward gathers weights from all processes, which have unequally many batches: one that has
     no more runs the model on some batch again, and drops what comes out.
     """
-    if not is_sharded(runner.model):
+    if not gathers(runner.model):
         yield from batches
         return
     world, spare = runner.world, _END

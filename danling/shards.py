@@ -24,13 +24,17 @@ from contextlib import contextmanager
 from functools import partial
 from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from danling import filesystem
 from danling.errors import CheckpointError
 from danling.failpoints import failpoint
 
+if TYPE_CHECKING:
+    from danling.distributed import World
+
 __all__ = [
+    "Parts",
     "Record",
     "damage",
     "directories",
@@ -52,6 +56,22 @@ _DAMAGE = frozenset(
 )
 _THREADS = 8  # hashing is done by the processor, and leaves the GIL alone
 _logger = logging.getLogger(__name__)
+
+
+class Parts(Protocol):
+    """What the processes have of a checkpoint, and each writes its part of.
+
+    Attributes:
+        can_wait: Whether `copied` gives parts that a thread may write while training goes on.
+    """
+
+    can_wait: bool
+
+    def write(self, directory: Path, world: World) -> list[str]:
+        """Write the part of this process; returns its files. A collective."""
+
+    def copied(self) -> Parts:
+        """The same in memory of the host that training does not change."""
 
 
 def new_directory(checkpoints: Path, global_step: int) -> Path:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from danling import zero_files
 from danling.encoding import decode
 from danling.errors import CheckpointError
 from danling.shards import damage, directory_of
@@ -84,7 +85,9 @@ def read_checkpoint(
         _check_run(loaded, trailer, run, path)
         if "shards" in loaded:
             directory = _check_shards(file, loaded["shards"], path)
-            if whole:
+            if whole and "engine" in loaded:
+                loaded = zero_files.read(None, loaded, directory)
+            elif whole:
                 from danling.dcp import read
 
                 loaded = read(loaded, directory)

@@ -127,12 +127,12 @@ class Grouped(World):
         return dist.group.WORLD
 
 
-@pytest.mark.parametrize("world", [Grouped(), World(), None])
-def test_tensors_come_back_as_they_were(mesh: DeviceMesh, directory: Path, world: World | None):
+@pytest.mark.parametrize("world", [Grouped(), World()])
+def test_tensors_come_back_as_they_were(mesh: DeviceMesh, directory: Path, world: World):
     checkpoint = example(mesh)
     head, tensors = dcp.split(checkpoint)
 
-    dcp.write(directory, tensors, world)
+    tensors.write(directory, world)
     found = dcp.read(meta(head), directory, world=world)
 
     assert_same(found, checkpoint)
@@ -145,7 +145,7 @@ def test_only_what_is_distributed_is_in_the_shards(mesh: DeviceMesh, directory: 
     checkpoint = example(mesh)
     checkpoint["model"]["plain"] = torch.zeros(100_000)
 
-    dcp.write(directory, dcp.split(checkpoint)[1], None)
+    dcp.split(checkpoint)[1].write(directory, World())
 
     assert sum(path.stat().st_size for path in directory.iterdir()) < 100_000
 
@@ -153,7 +153,7 @@ def test_only_what_is_distributed_is_in_the_shards(mesh: DeviceMesh, directory: 
 def test_a_tensor_that_is_for_a_part_is_read_as_that_part(mesh: DeviceMesh, directory: Path):
     checkpoint = example(mesh)
     head, tensors = dcp.split(checkpoint)
-    dcp.write(directory, tensors, None)
+    tensors.write(directory, World())
     likes = {
         ("model", "0.weight"): distribute_tensor(torch.ones(6, 4), mesh, [Replicate()]),
         ("model", "half"): distribute_tensor(torch.ones(6, 4), mesh, [Shard(1)]).requires_grad_(),
@@ -176,7 +176,7 @@ def test_a_copy_is_what_the_tensors_were(mesh: DeviceMesh):
     _, tensors = dcp.split(example(mesh))
     before = {place: whole(tensor).clone() for place, tensor in tensors.items()}
 
-    copied = dcp.copied(tensors)
+    copied = tensors.copied()
     for tensor in tensors.values():
         tensor.zero_()
 
@@ -196,7 +196,7 @@ def test_a_copy_is_what_the_tensors_were(mesh: DeviceMesh):
     ],
 )
 def test_names_do_not_collide(directory: Path, places: list[dcp.Place]):
-    tensors = {place: torch.full((2,), float(n)) for n, place in enumerate(places)}
+    tensors = dcp.Tensors({place: torch.full((2,), float(n)) for n, place in enumerate(places)})
     head: dict[str, Any] = {}
     for place in places:
         inner = head
@@ -204,7 +204,7 @@ def test_names_do_not_collide(directory: Path, places: list[dcp.Place]):
             inner = inner.setdefault(key, {})
         inner[place[-1]] = torch.empty(2, device="meta")
 
-    dcp.write(directory, tensors, None)
+    tensors.write(directory, World())
     found = dcp.read(head, directory)
 
     for place, tensor in tensors.items():
@@ -222,7 +222,7 @@ def test_a_head_is_read_by_hand_and_has_the_shapes(mesh: DeviceMesh, tmp_path: P
     checkpoint = example(mesh)
     head, tensors = dcp.split(checkpoint)
     directory = store.new_shards(3)
-    dcp.write(directory, tensors, None)
+    tensors.write(directory, World())
     names = [path.name for path in directory.iterdir()]
     record = finish(directory, [seal(directory, names)])
 
@@ -242,7 +242,7 @@ def test_a_head_is_read_by_hand_and_has_the_shapes(mesh: DeviceMesh, tmp_path: P
 
 def test_torch_s_own_tool_reads_the_directory(mesh: DeviceMesh, directory: Path, tmp_path: Path):
     checkpoint = example(mesh)
-    dcp.write(directory, dcp.split(checkpoint)[1], None)
+    dcp.split(checkpoint)[1].write(directory, World())
 
     dcp_to_torch_save(directory, tmp_path / "whole.pt")
 
@@ -255,7 +255,7 @@ def test_torch_s_own_tool_reads_the_directory(mesh: DeviceMesh, directory: Path,
 
 
 def test_the_index_names_no_place_on_this_machine(directory: Path, tmp_path: Path):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
     index = (directory / ".metadata").read_bytes()
 
     strings = [value for _, value, _ in pickletools.genops(index) if isinstance(value, str)]
@@ -309,7 +309,7 @@ def test_an_index_that_would_run_code_is_refused_and_runs_nothing(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     given = [text.format(victim=victim) if isinstance(text, str) else text for text in arguments]
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
     (directory / ".metadata").write_bytes(calling(module, name, *given))
 
     with pytest.raises(CheckpointError, match=rf"{module}\.{name}") as caught:
@@ -321,7 +321,7 @@ def test_an_index_that_would_run_code_is_refused_and_runs_nothing(
 
 
 def test_other_values_than_tensors_are_refused_since_torch_unpickles_them(directory: Path):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
     index = pickle.loads((directory / ".metadata").read_bytes())
     index.state_dict_metadata["model/weight"] = BytesStorageMetadata()
     (directory / ".metadata").write_bytes(pickle.dumps(index))
@@ -340,7 +340,7 @@ def test_an_interrupt_while_shards_are_written_stays_one(
     monkeypatch.setattr(FileSystemWriter, "write_data", interrupted)
 
     with pytest.raises(raised):
-        dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+        dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
 
 
 def test_an_error_of_torch_does_not_keep_its_traceback_and_with_it_the_group(directory: Path):
@@ -367,7 +367,7 @@ def test_the_pickle_that_is_refused_would_have_run(tmp_path: Path):
 
 
 def test_a_tensor_that_is_not_in_the_shards_is_an_error_that_names_them(directory: Path):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
 
     with pytest.raises(CheckpointError, match=r"cannot be read.*bias") as caught:
         dcp.read({"model": {"bias": torch.empty(2, device="meta")}}, directory)
@@ -375,7 +375,7 @@ def test_a_tensor_that_is_not_in_the_shards_is_an_error_that_names_them(director
 
 
 def test_another_shape_than_that_of_the_head_is_an_error_that_names_the_shards(directory: Path):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
 
     with pytest.raises(CheckpointError, match=r"cannot be read.*[Ss]ize") as caught:
         dcp.read({"model": {"weight": torch.empty(3, device="meta")}}, directory)
@@ -384,7 +384,7 @@ def test_another_shape_than_that_of_the_head_is_an_error_that_names_the_shards(d
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
 def test_a_file_that_is_missing_is_an_error_that_names_the_shards(directory: Path, name: str):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
     (directory / name).unlink()
 
     with pytest.raises(CheckpointError, match=r"cannot be read.*No such file") as caught:
@@ -395,7 +395,7 @@ def test_a_file_that_is_missing_is_an_error_that_names_the_shards(directory: Pat
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"state_dict_metadata": {}})])
 def test_an_index_that_is_none_is_an_error_that_names_the_shards(directory: Path, content: bytes):
-    dcp.write(directory, {("model", "weight"): torch.ones(2)}, None)
+    dcp.Tensors({("model", "weight"): torch.ones(2)}).write(directory, World())
     (directory / ".metadata").write_bytes(content)
 
     with pytest.raises(CheckpointError, match="cannot be read") as caught:
@@ -408,7 +408,7 @@ def test_a_disk_that_refuses_is_an_error_with_its_number(tmp_path: Path):
     path.write_text("")
 
     with pytest.raises(CheckpointError, match="were not written") as caught:
-        dcp.write(path, {("model", "weight"): torch.ones(2)}, None)
+        dcp.Tensors({("model", "weight"): torch.ones(2)}).write(path, World())
     assert caught.value.errno is not None
     assert os.strerror(caught.value.errno) in str(caught.value)
     assert str(path) in str(caught.value)

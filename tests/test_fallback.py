@@ -14,6 +14,7 @@ import torch
 
 from danling import dcp, filesystem, shards
 from danling.checkpoint import CheckpointStore
+from danling.distributed import World
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
 from tests.sharded_saves import save_sharded, there
@@ -390,7 +391,7 @@ def save_tensors(store: CheckpointStore, step: int) -> Path:
     """Commits a checkpoint of which a tensor is in shards; returns their directory."""
     directory = store.new_shards(step)
     weight = torch.full((3,), float(step))
-    dcp.write(directory, {("model", "weight"): weight}, None)
+    dcp.Tensors({("model", "weight"): weight}).write(directory, World())
     names = [path.name for path in directory.iterdir()]
     store.commit(
         {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "step": torch.tensor(step)}},

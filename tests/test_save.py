@@ -15,7 +15,7 @@ from danling.validation import read_checkpoint
 
 
 def save_of(contents: dict[str, object]) -> Save:
-    return Save(("latest", "epoch-1"), contents, {}, 40, 1, {"val/loss": 0.5})
+    return Save(("latest", "epoch-1"), contents, None, 40, 1, {"val/loss": 0.5})
 
 
 def test_a_save_is_committed_under_its_names_with_its_numbers(tmp_path: Path):

@@ -21,6 +21,7 @@ import torch
 
 from danling import dcp
 from danling.checkpoint import CheckpointStore
+from danling.distributed import World
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
 from danling.shards import finish, seal
@@ -321,7 +322,7 @@ def sharded(tmp_path: Path) -> Path:
     store = CheckpointStore(tmp_path / "checkpoints", run="our-run")
     directory = store.new_shards(3)
     weight = torch.arange(4.0)
-    dcp.write(directory, {("model", "weight"): weight}, None)
+    dcp.Tensors({("model", "weight"): weight}).write(directory, World())
     names = [found.name for found in directory.iterdir()]
     return store.commit(
         {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "bias": torch.ones(1)}},

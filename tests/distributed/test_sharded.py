@@ -223,18 +223,10 @@ class OfTheFirstVersion(ByAccelerate):
     version = 1
 
 
-class DeepSpeed(Regression):
-    def make_accelerator(self) -> Accelerator:
-        accelerator = Accelerator(cpu=True)
-        accelerator.state.distributed_type = DistributedType.DEEPSPEED
-        return accelerator
-
-
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         (OfTheFirstVersion, "the first version of FSDP is not supported"),
-        (DeepSpeed, "DeepSpeed is not supported"),
     ],
 )
 def test_an_engine_that_would_hide_its_state_is_refused_before_training(
