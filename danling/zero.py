@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import convert_to_fp32, is_deepspeed_available
+from accelerate.utils import convert_to_fp32
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 
@@ -45,8 +45,6 @@ class EngineOptimization(Optimization):
             raise ConfigError(
                 "DeepSpeed clips by norm alone: set max_grad_norm in place of max_grad_value"
             )
-        if not is_deepspeed_available():
-            raise ConfigError("DeepSpeed is not installed: pip install deepspeed transformers")
         given = self.optimizers[self._only]
         engine = super().prepare(model)
         used = getattr(engine.optimizer, "optimizer", engine.optimizer)

@@ -20,7 +20,15 @@ from danling.checkpoint import CheckpointStore
 from danling.sharding import model_state
 from danling.shards import directories
 from danling.validation import read_checkpoint
-from tests.distributed.processes import free_port, leave, results, succeed, together
+from tests.distributed.processes import (
+    ROOT,
+    accelerate_launch,
+    free_port,
+    leave,
+    results,
+    succeed,
+    together,
+)
 from tests.distributed.runners import At, Regression, die, weights
 from tests.distributed.test_shards import FullDisk
 
@@ -351,6 +359,30 @@ def test_an_engine_starts_from_weights_alone(stage: int, tmp_path: Path) -> None
     assert_close(engine[1:], plain[1:])
 
 
+def taking(folder: Path, stage: int, path: Path) -> None:
+    runner = Zero(folder, stage, {}, model=mixed_network)
+    runner.scheduler = torch.optim.lr_scheduler.StepLR(runner.optimizer, 3, gamma=0.5)
+    runner.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (2, 0, "the optimizer was in an engine of DeepSpeed, now it is not"),
+        (0, 2, "the optimizer was not in an engine of DeepSpeed, now it is"),
+    ],
+)
+def test_the_state_of_an_optimizer_is_not_lost_between_an_engine_and_torch(
+    before: int, after: int, message: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, 2, before) / "latest.pth"
+
+    ended = together(2, taking, tmp_path, after, path, folder=tmp_path, terminates=False)
+
+    assert ended.codes == [1, 1]
+    assert message in ended.output
+
+
 def loading(folder: Path, stage: int, path: Path) -> None:
     runner = Zero(folder, stage, {"elastic": True}, model=mixed_network)
     runner.scheduler = torch.optim.lr_scheduler.StepLR(runner.optimizer, 3, gamma=0.5)
@@ -444,3 +476,22 @@ def test_what_an_engine_cannot_do_is_refused_before_training(
     assert ended.codes == [1], ended.output
     assert "ConfigError" in ended.output
     assert message in ended.output
+
+
+def test_accelerate_launches_the_example_and_it_goes_on(tmp_path: Path) -> None:
+    """One process, as Accelerate starts no more without GPUs."""
+    options = ["--use_deepspeed", "--zero_stage", 2, "--num_processes", 1]
+    script = [ROOT / "examples" / "distributed.py", "--project_root", tmp_path, "--max_epochs"]
+    env = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_CPU": "false"}
+
+    first = accelerate_launch(*options, *script, 2, env=env)
+    assert first.returncode == 0, first.stdout
+    (run,) = tmp_path.glob("digits-*")
+    second = accelerate_launch(*options, *script, 4, "--resume", run, env=env)
+
+    assert second.returncode == 0, second.stdout
+    assert "at epoch 2, global step 38: exactly" in second.stdout
+    found = re.search(r"test accuracy: +([\d.]+)%", second.stdout)
+    assert found is not None
+    assert float(found[1]) > 90
+    assert read_checkpoint(run / "checkpoints" / "latest.pth")["model"]["0.weight"].is_cpu

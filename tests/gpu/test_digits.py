@@ -1,4 +1,4 @@
-"""The examples on a GPU: half precision, compiled, and sharded by FSDP, as people launch them."""
+"""The examples on a GPU: half precision, compiled, and sharded, as people launch them."""
 
 from __future__ import annotations
 
@@ -119,3 +119,23 @@ def test_fsdp_on_one_gpu_learns_and_saves_plain_weights(precision: str, tmp_path
     moments = saved["optimizer"]["state"]
     assert sorted(moments) == list(range(6))
     assert moments[0]["exp_avg"].shape == (128, 64)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_deepspeed_on_one_gpu_learns_and_goes_on(
+    precision: str, stage: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--use_deepspeed"]
+    options = ["--zero_stage", stage, "--num_processes", 1, "--mixed_precision", precision]
+    script = [EXAMPLES / "distributed.py", "--resume", "auto"]
+    # batch normalisation has buffers, which DeepSpeed leaves in full precision
+    printed = run(*launch, *options, *script, "--max_epochs", 4)
+
+    assert accuracy(printed) > 85
+    path = only_run(tmp_path) / "checkpoints" / "latest.pth"
+    printed = run(*launch, *options, *script, "--resume", path, "--max_epochs", 6)
+
+    assert accuracy(printed) > 90
+    assert checkpoint(tmp_path)["model"]["0.weight"].shape == (128, 64)
