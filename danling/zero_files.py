@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,16 +143,19 @@ def weights_in(directory: Path) -> dict[str, Tensor]:
     """The whole weights that an engine has written, read by one process without an engine.
 
     Raises:
-        CheckpointError: DeepSpeed is not installed.
+        CheckpointError: DeepSpeed is not installed, or something else has written the files.
     """
     with _safe():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        weights = dict(get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG))
-        states = directory / "mp_rank_00_model_states.pt"  # of the first stage, that forgets
-        if states.is_file():  # what is frozen
-            module = torch.load(states, map_location="cpu", weights_only=True)["module"]
-            weights = {name: weights.get(name, value) for name, value in module.items()}
+        try:
+            # DeepSpeed would unpickle anything: here it is seen that there is nothing to run
+            states = {path.name: _loaded(path, mmap=True) for path in directory.glob("*.pt")}
+            weights = dict(get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG))
+        except (UnpicklingError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+            raise CheckpointError(f"{directory} is not of DeepSpeed: {error}") from error
+        if first := states.get("mp_rank_00_model_states.pt"):  # the first stage forgets the frozen
+            weights = {name: weights.get(name, value) for name, value in first["module"].items()}
     return weights
 
 
@@ -199,7 +203,11 @@ class _Storage:
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with _safe():
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return _loaded(path, map_location=map_location)
+
+
+def _loaded(path: str | Path, **options: Any) -> Any:
+    return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
 
 
 @contextmanager

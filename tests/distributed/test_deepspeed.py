@@ -20,6 +20,7 @@ from danling.checkpoint import CheckpointStore
 from danling.sharding import model_state
 from danling.shards import directories
 from danling.validation import read_checkpoint
+from danling.zero_files import weights_in
 from tests.distributed.processes import (
     ROOT,
     accelerate_launch,
@@ -332,6 +333,27 @@ def test_one_plain_process_takes_the_weights(
     assert loss == pytest.approx(min(result["val"]["loss"] for result in found), rel=1e-5)
     if not weights_only:
         assert own == numbers
+
+
+def test_files_that_would_run_code_are_refused(tmp_path: Path) -> None:
+    directory = saved(tmp_path, 1, 2)
+    shards = directory / sorted(directories(directory))[0]
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    torch.save(Harmful(victim), shards / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+
+    with pytest.raises(dl.CheckpointError, match="is not of DeepSpeed"):
+        weights_in(shards)
+
+    assert victim.exists()
+
+
+class Harmful:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> Any:
+        return os.unlink, (str(self.victim),)
 
 
 def starting(folder: Path, stage: int, path: Path) -> None:
