@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from danling.nested import difference
 from danling.optimization import named
 from danling.settings import STATE_KEYS
 from danling.sharding import is_engine
-from danling.zero_files import described
+from danling.zero_files import described, layout
 
 if TYPE_CHECKING:
     from danling.runner import AccelerateRunner
@@ -102,9 +102,8 @@ def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> li
     """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
     recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
     problems: list[str] = []
-    if now["optimizer"] and ("engine" in checkpoint) != is_engine(runner.model):
-        was, it_is = ("", " not") if "engine" in checkpoint else (" not", "")
-        problems.append(f"the optimizer was{was} in an engine of DeepSpeed, now it is{it_is}")
+    if now["optimizer"]:
+        problems += _engine_problems(runner.model, checkpoint.get("engine"))
     for kind, parts in _parts(runner).items():
         if not now["optimizer"]:
             break  # nothing will be trained
@@ -116,7 +115,8 @@ def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> li
             if then != now[kind][name]:
                 problems.append(f"{_label(kind, name)} was {then}, now it is {now[kind][name]}")
             elif kind == "optimizer":
-                problems += _group_problems(_label(kind, name), parts[name], saved[name])
+                groups = runner.optimization.groups(name)
+                problems += _group_problems(_label(kind, name), groups, saved[name])
     return problems
 
 
@@ -167,10 +167,25 @@ def _model_problems(
     return sorted(wrong), other
 
 
-def _group_problems(label: str, optimizer: torch.optim.Optimizer, state: Any) -> list[str]:
-    then = [len(group["params"]) for group in state["param_groups"]]
-    now = [len(group["params"]) for group in optimizer.param_groups]
-    return [] if then == now else [f"{label} had groups of {then} parameters, now of {now}"]
+def _engine_problems(model: Any, then: Mapping[str, int] | None) -> list[str]:
+    now = layout(model) if is_engine(model) else None
+    if then == now:
+        return []
+    if then is None or now is None:
+        was, it_is = (" not", "") if then is None else ("", " not")
+        return [f"the optimizer was{was} in an engine of DeepSpeed, now it is{it_is}"]
+    said = [f"stage {each['stage']} on {each['size']} processes" for each in (then, now)]
+    return [f"DeepSpeed had {said[0]}, now {said[1]}"]
+
+
+def _group_problems(label: str, groups: Sequence[Sequence[Any]], state: Any) -> list[str]:
+    saved = [list(group["params"]) for group in state["param_groups"]]
+    then, now = [len(group) for group in saved], [len(group) for group in groups]
+    if then != now:
+        return [f"{label} had groups of {then} parameters, now of {now}"]
+    pairs = [pair for both in zip(saved, groups, strict=True) for pair in zip(*both, strict=True)]
+    other = [f"{one} is now {two}" for one, two in pairs if one != two]
+    return [f"{label} has other parameters: {', '.join(other[:_SHOWN])}"] if other else []
 
 
 def _parts(runner: AccelerateRunner) -> dict[str, Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -229,6 +230,12 @@ class Optimization:
             for index, group in enumerate(optimizer.param_groups):
                 rates[f"{prefix}{group.get('name', index)}"] = float(group["lr"])
         return rates
+
+    def groups(self, name: str) -> list[list[Any]]:
+        """The parameters of each group, as the state of the optimizer names them."""
+        numbers = itertools.count()
+        groups = self.optimizers[name].param_groups
+        return [[next(numbers) for _ in group["params"]] for group in groups]
 
     def _advance(self, scheduler: Any) -> None:
         if not isinstance(scheduler, ReduceLROnPlateau):

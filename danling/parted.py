@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from danling import shards, zero_files
+from danling.compatibility import part_problems
 from danling.sharding import is_engine, is_sharded, model_state, saves_whole
 
 if TYPE_CHECKING:
@@ -73,14 +74,14 @@ def read_shards(
     """
     if "shards" not in checkpoint:
         return checkpoint
+    directory = shards.directory_of(path, checkpoint["shards"])
     if "engine" in checkpoint:
-        engine, read = runner.model if is_engine(runner.model) else None, zero_files.read
-        directory = shards.directory_of(path, checkpoint["shards"])
-        return runner.world.together(lambda: read(engine, checkpoint, directory))
+        fits = is_engine(runner.model) and not part_problems(runner, checkpoint)
+        engine = runner.model if fits else None
+        return zero_files.read(engine, checkpoint, directory, runner.world)
     from danling import dcp
 
     like, world = _parts_of(runner), runner.world if is_sharded(runner.model) else None
-    directory = shards.directory_of(path, checkpoint["shards"])
     parts = dcp.SPLIT if runner.optimization.optimizers else ("model",)
     return runner.world.together(lambda: dcp.read(checkpoint, directory, like, world, parts))
 

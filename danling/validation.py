@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import torch
 
 from danling import zero_files
+from danling.distributed import World
 from danling.encoding import decode
 from danling.errors import CheckpointError
 from danling.shards import damage, directory_of
@@ -86,7 +87,7 @@ def read_checkpoint(
         if "shards" in loaded:
             directory = _check_shards(file, loaded["shards"], path)
             if whole and "engine" in loaded:
-                loaded = zero_files.read(None, loaded, directory)
+                loaded = zero_files.read(None, loaded, directory, World())
             elif whole:
                 from danling.dcp import read
 

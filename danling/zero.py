@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import convert_to_fp32
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from danling.errors import ConfigError, RunError
 from danling.optimization import Optimization, named, unnamed
@@ -39,13 +40,14 @@ class EngineOptimization(Optimization):
             raise ConfigError(
                 f"DeepSpeed needs a model and one optimizer, this runner has "
                 f"{'no' if model is None else 'a'} model and {len(self.optimizers)} optimizers: "
-                "FSDP takes several, and DDP"
+                "FSDP takes several, and DDP; to evaluate, start it without DeepSpeed"
             )
         if self.max_value is not None:
             raise ConfigError(
                 "DeepSpeed clips by norm alone: set max_grad_norm in place of max_grad_value"
             )
         given = self.optimizers[self._only]
+        self._names = names_in_groups(model, given)
         engine = super().prepare(model)
         used = getattr(engine.optimizer, "optimizer", engine.optimizer)
         if used is not given:  # a schedule would move an optimizer that nobody steps
@@ -53,6 +55,13 @@ class EngineOptimization(Optimization):
                 f"Accelerate has replaced the optimizer by {type(used).__name__}, that no "
                 "scheduler knows: leave zero_force_ds_cpu_optimizer out of the DeepSpeed "
                 f"configuration, or pass a {type(used).__name__} to the runner"
+            )
+        if engine.zero_optimization_stage() < 3 and not hasattr(
+            engine.optimizer, "averaged_gradients"
+        ):
+            raise ConfigError(
+                "DeepSpeed keeps gradients where they cannot be dropped: leave grad_accum_dtype "
+                "out of data_types in its configuration"
             )
         engine.training = engine.module.training  # its own train() and eval() leave it as it is
         keep_types(engine.module)
@@ -78,6 +87,9 @@ class EngineOptimization(Optimization):
             for parameter in self.engine.module.parameters():
                 if parameter.requires_grad:
                     write(parameter, read(parameter) * rescale)
+            if kind == "full":  # with offload the norms are of before
+                norms = getattr(self.engine.optimizer, "norm_for_param_grads", {})
+                norms.update({key: norm * rescale for key, norm in norms.items()})
 
     def step(self) -> None:
         """Clip and move the parameters, and the schedule unless the loss scale was too large."""
@@ -126,14 +138,18 @@ class EngineOptimization(Optimization):
             name: {
                 "state": {},
                 "param_groups": [
-                    {**group, "params": [*range(len(group["params"]))]}
-                    for group in optimizer.param_groups
+                    {**group, "params": names}
+                    for group, names in zip(optimizer.param_groups, self._names, strict=True)
                 ],
             }
             for name, optimizer in self.optimizers.items()
         }
         schedules = {name: part.state_dict() for name, part in self.schedulers.items()}
         return {"optimizer": unnamed(groups), "scheduler": unnamed(schedules), "scaler": None}
+
+    def groups(self, name: str) -> list[list[Any]]:
+        """The names of the parameters of each group: the engine has one flat one in their place."""
+        return self._names
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave, after the engine has read its files."""
@@ -146,13 +162,34 @@ class EngineOptimization(Optimization):
                 self.schedulers[name].load_state_dict(saved)
 
 
+def names_in_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:
+    """The names of the parameters that an optimizer has, by group.
+
+    Raises:
+        ConfigError: The model has others that are trained: an engine would not save them.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [
+        [names.get(id(parameter), "(not of the model)") for parameter in group["params"]]
+        for group in optimizer.param_groups
+    ]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if left_out := sorted(trained - {name for group in groups for name in group}):
+        raise ConfigError(
+            f"the optimizer does not have {', '.join(left_out[:5])}: freeze what is not trained "
+            "with requires_grad_(False), as DeepSpeed does not save it otherwise"
+        )
+    return groups
+
+
 def fill_config(accelerator: Any, config: Config, *, batch_size: int | None) -> None:
     """Fill in what the runner knows in the DeepSpeed configuration.
 
     Raises:
         ConfigError: There is something else in it, or something that the runner has itself.
     """
-    given = accelerator.deepspeed_plugin.deepspeed_config
+    plugin = accelerator.deepspeed_plugin
+    given, filled = plugin.deepspeed_config, vars(plugin).setdefault("_filled_by_danling", {})
     if config.state_dict_type == "full":
         raise ConfigError("state_dict_type='full' is for FSDP: each process writes its part here")
     for part in ("optimizer", "scheduler"):
@@ -182,12 +219,13 @@ def fill_config(accelerator: Any, config: Config, *, batch_size: int | None) -> 
     }
     for key, (value, allowed, own) in values.items():
         found = given.get(key, _MISSING)
-        if found not in (_MISSING, None, "auto", *allowed):
+        ours = key in filled and filled[key] == found  # of a runner before, in this process
+        if not ours and found not in (_MISSING, None, "auto", *allowed):
             raise ConfigError(
                 f"{key} is {found!r} in the DeepSpeed configuration, and {own} is {allowed[-1]!r} "
                 "for the runner: leave it out there, or write 'auto'"
             )
-        given[key] = value
+        given[key] = filled[key] = value
     given.setdefault("zero_force_ds_cpu_optimizer", False)
 
 

@@ -6,10 +6,12 @@ until all of them have passed the barriers of the engine, and only tensors are t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineFiles",
     "described",
+    "layout",
     "load_engine",
     "load_weights",
     "places",
@@ -71,28 +74,29 @@ class EngineFiles:
         return storage.written
 
 
-def read(engine: Any, checkpoint: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """Let the engine read its files; without one, take the weights out of them."""
-    if engine is None:
-        return {**checkpoint, "model": weights_in(directory)}
-    load_engine(engine, directory)
-    return {**checkpoint, "model": {}}
+def read(
+    engine: Any, checkpoint: Mapping[str, Any], directory: Path, world: World
+) -> dict[str, Any]:
+    """Let the engine read its files; without one, take the weights out of them. A collective."""
+    if engine is not None:
+        load_engine(engine, directory, world)
+        return {**checkpoint, "model": {}}
+    weights = world.together(lambda: weights_in(directory))
+    if missing := sorted(checkpoint["model"].keys() - weights.keys()):
+        raise CheckpointError(f"{directory} has no {missing[0]!r}, which its checkpoint names")
+    return {**checkpoint, "model": weights}
 
 
-def load_engine(engine: Any, directory: Path) -> None:
+def load_engine(engine: Any, directory: Path, world: World) -> None:
     """Take what `EngineFiles` wrote; a collective.
 
     Raises:
-        CheckpointError: It is of another number of processes, or not complete.
+        CheckpointError: Any of the processes cannot read its files: it is raised on all of them.
     """
-    saved, size = len(list(directory.glob("*_optim_states.pt"))), dist.get_world_size()
-    if saved != size:
-        raise CheckpointError(
-            f"{directory} has the parts of {saved} processes, and this run has {size}: DeepSpeed "
-            f"goes on with as many as before. One process without it takes the weights"
-        )
-    with _storage(engine):
-        path, _ = engine.load_checkpoint(str(directory), tag=_TAG, load_lr_scheduler_states=False)
+    # before the engine begins: an error of one process within it would leave the others waiting
+    states = world.together(lambda: _states(directory))
+    with _storage(engine, states), _link(directory) as link:
+        path, _ = engine.load_checkpoint(str(link), tag=_TAG, load_lr_scheduler_states=False)
     if path is None:
         raise CheckpointError(f"DeepSpeed cannot read {directory}")
     engine.optimizer.clip_grad = engine.gradient_clipping()  # it was that of the checkpoint
@@ -104,7 +108,12 @@ def split(
     """The head of a checkpoint, and what writes the rest; of weights alone there is no rest."""
     if "optimizer" not in checkpoint:
         return {**checkpoint, "model": weights_of(engine)}, None
-    return {**checkpoint, "engine": "deepspeed"}, EngineFiles(engine)
+    return {**checkpoint, "engine": layout(engine)}, EngineFiles(engine)
+
+
+def layout(engine: Any) -> dict[str, int]:
+    """What must be the same for an engine to read its files."""
+    return {"stage": engine.zero_optimization_stage(), "size": dist.get_world_size()}
 
 
 def described(module: nn.Module) -> dict[str, Any]:
@@ -145,17 +154,18 @@ def weights_in(directory: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: DeepSpeed is not installed, or something else has written the files.
     """
-    with _safe():
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    # DeepSpeed would unpickle anything: first it is seen that there is nothing to run
+    states = _states(directory)
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        try:
-            # DeepSpeed would unpickle anything: here it is seen that there is nothing to run
-            states = {path.name: _loaded(path, mmap=True) for path in directory.glob("*.pt")}
-            weights = dict(get_fp32_state_dict_from_zero_checkpoint(str(directory), tag=_TAG))
-        except (UnpicklingError, RuntimeError, ValueError, LookupError, AttributeError) as error:
-            raise CheckpointError(f"{directory} is not of DeepSpeed: {error}") from error
-        if first := states.get("mp_rank_00_model_states.pt"):  # the first stage forgets the frozen
-            weights = {name: weights.get(name, value) for name, value in first["module"].items()}
+    quiet = io.StringIO()  # it prints what it does
+    try:
+        with _link(directory) as link, redirect_stdout(quiet), redirect_stderr(quiet):
+            weights = dict(get_fp32_state_dict_from_zero_checkpoint(str(link), tag=_TAG))
+    except (OSError, RuntimeError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{directory} cannot be read by DeepSpeed: {error!r}") from error
+    if first := states.get("mp_rank_00_model_states.pt"):  # the first stage forgets the frozen
+        weights = {name: weights.get(name, value) for name, value in first["module"].items()}
     return weights
 
 
@@ -173,19 +183,39 @@ def load_weights(engine: Any, state: Mapping[str, Any], *, strict: bool) -> None
     for name in own.keys() & state.keys():
         target = parameters.get(name)
         if target is None:
-            own[name].copy_(state[name])
+            if isinstance(own[name], Tensor):
+                own[name].copy_(state[name])
             continue
         with torch.no_grad(), GatheredParameters([target], modifier_rank=0):
             if target.shape == state[name].shape:  # of a third stage on the main process alone
                 target.copy_(state[name])
     engine.optimizer._restore_from_bit16_weights()
+    for name in parameters.keys() & state.keys():
+        if parameters[name].requires_grad:
+            _refine(parameters[name], state[name])
+
+
+def _refine(parameter: nn.Parameter, value: Tensor) -> None:
+    """Set the engine's own copy of a weight, which is in full precision."""
+    from deepspeed import utils
+
+    value = value.to(parameter.device, torch.float32)
+    if hasattr(parameter, "_hp_mapping"):
+        utils.safe_set_full_fp32_param(parameter, value)
+    elif hasattr(parameter, "ds_id"):  # each process has a part of equal size
+        size = utils.safe_get_local_fp32_param(parameter).numel()
+        flat = value.new_zeros(size * dist.get_world_size())
+        flat[: value.numel()] = value.flatten()
+        own = flat.narrow(0, size * dist.get_rank(), size)
+        utils.safe_set_local_fp32_param(parameter, own)
 
 
 class _Storage:
     """In place of what an engine writes and reads files with."""
 
-    def __init__(self, own: Any) -> None:
+    def __init__(self, own: Any, states: Mapping[str, Any]) -> None:
         self._own = own
+        self._states = states
         self.written: list[str] = []
         self.error: Exception | None = None
 
@@ -202,18 +232,35 @@ class _Storage:
             self.error = error
 
     def load(self, path: str, map_location: Any = None) -> Any:
+        return self._states[Path(path).name]
+
+
+def _states(directory: Path) -> dict[str, Any]:
+    """What is in the files of an engine: plain values, and tensors on the CPU that are mapped."""
+    try:
         with _safe():
-            return _loaded(path, map_location=map_location)
-
-
-def _loaded(path: str | Path, **options: Any) -> Any:
-    return torch.load(path, **{"map_location": "cpu", **options}, weights_only=True)
+            return {
+                path.name: torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                for path in directory.iterdir()
+                if path.suffix == ".pt"
+            }
+    except (OSError, RuntimeError, UnpicklingError) as error:
+        raise CheckpointError(f"{directory} is not of DeepSpeed: {error}") from error
 
 
 @contextmanager
-def _storage(engine: Any) -> Iterator[_Storage]:
+def _link(directory: Path) -> Iterator[Path]:
+    """Another path of a directory: DeepSpeed takes `[`, `*` and `?` in one for a pattern."""
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / "shards"
+        link.symlink_to(directory.resolve(), target_is_directory=True)
+        yield link
+
+
+@contextmanager
+def _storage(engine: Any, states: Mapping[str, Any] | None = None) -> Iterator[_Storage]:
     own = engine.checkpoint_engine
-    storage = engine.checkpoint_engine = _Storage(own)
+    storage = engine.checkpoint_engine = _Storage(own, states or {})
     engine._copy_recovery_script = lambda path: None  # a program, which no checkpoint needs
     try:
         yield storage

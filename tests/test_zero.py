@@ -58,6 +58,18 @@ def test_a_batch_size_that_nobody_knows_is_that_of_the_file() -> None:
     assert filled(batch_size=None)["train_batch_size"] == 2
 
 
+def test_a_second_runner_may_be_of_other_values() -> None:
+    """Accelerate has one plug-in for all of a process."""
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}})
+    accelerator = SimpleNamespace(deepspeed_plugin=plugin, num_processes=2)
+
+    fill_config(accelerator, Config(CLIPPED), batch_size=4)
+    fill_config(accelerator, Config({}), batch_size=8)
+
+    assert plugin.deepspeed_config["gradient_clipping"] == 0.0
+    assert plugin.deepspeed_config["train_batch_size"] == 16
+
+
 @pytest.mark.parametrize(
     ("file", "config", "messages"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import warnings
 from pathlib import Path
 from typing import Any
@@ -192,22 +193,28 @@ class Unsized(torch.utils.data.IterableDataset[Any]):
             yield torch.randn(4, 4, generator=generator), torch.randn(4, 1, generator=generator)
 
 
-def rescaling(folder: Path, stage: int) -> None:
+OFFLOADED = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+def rescaling(folder: Path, stage: int, file: dict[str, Any]) -> None:
     config = {"accelerate": {"gradient_accumulation_steps": 2}, "max_epochs": 2}
     norms = Norms()
-    runner = Zero(folder, stage, config, callbacks=[norms], samples={"val": 4})
+    parts: dict[str, Any] = {"callbacks": [norms], "samples": {"val": 4}, "file": file}
+    runner = Zero(folder, stage, config, **parts)
     runner.dataloaders = {"train": torch.utils.data.DataLoader(Unsized(), batch_size=None)}
     runner.train()
     leave(folder, [norms.seen, whole(runner)])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_short_last_window_is_averaged_over_what_it_has(stage: int, tmp_path: Path) -> None:
-    succeed(2, rescaling, tmp_path, 0, folder=tmp_path)
+@pytest.mark.parametrize(("stage", "file"), [*((stage, {}) for stage in STAGES), (2, OFFLOADED)])
+def test_a_short_last_window_is_averaged_over_what_it_has(
+    stage: int, file: dict[str, Any], tmp_path: Path
+) -> None:
+    succeed(2, rescaling, tmp_path, 0, {}, folder=tmp_path)
     expected = results(tmp_path, 2)[0]
     assert len(expected[0]) == 6  # of 2, 2 and 1 batches on each process, twice
 
-    succeed(2, rescaling, tmp_path, stage, folder=tmp_path)
+    succeed(2, rescaling, tmp_path, stage, file, folder=tmp_path)
 
     assert_close(results(tmp_path, 2)[0], expected)
 
@@ -418,7 +425,93 @@ def test_another_number_of_processes_is_refused(stage: int, tmp_path: Path) -> N
     ended = together(1, loading, tmp_path, stage, directory / "latest.pth", folder=tmp_path)
 
     assert ended.codes == [1]
-    assert "the parts of 2 processes, and this run has 1" in ended.output
+    assert f"had stage {stage} on 2 processes, now stage {stage} on 1" in ended.output
+
+
+def trained(state: dict[str, torch.Tensor]) -> list[float]:
+    """All weights of `mixed_network` but the frozen ones, which have one precision only."""
+    kept = [state[name] for name in sorted(state) if not name.startswith("4.")]
+    return [value for tensor in kept for value in tensor.double().flatten().tolist()]
+
+
+def lenient(folder: Path, stage: int, path: Path, precision: str, optimizer: str) -> None:
+    runner = Zero(folder, stage, {"max_epochs": 3}, model=mixed_network, precision=precision)
+    kind = getattr(torch.optim, optimizer)
+    runner.optimizer = kind(runner.model.parameters(), lr=0.01)
+    runner.load_checkpoint(path, strict=False)
+    found = trained(model_state(runner.model, runner.unwrapped_model))
+    assert runner.resume_report is not None
+    assert not runner.resume_report["exact"]
+    if precision == "no":  # on CPUs batch normalisation takes no halves
+        runner.train()
+    leave(folder, found)
+
+
+@pytest.mark.parametrize(
+    ("stage", "size", "precision", "optimizer"),
+    [(2, 2, "no", "SGD"), (3, 1, "bf16", "AdamW"), (2, 2, "bf16", "SGD"), (1, 1, "bf16", "SGD")],
+)
+def test_only_weights_are_taken_where_the_rest_does_not_fit(
+    stage: int, size: int, precision: str, optimizer: str, tmp_path: Path
+) -> None:
+    """Also in half precision they are those in full precision that the engine had."""
+    path = saved(tmp_path / "first", 2, stage) / "latest.pth"
+
+    succeed(size, lenient, tmp_path, stage, path, precision, optimizer, folder=tmp_path)
+
+    assert results(tmp_path, size)[0] == trained(read_checkpoint(path)["model"])
+
+
+def test_a_path_may_look_like_a_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "lr[0.1]*"
+    path = saved(folder, 2, 2, {"max_epochs": 1}) / "latest.pth"
+    saved(folder, 2, 2, {"resume": str(path)})
+
+    for _, report, _ in results(folder, 2):
+        assert (report["exact"], report["global_step"]) == (True, 4)
+    assert read_checkpoint(path)["model"]["1.weight"].shape == (8, 4)
+
+
+def freezing(folder: Path, frozen: int, path: Path | None) -> None:
+    runner = Zero(folder, 1, {}, model=twins, default_callbacks=path is None)
+    runner.model[frozen].requires_grad_(False)
+    own = [parameter for parameter in runner.model.parameters() if parameter.requires_grad]
+    runner.optimizer = torch.optim.AdamW(own, lr=0.05)
+    if path is None:
+        runner.train()
+    else:
+        runner.load_checkpoint(path)
+
+
+def twins() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 1))
+
+
+def test_the_state_of_one_layer_is_not_taken_for_that_of_another(tmp_path: Path) -> None:
+    succeed(2, freezing, tmp_path, 0, None, folder=tmp_path)
+    (path,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
+
+    ended = together(2, freezing, tmp_path, 1, path, folder=tmp_path, terminates=False)
+
+    assert ended.codes == [1, 1]
+    assert "optimizer has other parameters: 1.weight is now 0.weight" in ended.output
+
+
+def unreadable(folder: Path, path: Path) -> None:
+    KEEP_NOTHING.clear()  # what every process keeps is gathered while it is read
+    runner = Zero(folder, 3, {}, model=mixed_network)
+    runner.scheduler = torch.optim.lr_scheduler.StepLR(runner.optimizer, 3, gamma=0.5)
+    if runner.rank == 1:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.RLIM_INFINITY))
+    runner.load_checkpoint(path)
+
+
+def test_a_process_that_cannot_read_its_files_is_an_error_on_all(tmp_path: Path) -> None:
+    path = saved(tmp_path, 2, 3) / "latest.pth"
+
+    ended = together(2, unreadable, tmp_path, path, folder=tmp_path, terminates=False, timeout=40)
+
+    assert ended.codes == [1, 1], ended.output
 
 
 def changing(folder: Path, stage: int, path: Path) -> None:
@@ -473,9 +566,11 @@ def test_a_full_disk_of_one_process_is_the_same_error_on_all(
 
 
 def refusing(folder: Path, file: dict[str, Any], config: dict[str, Any], optimizers: int) -> None:
-    runner = Zero(folder, 2, config, file=file)
+    runner = Zero(folder, 1 if "data_types" in file else 2, config, file=file)
     parts = [list(part.parameters()) for part in (runner.model[0], runner.model[2])]
-    if optimizers != 1:
+    if optimizers == -1:
+        runner.optimizer = torch.optim.SGD(parts[0], lr=0.1)
+    elif optimizers != 1:
         several = {str(i): torch.optim.SGD(part, lr=0.1) for i, part in enumerate(parts)}
         runner.optimizer = several if optimizers else None
     runner.train()
@@ -488,6 +583,8 @@ def refusing(folder: Path, file: dict[str, Any], config: dict[str, Any], optimiz
         ({}, {"max_grad_value": 1.0, "max_grad_norm": None}, 1, "max_grad_value"),
         ({}, {}, 2, "a model and 2 optimizers"),
         ({}, {}, 0, "a model and 0 optimizers"),
+        ({}, {}, -1, "the optimizer does not have 2.bias, 2.weight: freeze"),
+        ({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}, {}, 1, "leave"),
     ],
 )
 def test_what_an_engine_cannot_do_is_refused_before_training(
