@@ -512,6 +512,8 @@ def test_a_process_that_cannot_read_its_files_is_an_error_on_all(tmp_path: Path)
     ended = together(2, unreadable, tmp_path, path, folder=tmp_path, terminates=False, timeout=40)
 
     assert ended.codes == [1, 1], ended.output
+    assert ended.output.count("CheckpointError: ") >= 2, ended.output
+    assert "raised on rank 1" in ended.output
 
 
 def changing(folder: Path, stage: int, path: Path) -> None:
