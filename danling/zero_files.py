@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
+from danling.failpoints import failpoint
 
 if TYPE_CHECKING:
     from danling.distributed import World
@@ -238,6 +239,7 @@ class _Storage:
 def _states(directory: Path) -> dict[str, Any]:
     """What is in the files of an engine: plain values, and tensors on the CPU that are mapped."""
     try:
+        failpoint("shards.before_read")
         with _safe():
             return {
                 path.name: torch.load(path, map_location="cpu", weights_only=True, mmap=True)
