@@ -93,9 +93,15 @@ def test_each_process_writes_its_part_and_names_lead_to_it(tmp_path: Path) -> No
     assert row["size"] > sum(size for size, _ in head["shards"]["files"].values())
 
 
-def test_shards_hold_what_one_file_would(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["the configuration", "the launcher"])
+def test_shards_hold_what_one_file_would(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     in_shards = trained(tmp_path / "shards")
-    in_one = trained(tmp_path / "one", config={"state_dict_type": "full"})
+    if by == "the launcher":  # as --fsdp_state_dict_type does
+        monkeypatch.setenv("FSDP_STATE_DICT_TYPE", "FULL_STATE_DICT")
+    config = {"state_dict_type": "full"} if by == "the configuration" else {}
+    in_one = trained(tmp_path / "one", config=config)
 
     assert not directories(in_one)
     for name in ("latest.pth", "previous.pth", "best.pth"):
