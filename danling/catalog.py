@@ -209,7 +209,7 @@ def _shards_of(path: Path) -> str | None:
                 return _UNKNOWN
         head = torch.load(path, map_location="meta", weights_only=True)  # saved again by hand
         return str(head["shards"]["directory"]) if "shards" in head else None
-    except Exception:
+    except Exception:  # torch raises all kinds of errors at bytes that it does not expect
         return _UNKNOWN
 
 

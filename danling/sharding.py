@@ -86,8 +86,10 @@ def gathers(model: Any) -> bool:
 
 def saves_whole(runner: AccelerateRunner) -> bool:
     """Whether a checkpoint is one file, also where each process holds a part of the weights."""
-    if is_engine(runner.model) or not is_sharded(runner.model):
-        return not is_engine(runner.model)
+    if is_engine(runner.model):
+        return False
+    if not is_sharded(runner.model):
+        return True
     plugin = getattr(runner.accelerator.state, "fsdp_plugin", None)
     chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
     return (runner.config.state_dict_type or chosen.lower()).startswith("full")
