@@ -165,14 +165,14 @@ class Catalog:
             before: What `shards` returned before names were changed.
             own: The directory of a commit that may have failed.
         """
+        # what is no directory of shards is not removed, whatever a file says
+        there = directories(self._directory).intersection(filter(None, (*before.values(), own)))
+        if not there:
+            return set()
         now = self.shards()
         if any(shards == _UNKNOWN != before.get(name) for name, shards in now.items()):
             return set()  # it may name any of them
-        # what is no directory of shards is not removed, whatever a file says
-        there = directories(self._directory)
-        return there.intersection(filter(None, (*before.values(), own))).difference(
-            filter(None, now.values())
-        )
+        return there.difference(filter(None, now.values()))
 
     def orphans(self) -> set[str]:
         """Directories of shards that no file names, also none that was set aside as damaged.

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from danling.distributed import World
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError, DistributedError
-
-if TYPE_CHECKING:
-    from danling.distributed import World
+from danling.shards import NOT_WRITTEN, failure
 
 __all__ = ["SPLIT", "Place", "Tensors", "read", "split"]
 
@@ -81,7 +80,7 @@ class Tensors(dict[Place, Tensor]):
             lambda group: save(
                 named, storage_writer=writer, process_group=group, no_dist=group is None
             ),
-            "the shards of a checkpoint were not written",
+            NOT_WRITTEN,
             directory,
             world,
         )
@@ -133,7 +132,7 @@ def read(
             ),
             "the shards of a checkpoint cannot be read",
             directory,
-            world,
+            world or World(),
         )
     except CheckpointError as error:
         if error.errno is None and not (directory / ".metadata").exists():  # torch says it in words
@@ -207,24 +206,21 @@ def _replaced(checkpoint: Mapping[str, Any], changes: Mapping[Place, Any]) -> di
     return copied[()]
 
 
-def _together(
-    work: Callable[[Any], object], what: str, directory: Path, world: World | None
-) -> None:
+def _together(work: Callable[[Any], object], what: str, directory: Path, world: World) -> None:
     """Do something in a group, with one error of ours for all that torch raises on any process.
 
     Torch's own is left behind: its traceback has the group, which nobody else may keep.
     """
-    alone = world is None or world.group is None
-    failure: BaseException | None = None
+    raised: BaseException | None = None
     try:
-        with _silenced() if alone else nullcontext():
-            work(None if world is None else world.group)
+        with _silenced() if world.group is None else nullcontext():
+            work(world.group)
     except CheckpointException as error:  # no Exception, and with the errors of all processes
-        failure = _of_all(error, what, directory, 0 if world is None else world.rank)
+        raised = _of_all(error, what, directory, world.rank)
     except RuntimeError as error:
-        failure = DistributedError(f"{what}, since another process has gone: {error}")
-    if failure is not None:
-        raise failure
+        raised = DistributedError(f"{what}, since another process has gone: {error}")
+    if raised is not None:
+        raise raised
 
 
 def _of_all(error: CheckpointException, what: str, directory: Path, own_rank: int) -> BaseException:
@@ -233,16 +229,10 @@ def _of_all(error: CheckpointException, what: str, directory: Path, own_rank: in
     if own is not None and not isinstance(own, Exception):  # Ctrl-C
         return own.with_traceback(None)
     rank = min(causes)
-    cause = causes[rank]
-    number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
-    message = f"{what}: {reason or str(cause) or repr(cause)}"
-    if number is None:
-        failure = CheckpointError(f"{message} ({directory})")
-    else:
-        failure = CheckpointError(number, message, str(directory))
-    failure.add_note(f"raised on rank {rank}")
-    failure.__dict__["failed_rank"] = rank  # its traceback is printed first
-    return failure
+    raised = failure(what, directory, causes[rank])
+    raised.add_note(f"raised on rank {rank}")
+    raised.__dict__["failed_rank"] = rank  # its traceback is printed first
+    return raised
 
 
 @contextmanager

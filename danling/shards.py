@@ -34,11 +34,13 @@ if TYPE_CHECKING:
     from danling.distributed import World
 
 __all__ = [
+    "NOT_WRITTEN",
     "Parts",
     "Record",
     "damage",
     "directories",
     "directory_of",
+    "failure",
     "finish",
     "new_directory",
     "remove",
@@ -49,6 +51,8 @@ __all__ = [
 Files = dict[str, tuple[int, str]]
 Record = Mapping[str, Any]
 """`{"directory": "shards-1200-5f0c9a2e", "files": {"__0_0.distcp": [size, sha256]}}`"""
+
+NOT_WRITTEN = "the shards of a checkpoint were not written"
 
 _DIRECTORY = re.compile(r"shards-\d+-[0-9a-f]{8}", re.ASCII)
 _DAMAGE = frozenset(
@@ -187,13 +191,21 @@ def remove(directory: Path) -> bool:
     return True
 
 
+def failure(what: str, directory: Path, cause: BaseException) -> CheckpointError:
+    """The error that says what could not be done with the shards in a directory, and why."""
+    number, reason = getattr(cause, "errno", None), getattr(cause, "strerror", None)
+    message = f"{what}: {reason or str(cause) or repr(cause)}"
+    if number is None:
+        return CheckpointError(f"{message} ({directory})")
+    return CheckpointError(number, message, str(directory))
+
+
 @contextmanager
 def _translated(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        message = f"the shards of a checkpoint were not written: {error.strerror}"
-        raise CheckpointError(error.errno, message, str(directory)) from error
+        raise failure(NOT_WRITTEN, directory, error) from error
 
 
 def _digest(file: FileIO) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from danling.encoding import Elsewhere
 from danling.errors import CheckpointError
 from danling.failpoints import failpoint
+from danling.shards import NOT_WRITTEN, failure
 
 if TYPE_CHECKING:
     from danling.distributed import World
@@ -67,11 +68,7 @@ class EngineFiles:
                 str(directory), tag=_TAG, client_state={}, save_latest=False
             )
         if (error := storage.error) is not None:
-            reason = getattr(error, "strerror", None) or error
-            what = f"the shards of a checkpoint were not written: {reason}"
-            if (number := getattr(error, "errno", None)) is None:
-                raise CheckpointError(f"{what} ({directory})") from error
-            raise CheckpointError(number, what, str(directory)) from error
+            raise failure(NOT_WRITTEN, directory, error) from error
         return storage.written
 
 

@@ -87,6 +87,26 @@ class Recording:
         return [i for i, operation in enumerate(self.operations) if operation.kind == kind]
 
 
+BEFORE_A_NAME = [
+    "checkpoint.before_open",
+    "checkpoint.after_open",
+    "checkpoint.before_write",
+    "checkpoint.after_write",
+    "checkpoint.after_fsync",
+    "checkpoint.after_keep",
+]
+"""The fail points of a save before a name leads to the new file."""
+
+AFTER_A_NAME = [
+    "checkpoint.after_replace",
+    "checkpoint.after_link",
+    "checkpoint.after_alias",
+    "checkpoint.after_previous",
+    "checkpoint.after_directory_fsync",
+]
+"""Those after it, up to where it is durable."""
+
+
 class _Recorder:
     """Turns the arguments of primitives into operations on names and inodes."""
 

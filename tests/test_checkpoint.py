@@ -27,24 +27,9 @@ from danling.failpoints import set_failpoints
 from danling.shards import directories
 from danling.snapshot import snapshot
 from danling.validation import is_intact, read_checkpoint, trailer_of
-from tests.crash_model import exit_status
+from tests.crash_model import AFTER_A_NAME, BEFORE_A_NAME, exit_status
 from tests.sharded_saves import FILES, commit_sharded, save_sharded, there, write_shards
 
-BEFORE_A_NAME = [
-    "checkpoint.before_open",
-    "checkpoint.after_open",
-    "checkpoint.before_write",
-    "checkpoint.after_write",
-    "checkpoint.after_fsync",
-    "checkpoint.after_keep",
-]
-AFTER_A_NAME = [
-    "checkpoint.after_replace",
-    "checkpoint.after_link",
-    "checkpoint.after_alias",
-    "checkpoint.after_previous",
-    "checkpoint.after_directory_fsync",
-]
 OF_SHARDS = [
     "shards.after_directory",
     "shards.after_write",

@@ -24,6 +24,8 @@ from danling.checkpoint import CheckpointStore
 from danling.errors import CheckpointError
 from danling.failpoints import set_failpoints
 from tests.crash_model import (
+    AFTER_A_NAME,
+    BEFORE_A_NAME,
     PRIMITIVES,
     Operation,
     Recording,
@@ -35,17 +37,8 @@ from tests.crash_model import (
 )
 
 FAILPOINTS = [
-    "checkpoint.before_open",
-    "checkpoint.after_open",
-    "checkpoint.before_write",
-    "checkpoint.after_write",
-    "checkpoint.after_fsync",
-    "checkpoint.after_keep",
-    "checkpoint.after_replace",
-    "checkpoint.after_link",
-    "checkpoint.after_alias",
-    "checkpoint.after_previous",
-    "checkpoint.after_directory_fsync",
+    *BEFORE_A_NAME,
+    *AFTER_A_NAME,
     "checkpoint.after_index_write",
     "checkpoint.after_index",
     "checkpoint.before_unlink",
