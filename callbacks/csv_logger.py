@@ -11,12 +11,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danling.attempts import Attempts
 from danling.callback import Callback, Priority
-from danling.files import write_text
+from danling.files.atomic import write_text
+from danling.logs import Attempts
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["CSVLogger"]
 

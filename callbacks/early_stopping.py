@@ -10,7 +10,7 @@ from danling.callbacks.monitor import Monitor
 from danling.errors import CallbackError, did_you_mean
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["EarlyStopping"]
 

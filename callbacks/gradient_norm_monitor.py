@@ -11,7 +11,7 @@ from torch import Tensor
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["GradientNormMonitor"]
 

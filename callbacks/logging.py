@@ -11,7 +11,7 @@ from danling.callback import Callback, Priority
 from danling.logs import close_logger
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["Logging"]
 

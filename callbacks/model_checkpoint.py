@@ -8,21 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from danling import retention
 from danling.callback import Priority
 from danling.callbacks.monitor import Monitor
-from danling.catalog import is_name
-from danling.checkpoint import CheckpointStore
-from danling.distributed import World
+from danling.checkpoint import retention
+from danling.checkpoint.background import AsyncWriter
+from danling.checkpoint.catalog import is_name
+from danling.checkpoint.retention import REGULAR, SCORE, Ranking
+from danling.checkpoint.saving import Save
+from danling.checkpoint.store import CheckpointStore
+from danling.distributed.world import World
 from danling.errors import CallbackError, CheckpointError
-from danling.history import flatten
-from danling.retention import REGULAR, SCORE, Ranking
-from danling.save import Save
+from danling.metrics.history import flatten
 from danling.triggers import Every, Moment
-from danling.writer import AsyncWriter
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["ModelCheckpoint"]
 

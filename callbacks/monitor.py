@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from danling.callback import Callback
 from danling.errors import CallbackError, MetricError, did_you_mean
-from danling.history import flatten, is_better
+from danling.metrics.history import flatten, is_better
 
 __all__ = ["Monitor"]
 

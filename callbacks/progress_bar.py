@@ -16,7 +16,7 @@ from danling.callback import Callback, Priority
 from danling.errors import CallbackError
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["ProgressBar"]
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from danling.attempts import Attempts
 from danling.callback import Callback, Priority
-from danling.files import write_json, write_text
-from danling.jsonable import dumps
-from danling.metrics_file import MetricsFile
+from danling.files.atomic import write_json, write_text
+from danling.files.json import dumps
+from danling.logs import Attempts
+from danling.run.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["Results"]
 

@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from danling.attempts import Attempts
 from danling.callback import Callback, Priority
-from danling.code_change import describe_change
-from danling.environment import installed_packages, read_environment
-from danling.files import write_bytes, write_json
-from danling.ownership import main_folder
-from danling.patch import code_patch
-from danling.record import RunFile
+from danling.files.atomic import write_bytes, write_json
+from danling.identity.code import main_folder
+from danling.identity.code_change import describe_change
+from danling.identity.environment import installed_packages, read_environment
+from danling.identity.patch import code_patch
+from danling.logs import Attempts
+from danling.run.record import RunFile
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["RunRecord"]
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from danling import bands, hparams, media, run_text
-from danling.attempts import Attempts
 from danling.callback import Callback
-from danling.event_file import EventWriter, cut_events
-from danling.history import flatten
-from danling.tensorboard import best_values, layout
+from danling.logs import Attempts
+from danling.metrics.history import flatten
+from danling.tensorboard import bands, hparams, media, text
+from danling.tensorboard.event_file import EventWriter, cut_events
+from danling.tensorboard.pages import best_values, layout
 from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor
 
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["TensorBoard"]
 
@@ -110,7 +110,7 @@ class TensorBoard(Callback):
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
         """Write the traceback."""
-        self._add(runner, lambda: media.text("run/exception", run_text.crash_text(error)))
+        self._add(runner, lambda: media.text("run/exception", text.crash_text(error)))
         self._try(runner, EventWriter.flush)
 
     def on_teardown(self, runner: Runner) -> None:
@@ -194,7 +194,7 @@ class TensorBoard(Callback):
         self._add(runner, lambda: media.text(tag, markdown))
 
     def log_image(self, runner: Runner, tag: str, image: Any) -> None:
-        """Show an image, or a batch of them as a grid: see `danling.media.image`."""
+        """Show an image, or a batch of them as a grid: see `danling.tensorboard.media.image`."""
         self._add(runner, lambda: media.image(tag, image))
 
     def log_figure(self, runner: Runner, tag: str, figure: Any) -> None:
@@ -275,7 +275,7 @@ class TensorBoard(Callback):
 
     def _write_texts(self, runner: Runner, writer: EventWriter) -> None:
         model = runner.unwrapped_model if isinstance(runner.unwrapped_model, nn.Module) else None
-        texts = run_text.run_texts(runner.config.to_dict(), runner.paths, model)
+        texts = text.run_texts(runner.config.to_dict(), runner.paths, model)
         new = writer.newer(texts, runner.global_step)
         writer.add([media.text(tag, markdown) for tag, markdown in new.items()], runner.global_step)
         writer.flush()

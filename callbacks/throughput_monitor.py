@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from danling.batch import sample_count
 from danling.callback import Callback
 from danling.errors import CallbackError
+from danling.runner.steps import sample_count
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["PEAK_TFLOPS", "ThroughputMonitor", "peak_tflops"]
 

@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from danling import media
-from danling.attempts import Attempts
 from danling.callback import Callback
-from danling.files import write_json
-from danling.hparams import flatten
-from danling.masking import mask_values
+from danling.files.atomic import write_json
+from danling.identity.redaction import mask_values
+from danling.logs import Attempts
+from danling.tensorboard import media
+from danling.tensorboard.hparams import flatten
 from danling.trackers import KINDS, Identity, check_kind, show_image, start_tracker
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["Tracker"]
 
@@ -123,7 +123,7 @@ class Tracker(Callback):
     # What `runner.log_image` and the like call
 
     def log_image(self, runner: Runner, tag: str, image: Any) -> None:
-        """Show an image, or a batch of them as a grid: see `danling.media.image`."""
+        """Show an image, or a batch of them as a grid: see `danling.tensorboard.media.image`."""
         self._show(runner, tag, lambda: media.image(tag, image))
 
     def log_figure(self, runner: Runner, tag: str, figure: Any) -> None:

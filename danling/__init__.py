@@ -7,6 +7,8 @@ so that the command line answers at once.
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from danling import errors
 
 if TYPE_CHECKING:
-    from danling.base_runner import BaseRunner
     from danling.callback import Callback, Priority
-    from danling.config import Config
+    from danling.checkpoint.reading import read_checkpoint
+    from danling.config.config import Config
     from danling.errors import (
         CallbackError,
         CheckpointError,
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
         RunError,
         RunLockedError,
     )
-    from danling.runner import AccelerateRunner
+    from danling.runner.accelerate import AccelerateRunner
+    from danling.runner.base import BaseRunner
     from danling.seed import seed_everything
     from danling.triggers import Every
-    from danling.validation import read_checkpoint
 
     __version__: str
 
@@ -62,13 +64,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AccelerateRunner": "runner",
-    "BaseRunner": "base_runner",
+    "AccelerateRunner": "runner.accelerate",
+    "BaseRunner": "runner.base",
     "Callback": "callback",
     "Config": "config",
     "Every": "triggers",
     "Priority": "callback",
-    "read_checkpoint": "validation",
+    "read_checkpoint": "checkpoint.reading",
     "seed_everything": "seed",
 } | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
 
@@ -83,6 +85,25 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'danling' has no attribute {name!r}: {near}")
     globals()[name] = value
     return value
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for a package: each name is imported from its module on first use (PEP 562).
+
+    Args:
+        package: The full name of the package.
+        modules: The module below it that has the name, for each name.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in modules:
+            near = errors.did_you_mean(name, modules)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}: {near}")
+        value = getattr(_imported(f"{package}.{modules[name]}"), name)
+        vars(sys.modules[package])[name] = value
+        return value
+
+    return look_up
 
 
 def _imported(name: str) -> ModuleType:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from danling.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from danling.runner import AccelerateRunner as Runner
+    from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["HOOKS", "Callback", "Priority"]
 

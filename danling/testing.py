@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from danling.callback import HOOKS, Callback
 from danling.errors import CallbackError, did_you_mean
-from danling.runner import AccelerateRunner
+from danling.runner.accelerate import AccelerateRunner
 
 __all__ = ["CallbackContract", "Event", "RecordingCallback", "TinyRunner"]
 

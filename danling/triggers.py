@@ -11,6 +11,7 @@ from danling.errors import ConfigError
 
 __all__ = ["Every", "Moment"]
 
+
 _UNITS: Final = {
     "step": "steps",
     "steps": "steps",

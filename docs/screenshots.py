@@ -16,8 +16,8 @@ from shutil import which
 import numpy as np
 from PIL import Image
 
-from tests.digits_run import LAST_STEP, make_digits_runner
-from tests.tensorboard_server import Server
+from tests.support.digits_run import LAST_STEP, make_digits_runner
+from tests.support.tensorboard_server import Server
 
 PAGES = ("timeseries", "hparams", "custom_scalars")
 CHARTS = ("timeseries", "custom_scalars")

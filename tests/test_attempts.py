@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from danling.attempts import Attempts
+from danling.logs import Attempts
 
 LOGGER = logging.getLogger("danling.test")
 

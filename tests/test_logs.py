@@ -133,10 +133,10 @@ def test_what_the_library_says_is_in_the_log_of_the_run(
         patch.setattr(logging.getLogger(), "handlers", root_handlers)
         logger = open_logger("danling.run.library", tmp_path / "run.log")
 
-        logging.getLogger("danling.fallback").warning("latest.pth is damaged")
+        logging.getLogger("danling.checkpoint.store").warning("latest.pth is damaged")
         close_logger(logger)
         shown = capfd.readouterr().err.splitlines()
-        logging.getLogger("danling.fallback").warning("after the run")
+        logging.getLogger("danling.checkpoint.store").warning("after the run")
 
     assert len(shown) == (0 if configured else 1)
     assert stream.getvalue().count("latest.pth is damaged") == configured

@@ -23,7 +23,7 @@ from torch import nn
 
 from danling.callbacks import ModelCheckpoint
 from danling.callbacks.run_directory import RunDirectory
-from danling.runner import AccelerateRunner
+from danling.runner.accelerate import AccelerateRunner
 
 
 def make_runner(root: Path, megabytes: int, checkpoint: ModelCheckpoint) -> AccelerateRunner:

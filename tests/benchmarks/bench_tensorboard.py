@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.tracking import TensorBoardTracker
 from torch.utils.tensorboard import SummaryWriter
 
-from danling.event_file import EventWriter
+from danling.tensorboard.event_file import EventWriter
 
 Log = Callable[[Mapping[str, float], int], object]
 VALUES = {f"train/metric_{index}": index / 7 for index in range(10)}

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import danling as dl
 from danling.callbacks import Results, RunDirectory, RunRecord
-from danling.dispatch import Callbacks
+from danling.runner.callbacks import Callbacks
 from tests.benchmarks.peers import danling
 from tests.benchmarks.race import silence
 from tests.benchmarks.work import Batch, Work, by_hand, make_model, make_optimizer, validate
@@ -208,7 +208,7 @@ def resuming(quick: bool) -> list[Row]:
 
 def saving(quick: bool) -> list[Row]:
     """A save that is durable when it returns, and what training waits for one in the background."""
-    from danling.snapshot import snapshot
+    from danling.checkpoint.background import snapshot
 
     rows = []
     for kilobytes in (1, 1024, 65_536) if quick else (1, 1024, 65_536, 1_048_576):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from danling.callback import Callback
-from danling.runner import AccelerateRunner
+from danling.runner.accelerate import AccelerateRunner
 
 MakeRunner = Callable[..., AccelerateRunner]
 

@@ -4,8 +4,8 @@ import pytest
 
 from danling.callback import Callback
 from danling.callbacks.lambda_callback import LambdaCallback
-from danling.dispatch import Callbacks
 from danling.errors import CallbackError
+from danling.runner.callbacks import Callbacks
 
 
 def test_a_function_hears_its_hook_with_its_arguments():

@@ -23,13 +23,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from danling.callbacks import LambdaCallback, ModelCheckpoint
+from danling.checkpoint.reading import read_checkpoint
 from danling.errors import CallbackError, CheckpointError, MetricError
-from danling.failpoints import set_failpoints
-from danling.validation import read_checkpoint
+from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import together
 from tests.distributed.runners import At, Regression, die, fail, network
-from tests.resume_harness import in_process
-from tests.resume_runs import (
+from tests.support.resume_harness import in_process
+from tests.support.resume_runs import (
     STEPS,
     interrupted,
     log,
@@ -454,7 +454,7 @@ REAL = """
     from pathlib import Path
     from danling.callbacks import LambdaCallback, ModelCheckpoint
     from danling.errors import CheckpointError
-    from tests.resume_runs import make_runner
+    from tests.support.resume_runs import make_runner
 
     def mount(*arguments):
         if subprocess.run(["mount", *arguments]).returncode:

@@ -14,7 +14,7 @@ from danling.callbacks.model_checkpoint import ModelCheckpoint
 from danling.callbacks.results import Results
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
-from danling.metrics_file import read_metrics
+from danling.run.metrics_file import read_metrics
 
 
 def read(path: Path) -> Any:

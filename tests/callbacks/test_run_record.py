@@ -14,7 +14,7 @@ from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.logging import Logging
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
-from danling.config import Config
+from danling.config.config import Config
 
 
 def record_of(runner) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from danling.callbacks import TensorBoard
 from danling.callbacks.lambda_callback import LambdaCallback
-from danling.event_file import event_files, read_scalars
-from danling.metrics_file import read_metrics
+from danling.run.metrics_file import read_metrics
+from danling.tensorboard.event_file import event_files, read_scalars
 from danling.testing import CallbackContract
-from tests.digits_run import LAST_STEP, STEPS_PER_EPOCH, at_step, make_digits_runner
-from tests.tensorboard_server import Server
+from tests.support.digits_run import LAST_STEP, STEPS_PER_EPOCH, at_step, make_digits_runner
+from tests.support.tensorboard_server import Server
 
 CRASH = 60  # two and a half epochs
 SEEDS = ["seed-0", "seed-1", "seed-2"]
@@ -48,7 +48,7 @@ def show_everything(runner: Any) -> None:
 
 
 def train_in_a_process(root: Path, killed_at: int) -> int:
-    command = [sys.executable, "-m", "tests.digits_run", str(root), str(killed_at)]
+    command = [sys.executable, "-m", "tests.support.digits_run", str(root), str(killed_at)]
     return subprocess.run(command, capture_output=True, timeout=120).returncode
 
 

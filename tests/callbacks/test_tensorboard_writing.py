@@ -30,9 +30,9 @@ from danling.callbacks import (
     TensorBoard,
     ThroughputMonitor,
 )
-from danling.event_file import event_files, read_events, read_scalars
-from danling.hparams import group_of
-from danling.tensorboard import close_killed, rebuild
+from danling.tensorboard.event_file import event_files, read_events, read_scalars
+from danling.tensorboard.hparams import group_of
+from danling.tensorboard.pages import close_killed, rebuild
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__")
 

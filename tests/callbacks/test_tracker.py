@@ -19,9 +19,9 @@ from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.results import Results
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.tracker import Tracker
-from danling.metrics_file import read_metrics
+from danling.run.metrics_file import read_metrics
 from danling.testing import CallbackContract
-from tests.tracker_runs import READ
+from tests.support.tracker_runs import READ
 
 FAILED, FINISHED = {"failed", "FAILED"}, {"finished", "FINISHED"}
 
@@ -29,7 +29,7 @@ FAILED, FINISHED = {"failed", "FAILED"}, {"finished", "FINISHED"}
 def in_a_process(*arguments: str) -> str:
     quiet = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.tracker_runs", *arguments],
+        [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
         capture_output=True,
         text=True,
         timeout=180,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pytest
 
-from danling.event_file import event_files, read_scalars
-from danling.metrics_file import read_metrics
+from danling.run.metrics_file import read_metrics
+from danling.tensorboard.event_file import event_files, read_scalars
 
 pytestmark = pytest.mark.distributed
 

@@ -17,12 +17,12 @@ from torch import nn
 
 import danling as dl
 from danling.callbacks import GradientNormMonitor, ModelCheckpoint, ModelSummary, TensorBoard
-from danling.checkpoint import CheckpointStore
-from danling.failpoints import set_failpoints
-from danling.sharding import model_state
-from danling.shards import directories
-from danling.validation import read_checkpoint
-from danling.zero_files import weights_in
+from danling.checkpoint.reading import read_checkpoint
+from danling.checkpoint.sharded.deepspeed import weights_in
+from danling.checkpoint.sharded.shards import directories
+from danling.checkpoint.sharded.state import model_state
+from danling.checkpoint.store import CheckpointStore
+from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import (
     ROOT,
     accelerate_launch,

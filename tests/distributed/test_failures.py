@@ -19,10 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 import danling as dl
-from danling import reading
 from danling.callbacks import ModelCheckpoint
-from danling.failpoints import set_failpoints
-from danling.validation import read_checkpoint
+from danling.checkpoint import reading
+from danling.checkpoint.reading import read_checkpoint
+from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import leave, results, start, succeed, together, wait
 from tests.distributed.runners import At, Regression, die, fail, freeze
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from danling.lock import is_locked
+from danling.run.lock import is_locked
 from tests.distributed.processes import leave, results, succeed
 from tests.distributed.runners import Regression
 

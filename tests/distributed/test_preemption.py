@@ -16,12 +16,12 @@ import pytest
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
-from danling.failpoints import set_failpoints
-from danling.validation import read_checkpoint
+from danling.checkpoint.reading import read_checkpoint
+from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import Ended, leave, results, start, succeed, together, wait
 from tests.distributed.runners import At, Regression
 from tests.distributed.test_resume import interrupted, outcome, train
-from tests.resume_harness import Setting
+from tests.support.resume_harness import Setting
 
 pytestmark = pytest.mark.distributed
 

@@ -16,10 +16,19 @@ import pytest
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
-from danling.validation import read_checkpoint
+from danling.checkpoint.reading import read_checkpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression, die, numbers
-from tests.resume_harness import EPOCHS, SAMPLES, Kill, Runner, Setting, digest, name, outcome_of
+from tests.support.resume_harness import (
+    EPOCHS,
+    SAMPLES,
+    Kill,
+    Runner,
+    Setting,
+    digest,
+    name,
+    outcome_of,
+)
 
 pytestmark = pytest.mark.distributed
 

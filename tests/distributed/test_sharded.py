@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from danling.callbacks import ModelCheckpoint
-from danling.validation import read_checkpoint
+from danling.checkpoint.reading import read_checkpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression, die, network, normalised_network
 

@@ -14,10 +14,10 @@ import torch
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
-from danling.checkpoint import CheckpointStore
-from danling.failpoints import set_failpoints
-from danling.shards import directories
-from danling.validation import read_checkpoint
+from danling.checkpoint.reading import read_checkpoint
+from danling.checkpoint.sharded.shards import directories
+from danling.checkpoint.store import CheckpointStore
+from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import Ended, leave, results, succeed, together
 from tests.distributed.runners import Regression
 from tests.distributed.test_sharded import ByAccelerate

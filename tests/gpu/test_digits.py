@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from danling.validation import read_checkpoint
+from danling.checkpoint.reading import read_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,0 +1,23 @@
+"""The configuration of a run: typed values, files, the command line.
+
+Begin with `config`; `settings` has the keys that the library itself reads. It may import `files`
+and `errors`.
+
+- `config`: `Config`, what a user sets, and the state that a runner binds to it.
+- `mapping`: mappings of typed values, by attribute or by dotted key, merged and compared.
+- `types`: which types a field may have, and how values become these types without loss.
+- `fields`: the keys that a class declares by annotation, as dataclasses do.
+- `settings`: the well-known keys, each with type, default, help and identity.
+- `frozen`: copies of values, and lists and dicts that refuse to be changed.
+- `files`: configurations in .yaml, .yml and .json files.
+- `yaml`: YAML 1.2, and no key twice.
+- `scalars`: what an unquoted word means in YAML and on the command line.
+- `command_line`: configurations from the command line, and the text of `--help`.
+"""
+
+from __future__ import annotations
+
+from danling.config.config import Config
+from danling.config.fields import Field
+
+__all__ = ["Config", "Field"]

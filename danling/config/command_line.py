@@ -1,0 +1,330 @@
+"""Configurations from the command line."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import re
+import shutil
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from danling.config.fields import REQUIRED, Field
+from danling.config.files import read_config_file
+from danling.config.settings import SETTINGS, Settings
+from danling.config.types import MAPPING_TYPES, is_section, union_arms
+from danling.config.yaml import dump_yaml
+from danling.errors import ConfigError, did_you_mean
+from danling.files.json import dumps, to_plain
+
+if TYPE_CHECKING:
+    from danling.config.config import Config
+
+__all__ = ["config_help", "declared_flags", "field_comments", "parse_command_line", "section_of"]
+
+
+_Config = TypeVar("_Config", bound="Config")
+_OWN_FLAGS = ("--config", "--help", "--print-config")
+
+
+def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = None) -> _Config:
+    """A configuration of the class from files and flags; see `danling.Config.parse`.
+
+    Args:
+        cls: Class of the configuration.
+        arguments: What to read instead of the arguments of this process.
+    """
+    program = Path(sys.argv[0]).name or "python"
+    try:
+        options = _read(list(sys.argv[1:] if arguments is None else arguments))
+        if options.wants_help:
+            print(config_help(cls, program), end="")
+            raise SystemExit(0)
+        config = _build(cls, options)
+        if options.prints_config:
+            print(dump_yaml(to_plain(config.resolved(), "config")), end="")
+            raise SystemExit(0)
+    except ConfigError as error:
+        _leave(program, str(error))
+    return config
+
+
+@dataclass
+class _Options:
+    """What stands on the command line, before any of it has a meaning."""
+
+    files: list[str] = field(default_factory=list)
+    flags: list[tuple[str, list[str]]] = field(default_factory=list)
+    wants_help: bool = False
+    prints_config: bool = False
+
+
+def _read(arguments: list[str]) -> _Options:
+    options = _Options()
+    for flag, values in _grouped(arguments):
+        if flag in ("--help", "-h"):
+            options.wants_help = True
+        elif flag == "--print-config" and not values:
+            options.prints_config = True
+        elif flag == "--config":
+            if not values:
+                raise ConfigError("--config needs a file")
+            options.files += values
+        else:
+            options.flags.append((flag, values))
+    return options
+
+
+def _grouped(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag with the values after it: `--key=value`, `--key value` or `--key 1 2 3`."""
+    position = 0
+    while position < len(arguments):
+        flag = arguments[position]
+        if not _is_flag(flag):
+            raise ConfigError(f"unexpected argument {flag!r}: values follow a --flag")
+        flag, equals, value = flag.partition("=")
+        values = [value] if equals else []
+        position += 1
+        while not equals and position < len(arguments) and not _is_flag(arguments[position]):
+            values.append(arguments[position])
+            position += 1
+        yield flag, values
+
+
+def _is_flag(argument: str) -> bool:
+    return argument == "-h" or (argument.startswith("--") and len(argument) > 2)
+
+
+def _build(cls: type[_Config], options: _Options) -> _Config:
+    config = cls._blank("config")
+    for path in options.files:
+        content = read_config_file(path)
+        try:
+            config._merge(content, cls._conversion())
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    for flag, values in options.flags:
+        key, value = _meaning(cls, flag, values)
+        config._put(key, value, cls._conversion(is_text=True))
+    config._require_complete()
+    return config
+
+
+def _meaning(cls: type[Config], flag: str, values: list[str]) -> tuple[str, Any]:
+    """The key that a flag sets, and the text or the list of texts that it sets it to."""
+    key = flag.removeprefix("--").replace("-", "_")
+    declared = _find(cls, key)
+    if key.startswith("no_") and not values:
+        negated = _find(cls, key.removeprefix("no_"))
+        if negated is not None and _is_switch(negated) and not (declared and declared.name):
+            return key.removeprefix("no_"), False
+    if declared is None:
+        near = did_you_mean(f"--{key}", {*declared_flags(cls), *_OWN_FLAGS})
+        raise ConfigError(f"unrecognised option {flag}; {near}")
+    is_list = any(
+        (get_origin(arm) or arm) in (list, tuple) for arm in union_arms(declared.annotation)
+    )
+    if not values:
+        if not is_list and not _is_switch(declared):
+            raise ConfigError(f"{flag} needs a value")
+        return key, [] if is_list else True
+    return key, values[0] if len(values) == 1 else values
+
+
+def _is_switch(declared: Field) -> bool:
+    return any(arm in (bool, Any) for arm in union_arms(declared.annotation))
+
+
+def _find(cls: type[Config], key: str, is_top: bool = True) -> Field | None:
+    """The field of a key; one without a name where any key is taken; None where it is not."""
+    head, _, rest = key.partition(".")
+    declared = cls._fields.get(head) or (SETTINGS.get(head) if is_top else None)
+    if declared is None:
+        return Field("", Any) if cls._is_open else None
+    section = section_of(declared)
+    if not rest:
+        return declared
+    if section is not None:
+        return _find(section, rest, is_top=False)
+    for arm in union_arms(declared.annotation):
+        if (get_origin(arm) or arm) in (dict, *MAPPING_TYPES, Any):
+            return Field("", (get_args(arm) or (str, Any))[1])
+    return None
+
+
+def _leave(program: str, problem: str) -> NoReturn:
+    print(f"{program}: error: {problem}\nsee {program} --help", file=sys.stderr)
+    raise SystemExit(2)
+
+
+_COLUMN = 30
+_METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+_LINTER = re.compile(r"^(noqa|type:|pylint:|pragma:|fmt:)")
+
+
+def config_help(cls: type[Config], program: str) -> str:
+    """Everything that can be given on the command line, one entry per key.
+
+    Args:
+        cls: Class of the configuration.
+        program: Name of the script.
+    """
+    lines = [f"usage: {program} [--config FILE ...] [--print-config] [--KEY VALUE ...]", ""]
+    document = vars(cls).get("__doc__")
+    if document and cls._fields:
+        lines += [inspect.cleandoc(document).partition("\n\n")[0], ""]
+    lines += ["options:"]
+    lines += _entry("-h, --help", "show this text and leave")
+    lines += _entry("--config FILE", "read keys from FILE; several are merged, flags come last")
+    lines += _entry("--print-config", "show the configuration as YAML and leave")
+    for title, flags in zip(("keys:", "keys of every run:"), _all_flags(cls), strict=True):
+        entries = [line for flag in flags for line in _entry(flag.usage, flag.help)]
+        lines += ["", title, *entries] if entries else []
+    return "\n".join(lines) + "\n"
+
+
+def declared_flags(cls: type[Config]) -> list[str]:
+    """The flags of all declared and well-known keys."""
+    own, settings = _all_flags(cls)
+    return [flag.usage.partition(" ")[0].replace("[no-]", "") for flag in own + settings]
+
+
+def section_of(declared: Field) -> type[Config] | None:
+    """The class of sections that a field takes, if it takes one."""
+    return next((arm for arm in union_arms(declared.annotation) if is_section(arm)), None)
+
+
+def field_comments(cls: type) -> dict[str, str]:
+    """Comments beside or above the annotated names of a class; none where there is no source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(cls))
+        body = ast.parse(source).body[0]
+        comments = _comments(source)
+    except (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError):
+        return {}
+    found = {}
+    for node in body.body if isinstance(body, ast.ClassDef) else []:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            text = " ".join(comments[line].text for line in lines if line in comments)
+            found[node.target.id] = text or _above(comments, node.lineno)
+    return {name: text for name, text in found.items() if text}
+
+
+@dataclass(frozen=True)
+class _Comment:
+    text: str
+    alone: bool
+
+
+@dataclass(frozen=True)
+class _Flag:
+    usage: str
+    help: str
+
+
+def _comments(source: str) -> dict[int, _Comment]:
+    comments = {}
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        text = token.string.lstrip("#: ").strip()
+        if token.type == tokenize.COMMENT and not _LINTER.match(text):
+            comments[token.start[0]] = _Comment(text, token.line.lstrip().startswith("#"))
+    return comments
+
+
+def _above(comments: Mapping[int, _Comment], line: int) -> str:
+    block: list[str] = []
+    while (comment := comments.get(line - 1)) and comment.alone:
+        block.insert(0, comment.text)
+        line -= 1
+    return " ".join(block)
+
+
+def _flags(
+    cls: type,
+    fields: Mapping[str, Field],
+    defaults: Mapping[str, Any],
+    prefix: str = "",
+    outer: tuple[type, ...] = (),
+) -> Iterator[_Flag]:
+    comments = _inherited_comments(cls)
+    for name, declared in fields.items():
+        value = defaults.get(name, declared.default)
+        section = section_of(declared)
+        if section is not None and section._fields and section not in outer:
+            inner = value if isinstance(value, Mapping) else section._blank(name)
+            nested = f"{prefix}{name}."
+            yield from _flags(section, section._fields, inner, nested, (*outer, section))
+        else:
+            yield _Flag(_usage(prefix + name, declared), _help(comments.get(name, ""), value))
+
+
+def _all_flags(cls: type[Config]) -> tuple[list[_Flag], list[_Flag]]:
+    """The flags of the keys that the class declares, and of those of every run."""
+    settings = {name: found for name, found in SETTINGS.items() if name not in cls._fields}
+    own = list(_flags(cls, cls._fields, cls._blank("config"), outer=(cls,)))
+    return own, list(_flags(Settings, settings, {}))
+
+
+def _inherited_comments(cls: type) -> dict[str, str]:
+    comments: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base is Settings or "_fields" in vars(base):
+            comments |= field_comments(base)
+    return comments
+
+
+def _usage(key: str, declared: Field) -> str:
+    flag = key.replace("_", "-")
+    if union_arms(declared.annotation) == (bool,):
+        return f"--[no-]{flag}"
+    return f"--{flag} {_metavar(declared.annotation)}"
+
+
+def _metavar(annotation: Any) -> str:
+    arms = union_arms(annotation)
+    if len(arms) > 1:
+        metavar = "|".join(_metavar(arm) for arm in arms if arm is not bool)
+        return f"[{metavar}]" if bool in arms else metavar
+    kind = get_origin(arms[0]) or arms[0]
+    if kind is Literal:
+        return "{" + ",".join(str(choice) for choice in get_args(arms[0])) + "}"
+    if kind in (list, tuple):
+        inner = [argument for argument in get_args(arms[0]) if argument is not Ellipsis] or [Any]
+        return " ".join(map(_metavar, inner)) + (" ..." if len(inner) == 1 else "")
+    if kind in (dict, *MAPPING_TYPES) or is_section(kind):
+        return "JSON"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "{" + ",".join(kind.__members__) + "}"
+    return _METAVARS.get(kind, "VALUE")
+
+
+def _help(comment: str, default: Any) -> str:
+    if default is REQUIRED:
+        note = "(required)"
+    elif default is None or default == {}:
+        note = ""
+    else:
+        plain = to_plain(default)
+        text = plain if isinstance(plain, str) and plain else dumps(plain)
+        note = f"(default: {text})"
+    return f"{comment} {note}".strip()
+
+
+def _entry(usage: str, text: str) -> list[str]:
+    width = max(60, min(shutil.get_terminal_size().columns, 100))
+    first = f"  {usage}"
+    if len(first) > _COLUMN - 2 and text:
+        head, first = [first], ""
+    else:
+        head = []
+    wrapped = textwrap.wrap(text, width - _COLUMN) or [""]
+    lines = [f"{first:<{_COLUMN}}{wrapped[0]}", *(" " * _COLUMN + line for line in wrapped[1:])]
+    return head + [line.rstrip() for line in lines]

@@ -1,0 +1,298 @@
+"""The configuration of a run: what a user sets, with types, and the state that the runner binds."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+from danling.config.fields import REQUIRED, Field, Minimum, NotInRunId, declare_fields
+from danling.config.files import read_config_file, write_config_file
+from danling.config.frozen import copy_value, rebuild
+from danling.config.mapping import (
+    ABSENT,
+    MissingKeyError,
+    NestedMapping,
+    difference,
+    names_taken,
+    without_keys,
+)
+from danling.config.settings import SETTINGS, STATE_KEYS, Settings, near_miss
+from danling.config.types import Conversion, Section
+from danling.errors import ConfigError
+from danling.files.json import to_jsonable, to_plain
+
+__all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]
+
+
+class Config(NestedMapping, Settings):
+    """A nested configuration with attribute access, `config.optim.lr`, and dotted keys.
+
+    A plain `Config` takes any key, and warns where one looks like a misspelt well-known key
+    (`danling.config.settings.Settings` has them). A subclass declares its keys by annotation, as a
+    dataclass does, and refuses all others; a comment beside or above a key is its text in `--help`.
+    Well-known keys that are not set read as their defaults but are not stored: `in`, iteration and
+    `to_dict` cover what was set, `resolved` has all.
+
+    Args:
+        mapping: Keys and values; nested mappings become sections, a dot in a key nests.
+        **keys: More keys, which win.
+
+    Raises:
+        ConfigError: A key or a value is wrong; the message names its path.
+
+    Example:
+        >>> class Optim(Config):
+        ...     name: str = "adamw"
+        ...     lr: float = 1e-3  # learning rate
+        >>> class Training(Config):
+        ...     optim: Optim
+        ...     layers: list[int] = [64, 64]
+        >>> config = Training({"optim": {"lr": 1}}, max_epochs=3)
+        >>> config.optim.lr, config["optim.name"], config.max_epochs, config.log_interval
+        (1.0, 'adamw', 3, 50)
+        >>> config.optim.lrr = 0.1
+        Traceback (most recent call last):
+        danling.errors.ConfigError: config.optim has no key 'lrr'; did you mean 'lr'?
+    """
+
+    _state: dict[str, Callable[[], Any]]
+    _drawn_seed: int | None
+    _is_open: ClassVar[bool] = True
+
+    def __init__(self, mapping: Mapping[str, Any] | None = None, /, **keys: Any) -> None:
+        self._begin()
+        values: Any
+        for values in (mapping or {}, keys):
+            if not isinstance(values, Mapping):
+                kind = type(values).__name__
+                raise ConfigError(
+                    f"a config takes a mapping, got a {kind}; Config.load reads files"
+                )
+            self._merge(values, self._conversion())
+        self._require_complete()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        inherited: dict[str, Field] = {}
+        for base in reversed(cls.__mro__[1:]):
+            inherited |= vars(base).get("_fields", {})
+        own = declare_fields(cls, SETTINGS | inherited, cls._reserved)
+        cls._fields = inherited | own
+        cls._is_open, cls._reserved = False, names_taken(cls)
+        for name, field in own.items():
+            if field.default is not REQUIRED:
+                field.convert(field.default, f"{cls.__qualname__}.{name}", cls._conversion())
+
+    # the whole of it
+
+    def to_dict(self, *, state: bool = False) -> dict[str, Any]:
+        """Plain nested dicts and lists with the values as they are.
+
+        Args:
+            state: Whether the state that the runner has bound is in it.
+        """
+        bound = {key: read() for key, read in self._state.items()} if state else {}
+        return super().to_dict() | bound
+
+    def resolved(self) -> dict[str, Any]:
+        """As `to_dict`, with every well-known key: those that are not set have their defaults."""
+        defaults = {key: copy_value(field.default) for key, field in SETTINGS.items()}
+        return defaults | self.to_dict() if self._is_top else self.to_dict()
+
+    def semantic(self) -> dict[str, Any]:
+        """The JSON-able part that decides what a run computes: what its `run_id` is made of.
+
+        Defaults are in it, so that writing a default out changes nothing. Keys marked with
+        `NotInRunId` are not, nor are a seed that was drawn and the state. Values have the types
+        of their fields: in a float field 1 and 1.0 are the same. Without a field they differ, as
+        they do in many libraries, where 1 is a count and 1.0 a fraction.
+
+        Raises:
+            ConfigError: Some values are not JSON-serialisable.
+        """
+        values: dict[str, Any] = to_jsonable(self._semantic_values(), self._path)
+        return values
+
+    def check(self) -> None:
+        """Raise one error that lists every value that cannot be saved, with its path.
+
+        Raises:
+            ConfigError: As said; or a declared field has the name of the run's state.
+        """
+        to_jsonable(self.to_dict(), self._path)
+        if self._is_top:
+            taken = [key for key in STATE_KEYS if key in self._fields]
+            if taken:
+                raise ConfigError(
+                    f"{type(self).__name__} declares {', '.join(taken)}: the state of a run, which "
+                    "the runner sets; rename the field, or move it into a section"
+                )
+
+    def diff(self, other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Values that differ, by dotted key: the one here, the one in `other`.
+
+        Values are compared as they are saved, so that a list equals a tuple, and 1 is not 1.0. A
+        key that one side does not have is `ABSENT` there.
+
+        Example:
+            >>> Config(optim={"lr": 0.1}).diff(Config(optim={"lr": 0.2}, max_epochs=3))
+            {'max_epochs': (None, 3), 'optim.lr': (0.1, 0.2)}
+        """
+        if not isinstance(other, Config):
+            other = self._nested(other, self._path, self._conversion())
+        return difference(self._flat(), other._flat())
+
+    # files and the command line
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a .yaml, .yml or .json file.
+
+        Raises:
+            ConfigError: The file cannot be read, or a key or value in it is wrong; the message
+                names the file, and the line where its syntax is wrong.
+        """
+        values = read_config_file(path)
+        try:
+            return cls(values)
+        except ConfigError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was set to a .yaml, .yml or .json file, which is replaced in one step.
+
+        Raises:
+            ConfigError: A value cannot be saved, or the suffix is unknown.
+        """
+        write_config_file(path, to_plain(self.to_dict(), self._path))
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str] | None = None) -> Self:
+        """A configuration from the command line: `--config FILE`, then `--optim.lr 1e-4`.
+
+        Files are merged from left to right, then come the flags. Prints and leaves on `--help`
+        and `--print-config`; a wrong flag or value leaves with code 2 and says what is valid.
+
+        Args:
+            arguments: What to read instead of the arguments of this process.
+        """
+        from danling.config.command_line import parse_command_line
+
+        return parse_command_line(cls, arguments)
+
+    # what the runner does with its copy
+
+    def bind_state(self, source: Mapping[str, Callable[[], Any]]) -> None:
+        """Read the state of a run, such as `epoch`, from live functions; copies are not bound.
+
+        Raises:
+            ConfigError: A declared field has the name of the run's state.
+        """
+        unknown = set(source) - set(STATE_KEYS)
+        if unknown:
+            raise ConfigError(f"not the state of a run: {', '.join(sorted(unknown))}")
+        self.check()
+        self._state = dict(source)
+
+    @property
+    def drawn_seed(self) -> bool:
+        """Whether the seed was drawn, so that it is no part of the run's identity."""
+        return self._drawn_seed is not None and self.seed == self._drawn_seed
+
+    def record_drawn_seed(self, seed: int) -> None:
+        """Set a seed that nobody chose; setting another one later makes that a chosen one."""
+        self["seed"] = seed
+        self._drawn_seed = seed
+
+    # how keys and values behave in a configuration
+
+    @classmethod
+    def _conversion(cls, is_text: bool = False) -> Conversion:
+        return Conversion(Config, is_text)
+
+    def _field(self, key: str) -> Field | None:
+        return super()._field(key) or (SETTINGS.get(key) if self._is_top else None)
+
+    def _is_set(self, key: str) -> bool:
+        if not super()._is_set(key):
+            return False
+        # an empty well-known section may be there because it was read
+        value = self._values[key]
+        return not (isinstance(value, Section) and not value and self._is_plain_setting(key))
+
+    def _is_plain_setting(self, key: str) -> bool:
+        return self._is_top and key in SETTINGS and key not in self._fields
+
+    def _known_keys(self) -> set[str]:
+        return super()._known_keys() | (set(SETTINGS) if self._is_top else set())
+
+    def _require_allowed(self, key: str) -> None:
+        if key in self._fields or self._is_plain_setting(key):
+            return
+        if self._is_top and key in STATE_KEYS:
+            raise ConfigError(
+                f"{self._where(key)} is the run's state: the runner sets it, and a config does not;"
+                " remove it, rename it, or put it into a section as a dict"
+            )
+        if not self._is_open:
+            raise ConfigError(self._unknown(key))
+        near = near_miss(key) if self._is_top and key not in self._values else None
+        if near:
+            message = f"{self._where(key)} is not read by the library; did you mean {near!r}?"
+            warnings.warn(message, UserWarning, stacklevel=5)
+
+    def _unset(self, key: str) -> Any:
+        if key in self._state:
+            return self._state[key]()
+        if self._is_plain_setting(key):
+            field = SETTINGS[key]
+            value = field.convert(field.default, self._where(key), self._conversion())
+            if isinstance(value, Config):  # kept, so that it can be filled
+                self._values[key] = value.freeze() if self.frozen else value
+            return value
+        if self._is_top and key in STATE_KEYS:
+            raise MissingKeyError(
+                f"{self._where(key)} is the run's state: read it on runner.config"
+            )
+        return super()._unset(key)
+
+    def _semantic_values(self) -> dict[str, Any]:
+        values = dict(self.items())
+        if self._is_top:
+            values = {name: self[name] for name in SETTINGS} | values
+        if self._is_top and self.drawn_seed:
+            values["seed"] = None
+        kept: dict[str, Any] = {}
+        for key, value in values.items():
+            field = self._field(key)
+            if field is None or field.in_run_id:
+                kept[key] = rebuild(value, "", lambda section: section._semantic_values())
+            if field and field.excluded_keys and isinstance(kept.get(key), dict):
+                kept[key] = without_keys(kept[key], field.excluded_keys)
+        return kept
+
+    def _flat(self) -> dict[str, Any]:
+        defaults = {key: field.default for key, field in SETTINGS.items() if field.default != {}}
+        return defaults | self.flatten() if self._is_top else self.flatten()
+
+    def _restore(self, path: str, values: dict[str, Any]) -> None:
+        super()._restore(path, values)
+        self._state, self._drawn_seed = {}, None
+
+    def copy(self) -> Self:
+        """A deep copy that is neither frozen nor bound to the state of a run."""
+        copied = super().copy()
+        copied._drawn_seed = self._drawn_seed
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"drawn_seed": self._drawn_seed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._drawn_seed = state["drawn_seed"]
+
+
+Config._reserved = names_taken(Config)

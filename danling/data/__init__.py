@@ -1,0 +1,25 @@
+"""Data: how the batches of a split are made, in an order that is a function of seed and epoch.
+
+Begin with `splits`, then `loader`. It may import `distributed`, `seed`, `transfer` and `errors`.
+
+- `splits`: the data of a runner by split, and the loaders made of it.
+- `prepare`: how the loader of a split is made: of a dataset, or of what the user made of one.
+- `loader`: `Loader`, batches as a pure function of (seed, epoch, position).
+- `sources`: where batches come from: a dataset read by index, a list of batches, a stream.
+- `sampling`: which samples a batch is made of, and each process's share of them.
+- `readers`: how a dataset is read, with its randomness keyed where it draws.
+- `randomness`: which generators data draws from, and how they are keyed and kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from danling import lazy_names
+
+if TYPE_CHECKING:
+    from danling.data.loader import Loader
+
+__all__ = ["Loader"]
+
+__getattr__ = lazy_names(__name__, {"Loader": "loader"})

@@ -1,0 +1,300 @@
+"""The loader of a split: batches as a pure function of (seed, epoch, position).
+
+What a loader promises depends on what it is given; its `kind` says which.
+
+| kind | given | resumed in the middle of an epoch it |
+| --- | --- | --- |
+| keyed | a dataset that is read by index | goes on at the next sample, randomness included |
+| deterministic | one that draws nothing, or a list of batches | does so, and pays nothing for it |
+| unkeyed | `dataloader={"keyed": False}` | gives the same samples, but draws anew at random |
+| stateful | an iterable with `state_dict` | goes on from that state |
+| iterable | any other iterable | raises, unless `resume` is `"replay"` or `"epoch"` |
+
+`dataloader={"resume": "replay"}` reads the batches that were done and throws them away;
+`"epoch"` begins the interrupted epoch anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from danling.data.sources import Source, StreamSource
+from danling.errors import DataError, ResumeError
+from danling.transfer import transferred
+
+__all__ = ["Loader", "Resume", "told"]
+
+
+Resume = Literal["exact", "replay", "epoch"]
+
+# What must be as it was, by the name that the message gives it.
+FIXED = {
+    "seed": "seed",
+    "sampler": "sampler",
+    "drop_last": "drop_last",
+    "samples": "len(dataset)",
+    "fingerprint": "fingerprint of the dataset",
+    "workers": "num_workers",
+}
+
+
+class _Origin(NamedTuple):
+    """Where the epoch that is being read was begun or taken up."""
+
+    epoch: int
+    batch: int
+    offset: int
+
+
+class Loader:
+    """The batches of a split, on this rank and on the device.
+
+    Args:
+        split: Its name.
+        source: Of the batches.
+        batch_size: Samples of a batch on this rank; None where the user makes the batches.
+        seed: Of the run.
+        resume: What to do about a source that cannot begin in the middle.
+        device: Where batches go.
+
+    Attributes:
+        kind: What resuming it means, see the module.
+        samples: Items of an epoch over all ranks; None when nobody knows. A ready-made batch is one
+            item.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        source: Source,
+        *,
+        batch_size: int | None,
+        seed: int,
+        resume: Resume,
+        device: torch.device,
+    ) -> None:
+        self.split = split
+        self.kind = source.kind
+        self.batch_size = batch_size
+        self._source = source
+        self._seed = seed
+        self._resume = resume
+        self._device = device
+        self._origin = _Origin(-1, 0, 0)
+
+    @property
+    def samples(self) -> int | None:
+        """Items of an epoch over all ranks; None when nobody knows."""
+        return self._source.items
+
+    @property
+    def length(self) -> int | None:
+        """Batches of a whole epoch on this rank; None when nobody knows."""
+        items = self._source.items
+        return None if items is None else self._source.sharding.count(items)
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """Batches of a whole epoch on each rank; they are the same in training."""
+        items, sharding = self._source.items, self._source.sharding
+        if items is None:
+            return None
+        return [sharding.count(items, rank) for rank in range(sharding.world_size)]
+
+    def __len__(self) -> int:
+        length = self.length
+        if length is None:
+            raise TypeError(f"nobody knows how many batches {self.split!r} has")
+        return length
+
+    def batches_in(self, epoch: int) -> int | None:
+        """Batches of this epoch on this rank: not `length` after a resume with other ranks."""
+        items = self._source.items
+        if items is None or self._origin.epoch != epoch:
+            return self.length
+        return self._origin.batch + self._source.sharding.count(items - self._origin.offset)
+
+    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of an epoch from number `start` on; batches before it are not read.
+
+        Neither this nor anything that the dataset does changes a random generator of this process.
+        """
+        offset = self._offset(epoch, start)
+        self._origin = _Origin(epoch, start, offset)
+        batches = self._source.batches(epoch, offset)
+        if workers := self._source.workers:
+            data = f"epoch {epoch} of {self.split!r} ({self._source.name}, {workers} workers)"
+            batches = told(batches, data, start)
+        return transferred(batches, self._device)
+
+    def positions(self, batch_index: int) -> list[int]:
+        """Where the items of a batch are in the global order of the epoch that is being read.
+
+        Sorted by position, the batches of all ranks are in the order of the dataset. A sample is an
+        item, or a batch where the user makes the batches.
+        """
+        offset = self._offset(self._origin.epoch, batch_index)
+        return list(self._source.sharding.positions(offset, self._source.items))
+
+    def state_dict(self, epoch: int, batch_index: int) -> dict[str, Any]:
+        """What it takes to go on after `batch_index` batches of an epoch; plain values."""
+        offset = self._offset(epoch, batch_index)
+        sharding = self._source.sharding
+        state: dict[str, Any] = {
+            "kind": self.kind,
+            "epoch": epoch,
+            "batch_index": batch_index,
+            "consumed": offset if self.samples is None else min(offset, self.samples),
+            "seed": self._seed,
+            "batch_size": self.batch_size,
+            "world_size": sharding.world_size,
+            "drop_last": sharding.drop_last,
+            **self._source.identity,
+        }
+        if isinstance(self._source, StreamSource) and self.kind == "stateful" and batch_index > 0:
+            state["stream"] = self._source.state_at(offset)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any], elastic: bool = False) -> list[str]:
+        """Take up what `state_dict` gave, so that `iterate(epoch, batch_index)` goes on there.
+
+        Args:
+            state: Of the same split.
+            elastic: Whether another number of processes, or another batch size, covers the rest of
+                the epoch. Every remaining sample is then seen once.
+
+        Returns:
+            Why the batches to come may differ from those of a run that was never interrupted; empty
+            when they are the same, bit for bit.
+
+        Raises:
+            ResumeError: The data is not what it was, or cannot be taken up there.
+        """
+        epoch, batch, offset = state["epoch"], state["batch_index"], state["consumed"]
+        fixed, elastic_changes = self._changes(state)
+        if self._resume == "epoch":
+            self._origin = _Origin(epoch, batch, 0)
+            reasons = [f"{self.split!r}: {change}" for change in fixed + elastic_changes]
+            if batch:
+                reasons.append(
+                    f"{self.split!r} begins epoch {epoch} anew: {offset} items are seen twice"
+                )
+            return reasons
+        if fixed or (elastic_changes and not elastic):
+            raise self._refusal(state, fixed, elastic_changes)
+        if batch and isinstance(self._source, StreamSource):
+            self._take_up(self._source, state)
+        self._origin = _Origin(epoch, batch, offset)
+        reasons = [
+            f"{self.split!r}: {change}, goes on at item {offset}" for change in elastic_changes
+        ]
+        if state.get("draws_by_itself"):
+            reasons.append(
+                f"what {self._source.name} drew from a random generator of its own is not restored"
+            )
+        return reasons + (self._source.doubts if batch else [])
+
+    def _offset(self, epoch: int, batch: int) -> int:
+        """Items before a batch, in the global order of the epoch."""
+        origin, whole = self._origin, self._source.sharding.whole
+        if origin.epoch == epoch and batch >= origin.batch:
+            return origin.offset + (batch - origin.batch) * whole
+        return batch * whole
+
+    def _changes(self, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """What differs from the saved state: in vain, and where elastic helps."""
+        now = self.state_dict(epoch=0, batch_index=0)
+        fixed = [
+            f"{name} {state.get(key)!r} -> {now.get(key)!r}"
+            for key, name in FIXED.items()
+            if state.get(key) != now.get(key)
+        ]
+        streams = {"iterable", "stateful"}
+        if (state["kind"] in streams) != (self.kind in streams):
+            fixed.insert(0, f"kind of data {state['kind']} -> {self.kind}")
+        elastic = []
+        if state["world_size"] != now["world_size"]:
+            elastic.append(f"saved with {state['world_size']} processes, now {now['world_size']}")
+        if state["batch_size"] != now["batch_size"]:
+            batch_size = f"batch_size {state['batch_size']} -> {now['batch_size']}"
+            (fixed if self.kind in streams else elastic).append(batch_size)
+        return fixed, elastic
+
+    def _refusal(
+        self, state: Mapping[str, Any], fixed: list[str], elastic: list[str]
+    ) -> ResumeError:
+        ways = ["put the old values back"]
+        if not fixed:
+            ways.append(
+                f"pass elastic=True to continue at global sample {state['consumed']} "
+                "(covers the rest of the epoch once, but not bit for bit as before)"
+            )
+        return self._error(state, ", ".join(fixed + elastic), ways)
+
+    def _take_up(self, source: StreamSource, state: Mapping[str, Any]) -> None:
+        batch = state["batch_index"]
+        if self.kind == "stateful" and "stream" in state:
+            source.hold_state(state["consumed"], state["stream"])
+        elif self._resume != "replay":
+            problem, remedy = source.obstacle
+            if self.kind == "stateful":
+                problem, remedy = "the checkpoint holds no state of it", "take another checkpoint"
+            again = f"pass dataloader={{'resume': 'replay'}} (re-reads {batch} batches)"
+            raise self._error(state, problem, [remedy, again])
+
+    def _error(self, state: Mapping[str, Any], problem: str, ways: list[str]) -> ResumeError:
+        epoch, batch = state["epoch"], state["batch_index"]
+        ways.append(f"pass dataloader={{'resume': 'epoch'}} (repeats epoch {epoch} from its start)")
+        return ResumeError(
+            f"Cannot resume {self.split!r} at epoch {epoch}, batch {batch}: {problem}. "
+            f"The ways out: {'; or '.join(ways)}"
+        )
+
+
+_NOTICING = 1.0  # seconds for the signal of a process that is ending
+
+
+def told(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
+    """The batches; an error on the way to the next one says which one it was.
+
+    What PyTorch raises for a worker that was killed, or that took too long, tells neither.
+
+    Args:
+        batches: From a `DataLoader` with workers.
+        reading: Which data it is.
+        first: Number of the first batch.
+
+    Raises:
+        DataError: A worker is gone, and PyTorch has not noticed it yet.
+
+    Example:
+        >>> list(told(iter("ab"), "'train'", 0))
+        ['a', 'b']
+    """
+    number = first
+    try:
+        for batch in batches:
+            yield batch
+            number += 1
+    except Exception as error:
+        # the pipe to a worker is broken; what a dataset raises there names the worker
+        if isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker" not in str(error):
+            raise DataError(
+                f"a DataLoader worker has ended while batch {number} of {reading} was read: it was "
+                "killed, perhaps for want of memory"
+            ) from _death(error)
+        error.add_note(f"while batch {number} of {reading} was read")
+        raise
+
+
+def _death(error: Exception) -> Exception:
+    """What PyTorch raises where the signal finds the program: here, and not in a hook later."""
+    try:
+        time.sleep(_NOTICING)
+    except RuntimeError as death:
+        return death
+    return error

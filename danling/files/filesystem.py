@@ -1,0 +1,94 @@
+"""The primitives that change the disk, one small function each.
+
+A commit is safe or not by the order of these calls. They are in one place so that a test can
+record the calls of a real commit, make any of them fail, and work out every state that a crash
+between them may leave behind. Call them through the module (`filesystem.replace(...)`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+__all__ = [
+    "UNSUPPORTED",
+    "close",
+    "fsync_directory",
+    "fsync_file",
+    "link",
+    "make_directory",
+    "open_new",
+    "replace",
+    "unlink",
+    "write",
+]
+
+
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""What a file system answers that does not know a call: the call is left out, with a warning."""
+
+
+def open_new(path: Path) -> int:
+    """Creates a file and opens it for writing; never opens one that is there, nor a link.
+
+    The permissions follow the umask: `tempfile` would give 0600 and shut a group out.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):  # not all on every platform
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o666)
+
+
+def write(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Writes all of `data`: the system may take less at once."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def fsync_file(descriptor: int) -> None:
+    """Returns once the content of an open file is on the disk."""
+    if sys.platform == "darwin":  # fsync leaves it in the drive's own cache there
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
+def close(descriptor: int) -> None:
+    """Closes a file; network file systems report late write errors here."""
+    os.close(descriptor)
+
+
+def fsync_directory(path: Path) -> None:
+    """Returns once the names in a directory are on the disk (Windows has no such call)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Creates one directory; its parent must be there."""
+    os.mkdir(path)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Gives `source` the name `target` in one step, in place of what had it."""
+    os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives the file `source` a second name, never following a symbolic link."""
+    os.link(source, target, follow_symlinks=os.link not in os.supports_follow_symlinks)
+
+
+def unlink(path: Path) -> None:
+    """Removes a name."""
+    os.unlink(path)

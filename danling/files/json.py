@@ -1,0 +1,257 @@
+"""Plain copies of values, and JSON text that every reader accepts.
+
+What DanLing writes is valid JSON: `NaN` and the infinities, which JSON lacks, are written as
+strings. The conversion is the same for files and for the identity of a run, and it is strict:
+a value that would not come back from a file is an error that names its path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from datetime import date, time
+from enum import Enum
+from pathlib import PurePath
+from reprlib import Repr
+from typing import Any
+
+from danling.errors import ConfigError
+
+__all__ = ["MAX_DEPTH", "canonical_json", "dumps", "loads", "short_repr", "to_jsonable", "to_plain"]
+
+
+MAX_DEPTH = 100
+"""Levels of nesting that are accepted; far above any real value, far below Python's stack."""
+
+_MAX_INT_BITS = 14_000  # Python refuses to print integers of more than 4300 digits
+_TORCH_NAMES = ("dtype", "device")
+_REPR = Repr()
+_REPR.maxother = _REPR.maxstring = 60
+
+
+def to_jsonable(value: Any, path: str = "") -> Any:
+    """Copy a value into dicts, lists, strings, numbers, booleans and None.
+
+    Tuples become lists, enum members their names, paths their posix form, dates their ISO form,
+    scalars of numpy and torch Python numbers, torch dtypes and devices strings, and numbers that
+    JSON lacks the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
+
+    Args:
+        value: What to copy; it is not changed.
+        path: Name of the value in messages, such as `"config"`.
+
+    Raises:
+        ConfigError: Something in it is not JSON-serialisable, has a key that is not a string,
+            contains itself or is nested too deeply. One error lists all of them.
+
+    Example:
+        >>> to_jsonable({"betas": (0.9, float("inf"))})
+        {'betas': [0.9, 'Infinity']}
+    """
+    return _named_non_finite(to_plain(value, path))
+
+
+def to_plain(value: Any, path: str = "") -> Any:
+    """Like `to_jsonable`, but `NaN` and the infinities stay floats: what YAML can hold.
+
+    Example:
+        >>> to_plain({"clip": (float("inf"),)})
+        {'clip': [inf]}
+    """
+    copier = _Copier()
+    plain = copier.copy(value, path)
+    if copier.problems:
+        raise ConfigError(_message(copier.problems))
+    return plain
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON text of a value, which is passed through `to_jsonable` first.
+
+    Example:
+        >>> dumps({"loss": float("nan")})
+        '{"loss": "NaN"}'
+    """
+    return json.dumps(to_jsonable(value), indent=indent, allow_nan=False)
+
+
+def loads(text: str, source: str = "JSON text") -> Any:
+    """Read JSON text, refusing duplicate keys.
+
+    Args:
+        text: The JSON text.
+        source: Name of the file in messages.
+
+    Raises:
+        ConfigError: The text is not JSON, has a key twice, or is nested too deeply.
+
+    Example:
+        >>> loads('{"a": 1, "a": 2}', "run.json")
+        Traceback (most recent call last):
+        danling.errors.ConfigError: run.json: the key 'a' appears twice in one object
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                raise ConfigError(f"{source}: the key {key!r} appears twice in one object")
+            result[key] = value
+        return result
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        where = f"{source}, line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{where}: not valid JSON: {error.msg}") from error
+    except RecursionError:
+        raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels") from None
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, ASCII, and no negative zero.
+
+    Equal values give equal text on every machine and in every process. `1` and `1.0` are not
+    equal here: in many libraries the first is a count and the second a fraction.
+
+    Example:
+        >>> canonical_json({"b": -0.0, "a": (1, 1.0)})
+        '{"a":[1,1.0],"b":0.0}'
+    """
+    plain = _each_float(to_jsonable(value), lambda number: number + 0.0)  # -0.0 + 0.0 is 0.0
+    return json.dumps(
+        plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    )
+
+
+def short_repr(value: Any) -> str:
+    """A short form of any value for messages, without memory addresses."""
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", _REPR.repr(value))
+
+
+class _Copier:
+    """Copies one value and collects everything in it that cannot be copied."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._open: set[int] = set()
+
+    def copy(self, value: Any, path: str) -> Any:
+        if isinstance(value, (Mapping, list, tuple)):
+            return self._container(value, path)
+        try:
+            return _plain_leaf(value)
+        except TypeError as error:
+            return self._refuse(path, f"{_described(value)} is not JSON-serialisable; {error}")
+
+    def _container(self, value: Any, path: str) -> Any:
+        if id(value) in self._open:
+            return self._refuse(path, f"this {type(value).__name__} contains itself")
+        if len(self._open) >= MAX_DEPTH:
+            return self._refuse(path[:200], f"nested deeper than {MAX_DEPTH} levels")
+        self._open.add(id(value))
+        copied: Any
+        if isinstance(value, Mapping):
+            copied = self._mapping(value, path)
+        else:
+            copied = self._list(value, path)
+        self._open.remove(id(value))
+        return copied
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> dict[str, Any]:
+        copied = {}
+        for key, item in value.items():
+            if isinstance(key, str) and not isinstance(key, Enum):
+                copied[str(key)] = self.copy(item, f"{path}.{key}" if path else str(key))
+            else:
+                self._refuse(path, f"the key {_described(key)} is not a string; write it as one")
+        return copied
+
+    def _list(self, value: Any, path: str) -> list[Any]:
+        return [self.copy(item, f"{path}[{index}]") for index, item in enumerate(value)]
+
+    def _refuse(self, path: str, problem: str) -> None:
+        self.problems.append(f"{path or 'value'}: {problem}")
+
+
+def _plain_leaf(value: Any) -> Any:
+    """Plain form of a value that is no container; TypeError carries the way out."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return _plain_int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, PurePath):
+        return value.as_posix()
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    return _plain_foreign(value)
+
+
+def _plain_int(value: int) -> int:
+    if value.bit_length() > _MAX_INT_BITS:
+        raise TypeError("it has more digits than Python can print: write it as a hex string")
+    return int(value)
+
+
+def _plain_foreign(value: Any) -> Any:
+    """Scalars of numpy and torch, known by the module of their type: neither is imported."""
+    kind = type(value)
+    library = kind.__module__.partition(".")[0]
+    if library == "torch" and kind.__name__ in _TORCH_NAMES:
+        return str(value)
+    if library in ("numpy", "torch") and getattr(value, "ndim", None) == 0:
+        item = value.item()
+        if isinstance(item, (bool, int, float, str, date)):
+            return _plain_leaf(item)
+    raise TypeError(_way_out(value))
+
+
+def _way_out(value: Any) -> str:
+    if hasattr(value, "tolist"):
+        return "write .tolist() of it"
+    if isinstance(value, (set, frozenset)):
+        return "use a sorted list"
+    if isinstance(value, (bytes, bytearray)):
+        return "use a hex string"
+    if callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        return f'use a name ("{name}") and look it up in your code'
+    return "use strings, numbers, booleans, None, lists and dicts"
+
+
+def _described(value: Any) -> str:
+    return f"{short_repr(value)} ({type(value).__name__})"
+
+
+def _message(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return "\n  ".join([f"{len(problems)} values cannot be saved:", *problems])
+
+
+def _named_non_finite(value: Any) -> Any:
+    return _each_float(value, lambda number: number if math.isfinite(number) else _name(number))
+
+
+def _name(number: float) -> str:
+    if math.isnan(number):
+        return "NaN"
+    return "Infinity" if number > 0 else "-Infinity"
+
+
+def _each_float(value: Any, change: Callable[[float], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _each_float(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each_float(item, change) for item in value]
+    return change(value) if isinstance(value, float) else value

@@ -1,0 +1,143 @@
+"""Where a run ran: what of it may change results, and nothing that is secret."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from danling.identity.redaction import is_secret_name, mask_argv, mask_values
+
+__all__ = ["environment_variables", "installed_packages", "launch_entry", "read_environment"]
+
+
+_ALLOWED_PREFIXES = (
+    *("ACCELERATE_", "CUBLAS_", "CUDA_", "CUDNN_", "DANLING_", "FSDP_", "GLOO_", "GOMP_", "HF_"),
+    *("HIP_", "HSA_", "KMP_", "MKL_", "NCCL_", "NVIDIA_", "OMP_", "OPENBLAS_", "PYTORCH_", "ROCR_"),
+    *("SLURM_", "TORCH", "TRITON_", "XLA_"),
+)
+_ALLOWED = {"LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PYTHONHASHSEED"}
+_ALLOWED |= {"RANK", "TOKENIZERS_PARALLELISM", "WORLD_SIZE"}
+_SECRET_WORDS = {"AUTH", "CREDENTIAL", "CREDENTIALS", "KEY", "PASSWORD", "SECRET", "TOKEN"}
+_JOB_VARIABLES = {
+    "slurm": (
+        *("SLURM_CLUSTER_NAME", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
+        "SLURM_RESTART_COUNT",
+    ),
+    "torchelastic": ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+}
+
+
+def read_environment() -> dict[str, Any]:
+    """The system, the versions that matter most, the devices and the variables, for run.json.
+
+    Nothing is imported for it: devices are named when torch is there already.
+
+    Example:
+        >>> sorted(read_environment())  # doctest: +NORMALIZE_WHITESPACE
+        ['cpu_count', 'devices', 'host', 'platform', 'python', 'python_implementation', 'variables',
+         'versions']
+    """
+    return {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "python_implementation": platform.python_implementation(),
+        "cpu_count": os.cpu_count(),
+        "versions": {name: _version(name) for name in ("danling", "torch", "accelerate", "numpy")},
+        "devices": _devices(),
+        "variables": environment_variables(os.environ),
+    }
+
+
+def environment_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables that a run records: an allow-list without secrets.
+
+    Example:
+        >>> environment_variables({"NCCL_DEBUG": "INFO", "HF_TOKEN": "hf_x", "HOME": "/root"})
+        {'NCCL_DEBUG': 'INFO'}
+    """
+    allowed = {
+        name: value
+        for name, value in sorted(variables.items())
+        if name in _ALLOWED or name.startswith(_ALLOWED_PREFIXES)
+    }
+    return {name: _clean(name, value) for name, value in allowed.items() if not _is_secret(name)}
+
+
+def installed_packages() -> dict[str, str]:
+    """Every installed distribution with its version, for a file in metadata/.
+
+    Example:
+        >>> "torch" in installed_packages()
+        True
+    """
+    packages: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:  # a folder that an uninstallation left behind has none
+            packages.setdefault(name.lower().replace("_", "-"), distribution.version)
+    return dict(sorted(packages.items()))
+
+
+def launch_entry() -> dict[str, Any]:
+    """How this process was started: host, process, command line and the job of a scheduler.
+
+    Example:
+        >>> sorted(launch_entry())
+        ['argv', 'cwd', 'host', 'parent_pid', 'pid', 'slurm', 'torchelastic', 'world_size']
+    """
+    jobs = {
+        scheduler: {name: os.environ[name] for name in names if name in os.environ}
+        for scheduler, names in _JOB_VARIABLES.items()
+    }
+    size = os.environ.get("WORLD_SIZE", "1")
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "parent_pid": os.getppid(),
+        "argv": mask_argv([_text(argument) for argument in sys.orig_argv]),
+        "cwd": _cwd(),
+        "world_size": int(size) if size.isdigit() else 1,
+        **jobs,
+    }
+
+
+def _cwd() -> str | None:
+    try:
+        return _text(os.getcwd())
+    except OSError:  # deleted
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[str]:
+    torch = sys.modules.get("torch")
+    # Asking before CUDA was used would start it, which forked workers do not survive.
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _is_secret(name: str) -> bool:
+    return is_secret_name(name) or bool(_SECRET_WORDS & set(name.upper().split("_")))
+
+
+def _text(value: str) -> str:
+    """Bytes that are no characters become question marks."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _clean(name: str, value: str) -> str:
+    cleaned: dict[str, str] = mask_values({name: _text(value)})
+    return cleaned[name]

@@ -1,0 +1,193 @@
+"""The results of a run, and which of them is the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from danling.config.config import Config
+from danling.errors import MetricError, did_you_mean
+
+__all__ = ["History", "Scored", "is_better"]
+
+
+Result = dict[str, Any]
+
+
+def is_better(score: float | None, best: float | None, mode: Literal["min", "max"]) -> bool:
+    """Whether a score beats the best: a missing, NaN, infinite or equal one never does.
+
+    Example:
+        >>> is_better(0.9, 0.8, "max"), is_better(0.9, 0.9, "max"), is_better(math.nan, None, "min")
+        (True, False, False)
+    """
+    if score is None or not math.isfinite(score):
+        return False
+    return best is None or (score < best if mode == "min" else score > best)
+
+
+class History:
+    """The results, their scores, and which is best: adding one never looks at the others.
+
+    Args:
+        monitor: Which value is the score, as `"split/name"`.
+        mode: Whether a lower (`"min"`) or a higher (`"max"`) score is better.
+        strict: Whether a first result without the monitored value is an error.
+    """
+
+    def __init__(self, monitor: str, mode: Literal["min", "max"], *, strict: bool) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.results: list[Result] = []
+        self.scores: list[float | None] = []
+        self._best: int | None = None
+        self._strict = strict
+        self._settled: list[Result] | None = None  # the last one without its cut part
+
+    def add(self, result: Result, *, scored: bool = True) -> None:
+        """Append a result, or complete the last one when it is of the same epoch and step."""
+        last = self.results[-1] if self.results else None
+        self._settled = None if scored else []
+        if last is not None and all(last[key] == result[key] for key in ("epoch", "global_step")):
+            if not scored:
+                self._settled = [dict(last)]
+            last.update(result)
+        else:
+            self.results.append(result)
+            self.scores.append(None)
+        if not scored:
+            return
+        score = self._score(self.results[-1])
+        if (
+            self._best == len(self.results) - 1
+        ):  # the one that is completed was the best: judge it again
+            self._best = self._index_of_best(self.scores[:-1])
+        self.scores[-1] = score
+        if is_better(score, self.best_score, self.mode):
+            self._best = len(self.results) - 1
+
+    @property
+    def settled(self) -> list[Result]:
+        """The results, without what an epoch has given that was cut: it may go on."""
+        if self._settled is None:
+            return self.results
+        return [*self.results[:-1], *self._settled]
+
+    def restore(self, results: list[Result]) -> None:
+        """Take the results of a checkpoint; the scores follow the monitor of now."""
+        self.results = [dict(result) for result in results]
+        self.scores = [self._find(result) for result in self.results]
+        self._best = self._index_of_best(self.scores)
+        self._settled = None
+
+    @property
+    def best_score(self) -> float | None:
+        return None if self._best is None else self.scores[self._best]
+
+    @property
+    def best(self) -> Result | None:
+        return None if self._best is None else self.results[self._best]
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the latest result is the best so far."""
+        return self._best is not None and self._best == len(self.results) - 1
+
+    def _index_of_best(self, scores: list[float | None]) -> int | None:
+        best = None
+        for index, score in enumerate(scores):
+            if is_better(score, None if best is None else scores[best], self.mode):
+                best = index
+        return best
+
+    def _score(self, result: Result) -> float | None:
+        score = self._find(result)
+        if score is None and self._strict and self._is_judgeable(result):
+            known = flatten(result)
+            raise MetricError(
+                f"the monitor {self.monitor!r} is not in the result: "
+                f"{did_you_mean(self.monitor, known)} (there are: {', '.join(known)})"
+            )
+        self._strict = self._strict and score is None
+        return score
+
+    def _is_judgeable(self, result: Result) -> bool:
+        """Whether the monitored value should be here: its split is, or something was evaluated."""
+        splits = [key for key, value in result.items() if isinstance(value, Mapping)]
+        return self.monitor.partition("/")[0] in splits or len(splits) > 1
+
+    def _find(self, result: Result) -> float | None:
+        split, _, name = self.monitor.partition("/")
+        value = result.get(split)
+        found = value.get(name) if isinstance(value, Mapping) else None
+        return None if found is None else float(found)
+
+
+class Scored:
+    """What a runner shows of its history."""
+
+    config: Config
+    _history: History | None = None
+
+    @property
+    def history(self) -> History:
+        """Results and scores; the monitor is settled on first use."""
+        if self._history is None:
+            monitor = self.config.monitor or self._default_monitor()
+            strict = self.config.monitor is not None
+            self._history = History(monitor, self.config.monitor_mode, strict=strict)
+        return self._history
+
+    @property
+    def monitor(self) -> str:
+        """Which value is the score."""
+        return self.history.monitor
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """One `{"epoch", "global_step", "train": {...}, "val": {...}}` per epoch and evaluation."""
+        return self.history.results
+
+    @property
+    def latest_result(self) -> dict[str, Any] | None:
+        return self.results[-1] if self.results else None
+
+    @property
+    def best_result(self) -> dict[str, Any] | None:
+        return self.history.best
+
+    @property
+    def scores(self) -> list[float | None]:
+        """The monitored value of each result."""
+        return self.history.scores
+
+    @property
+    def latest_score(self) -> float | None:
+        return self.scores[-1] if self.scores else None
+
+    @property
+    def best_score(self) -> float | None:
+        return self.history.best_score
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the latest result is the best so far."""
+        return self.history.is_best
+
+    def score_metrics(self) -> dict[str, float]:
+        """The latest score by its tag, for the choice of which checkpoints to keep."""
+        return {} if self.latest_score is None else {self.monitor: self.latest_score}
+
+    def _default_monitor(self) -> str:
+        return "train/loss"
+
+
+def flatten(result: Mapping[str, Any]) -> dict[str, float]:
+    """The values of a result by their full tags."""
+    return {
+        f"{split}/{name}": value
+        for split, values in result.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    }

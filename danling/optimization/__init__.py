@@ -1,0 +1,21 @@
+"""Optimizer steps: backward, unscale, clip, optimizer, scheduler.
+
+Begin with `optimization`. It may import `distributed` and `errors`.
+
+- `optimization`: `Optimization`, one step after the other for all optimizers of a runner.
+- `deepspeed`: the same where an engine of DeepSpeed holds gradients and weights.
+- `hyperparameters`: what optimizers and schedulers were made with, so that new values win.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from danling import lazy_names
+
+if TYPE_CHECKING:
+    from danling.optimization.optimization import Optimization
+
+__all__ = ["Optimization"]
+
+__getattr__ = lazy_names(__name__, {"Optimization": "optimization"})

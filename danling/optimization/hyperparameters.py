@@ -1,0 +1,143 @@
+"""What optimizers and schedulers were given when they were made, so that new values win.
+
+`load_state_dict` of torch overwrites learning rates, decay and the horizon of a schedule with those
+of the checkpoint. Who resumes with another value means it: a checkpoint holds what the parts were
+made with, and what differs from that now is kept, while everything that training moved is restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from danling.checkpoint.encoding import named
+from danling.optimization.optimization import Optimization
+
+if TYPE_CHECKING:
+    from danling.runner.accelerate import AccelerateRunner
+
+__all__ = ["changes", "given_to", "restore_optimization"]
+
+
+State = dict[str, Any]
+
+
+def given_to(runner: AccelerateRunner) -> dict[str, Any]:
+    """What the optimizers and schedulers were made with, as they were when first asked for it."""
+    if runner.given is None:
+        runner.given = given(runner.optimization)
+    return runner.given
+
+
+def restore_optimization(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> None:
+    """Load optimizers and schedulers, with the values that were given now."""
+    then, now = checkpoint["run"]["given"], given_to(runner)
+    runner.optimization.load_state_dict(keep_given(runner.optimization, checkpoint, then, now))
+    move_to_schedule(runner.optimization, then, now)
+
+
+def given(optimization: Optimization) -> State:
+    """The values of all parts, to be taken before the first step."""
+    groups = {
+        name: [{key: group[key] for key in group if key != "params"} for group in part.param_groups]
+        for name, part in optimization.optimizers.items()
+    }
+    schedules = {name: part.state_dict() for name, part in optimization.schedulers.items()}
+    return deepcopy({"optimizer": groups, "scheduler": schedules})
+
+
+def changes(then: State, now: State) -> list[str]:
+    """A line for each value that differs, except those that follow from another."""
+    return [
+        f"{path} was {old!r}, now it is {new!r}"
+        for path, old, new in _differences("", then, now)
+        if path.rpartition(".")[2] not in ("initial_lr", "base_lrs", "_last_lr")
+        and not path.rpartition(".")[2].startswith("_")
+    ]
+
+
+def keep_given(
+    optimization: Optimization, checkpoint: Mapping[str, Any], then: State, now: State
+) -> State:
+    """The states of a checkpoint, with the values that are other ones now.
+
+    A learning rate that a schedule moves is scaled by as much as the one it began with.
+    """
+    states: State = dict(checkpoint)
+    for kind in ("optimizer", "scheduler"):
+        if checkpoint[kind] is None or _same(then.get(kind), now[kind]):
+            continue
+        merged = {
+            name: _merged_part(kind, state, then[kind].get(name), now[kind].get(name))
+            for name, state in named(checkpoint[kind]).items()
+        }
+        states[kind] = merged[""] if list(merged) == [""] else {"by_name": merged}
+    return states
+
+
+def move_to_schedule(optimization: Optimization, then: State, now: State) -> None:
+    """Set the learning rates that schedules with other values have at this point."""
+    for name, scheduler in optimization.schedulers.items():
+        if _same(then["scheduler"].get(name), now["scheduler"].get(name)):
+            continue
+        groups = optimization.optimizers[name].param_groups
+        if hasattr(scheduler, "_get_closed_form_lr"):
+            for group, rate in zip(groups, scheduler._get_closed_form_lr(), strict=True):
+                group["lr"] = rate
+        scheduler._last_lr = [group["lr"] for group in groups]
+
+
+def _merged_part(kind: str, state: Any, then: Any, now: Any) -> Any:
+    if then is None or now is None or kind == "scheduler":
+        return _merged(state, then, now)
+    groups = [_merged_group(*three) for three in zip(state["param_groups"], then, now, strict=True)]
+    return {**state, "param_groups": groups}
+
+
+def _merged_group(state: State, then: State, now: State) -> State:
+    merged = {key: _merged(state[key], then.get(key), now.get(key)) for key in state}
+    before, after = then.get("initial_lr"), now.get("initial_lr")
+    if before and after is not None:  # a schedule moves it
+        merged["lr"] = state["lr"] if _same(before, after) else state["lr"] * after / before
+    return merged
+
+
+def _merged(state: Any, then: Any, now: Any) -> Any:
+    """The value of the checkpoint, unless another one was given than then."""
+    if now is None or then is None or _same(then, now):
+        return state
+    if all(isinstance(value, dict) for value in (state, then, now)):
+        return {key: _merged(state[key], then.get(key), now.get(key)) for key in state}
+    three = (state, then, now)
+    if all(isinstance(value, list) for value in three) and len(state) == len(then) == len(now):
+        return [_merged(*items) for items in zip(*three, strict=True)]
+    return now
+
+
+def _differences(path: str, then: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    if _same(then, now):
+        return []
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = [key for key in now if key in then]
+        pairs = [(f"{path}.{key}" if key else path, then[key], now[key]) for key in keys]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        label = f"{path}[{{}}]" if len(then) > 1 else path
+        pairs = [(label.format(i), *pair) for i, pair in enumerate(zip(then, now, strict=True))]
+    else:
+        return [(path.removeprefix("."), then, now)]
+    return [found for pair in pairs for found in _differences(*pair)]
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and bool((one.cpu() == other.cpu()).all())
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return False
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

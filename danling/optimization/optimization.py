@@ -1,0 +1,284 @@
+"""One optimizer step: backward, unscale, clip, optimizer, scheduler."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from danling.checkpoint.encoding import named, unnamed
+from danling.checkpoint.sharded.state import load_optimizer_state, optimizer_state
+from danling.errors import RunError, did_you_mean
+
+__all__ = ["Optimization", "accelerate_adds_nothing"]
+
+
+def accelerate_adds_nothing(accelerator: Accelerator) -> bool:
+    """Whether a step through Accelerate's wrappers is the step of torch, only slower.
+
+    True for one process without gradient scaler and without an engine that owns the step: then
+    `Accelerator.backward` is `loss.backward()` and `AcceleratedOptimizer.step` is
+    `optimizer.step()`, after a look
+    for a package on disk and at a signature on every call.
+    """
+    return (
+        accelerator.num_processes == 1
+        and accelerator.distributed_type == DistributedType.NO
+        and getattr(accelerator, "scaler", None) is None
+        and accelerator.mixed_precision in ("no", "bf16", "fp16")
+        and accelerator.device.type != "xla"
+    )
+
+
+class Optimization:
+    """The optimizers of a run and all that happens around their steps.
+
+    Args:
+        accelerator: Decides the way of a step.
+        optimizers: By name; a single one is named `""`.
+        schedulers: By name of their optimizer.
+        max_norm: Clip the total norm of the gradients to this.
+        max_value: Clip each gradient to this magnitude.
+        interval: Whether schedulers move with each step or each epoch.
+    """
+
+    readable = True
+    """Whether gradients, and their norm, can be read before the step."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        optimizers: Mapping[str, Optimizer],
+        schedulers: Mapping[str, Any],
+        *,
+        max_norm: float | None = None,
+        max_value: float | None = None,
+        interval: Literal["step", "epoch"] = "step",
+    ) -> None:
+        self.direct = accelerate_adds_nothing(accelerator)
+        self.optimizers = dict(optimizers)
+        self.schedulers = dict(schedulers)
+        self._only = next(iter(optimizers)) if len(optimizers) == 1 else None
+        self.max_norm = max_norm
+        self.max_value = max_value
+        self.interval = interval
+        # their zero_grad is torch's: a loop, and a range for the profiler that costs 9 us a step
+        self._plain = {
+            name
+            for name, optimizer in optimizers.items()
+            if getattr(optimizer.zero_grad, "__func__", None) is Optimizer.zero_grad
+        }
+        self._accelerator = accelerator
+        self._model: Any = None
+        self._prepared: dict[str, Any] = dict(optimizers)
+        self._current = ""  # the optimizer whose step is open
+        self._is_open = False  # its gradients are complete, and not forgotten yet
+        self.used_norm: Tensor | None = None
+        """The norm of the open step, if anybody asked for it."""
+
+    def prepare(self, model: nn.Module | None) -> Any:
+        """Let Accelerate place and wrap the model and the optimizers; returns the model."""
+        parts = [*([model] if model is not None else []), *self.optimizers.values()]
+        if not parts:
+            return None
+        prepared = self._accelerator.prepare(*parts)
+        prepared = list(prepared) if len(parts) > 1 else [prepared]
+        self._model = model = prepared.pop(0) if model is not None else None
+        if not self.direct:
+            self._prepared = dict(zip(self.optimizers, prepared, strict=True))
+        return model
+
+    def choose(self, name: str | None) -> str:
+        """The name of the optimizer to step."""
+        if name is None and self._only is not None:
+            return self._only
+        if name is not None and name in self.optimizers:
+            return name
+        if not self.optimizers:
+            raise RunError(
+                "step() needs an optimizer: pass `optimizer=` to the runner or set runner.optimizer"
+            )
+        known = ", ".join(repr(key) for key in self.optimizers)
+        if name is None:
+            raise RunError(
+                f"there are several optimizers ({known}): say which: step(loss, optimizer=...)"
+            )
+        raise RunError(f"there is no optimizer {name!r}: {did_you_mean(name, self.optimizers)}")
+
+    def synchronise(self, model: Any, enabled: bool) -> None:
+        """Whether the next forward and backward average gradients over the processes.
+
+        Set on the model, not by its `no_sync()`: a context around a `yield` would leak into the
+        caller.
+        """
+        if self.direct:
+            return
+        if hasattr(model, "require_backward_grad_sync"):  # DistributedDataParallel
+            model.require_backward_grad_sync = enabled
+        elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+            model.set_requires_gradient_sync(enabled or len(self.optimizers) > 1)
+
+    def backward(self, loss: Tensor, name: str) -> None:
+        """Add the gradients of a loss to the parameters of the named optimizer.
+
+        A single optimizer leaves none out: `backward` reaches whatever requires a gradient. Of
+        several each gets its own loss's gradients alone, as the critic of a GAN does not learn from
+        the loss of the generator.
+        """
+        if len(self.optimizers) == 1:
+            if self.direct:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            else:
+                self._accelerator.backward(loss)
+        elif not self.direct:
+            with self._kept_from_others(name):
+                self._accelerator.backward(loss)
+        else:
+            own = [parameter for parameter in self._parameters(name) if parameter.requires_grad]
+            torch.autograd.backward(loss, inputs=own)
+
+    @contextmanager
+    def _kept_from_others(self, name: str) -> Iterator[None]:
+        """Put the gradients of other optimizers back: DDP has a backward reach all parameters."""
+        own = {id(parameter) for parameter in self._parameters(name)}
+        parameters = [p for other in self.optimizers for p in self._parameters(other)]
+        others = [parameter for parameter in parameters if id(parameter) not in own]
+        gradients = [None if p.grad is None else p.grad.clone() for p in others]
+        yield
+        for parameter, gradient in zip(others, gradients, strict=True):
+            parameter.grad = gradient
+
+    def open(self, name: str, rescale: float = 1.0) -> None:
+        """Gradients of the named optimizer are complete: make them readable."""
+        self._current, self._is_open, self.used_norm = name, True, None
+        if rescale != 1.0:
+            for parameter in self._parameters(name):
+                if parameter.grad is not None:
+                    parameter.grad.mul_(rescale)
+        if not self.direct and getattr(self._accelerator, "scaler", None) is not None:
+            self._accelerator.unscale_gradients(self._prepared[name])
+
+    def step(self) -> None:
+        """Clip, move the parameters, and the schedule unless the scaler skipped the step."""
+        name = self._current
+        if self.max_norm is not None:
+            self._clip_norm(name, self.max_norm)
+        if self.max_value is not None:
+            clip_grad_value_(self._parameters(name), self.max_value)
+        self._prepared[name].step()
+        if self.interval == "step" and name in self.schedulers:
+            skipped = not self.direct and self._prepared[name].step_was_skipped
+            if not skipped:
+                self._advance(self.schedulers[name])
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of the optimizer that was stepped."""
+        name = self._current
+        if self.direct and name in self._plain:
+            for group in self.optimizers[name].param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            self._prepared[name].zero_grad()
+        self._is_open, self.used_norm = False, None
+
+    def discard(self) -> None:
+        """Forget all gradients, of a window that will not be stepped."""
+        for optimizer in self._prepared.values():
+            optimizer.zero_grad()
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """Total norm of the gradients of this step, before clipping; computed on first use."""
+        if not self._is_open:
+            raise RunError("grad_norm is of a step: ask for it in on_before_step or on_step")
+        if self.used_norm is None:
+            gradients = [
+                parameter.grad
+                for parameter in self._parameters(self._current)
+                if parameter.grad is not None
+            ]
+            norm = get_total_norm(gradients)
+            self.used_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return self.used_norm
+
+    def end_epoch(self) -> None:
+        """Move the schedules that count epochs."""
+        if self.interval == "epoch":
+            for scheduler in self.schedulers.values():
+                self._advance(scheduler)
+
+    def end_evaluation(self, score: float) -> None:
+        """Move the schedules that watch the monitored value."""
+        for scheduler in self.schedulers.values():
+            if isinstance(scheduler, ReduceLROnPlateau):
+                scheduler.step(score)
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of every parameter group, by tag."""
+        rates = {}
+        for name, optimizer in self.optimizers.items():
+            prefix = f"optim/lr/{name}/" if name else "optim/lr/"
+            for index, group in enumerate(optimizer.param_groups):
+                rates[f"{prefix}{group.get('name', index)}"] = float(group["lr"])
+        return rates
+
+    def groups(self, name: str) -> list[list[Any]]:
+        """The parameters of each group, as the state of the optimizer names them."""
+        numbers = itertools.count()
+        groups = self.optimizers[name].param_groups
+        return [[next(numbers) for _ in group["params"]] for group in groups]
+
+    def _advance(self, scheduler: Any) -> None:
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+
+    def _parameters(self, name: str) -> list[Tensor]:
+        return [p for group in self.optimizers[name].param_groups for p in group["params"]]
+
+    def _clip_norm(self, name: str, limit: float) -> None:
+        with torch.no_grad():
+            clip_grads_with_norm_(self._parameters(name), limit, self.grad_norm)
+
+    # State
+
+    def state_dict(self, whole: bool = True) -> dict[str, Any]:
+        """State of optimizers, schedulers and scaler; that of a single optimizer is torch's own.
+
+        Args:
+            whole: Whether to gather what is sharded; a collective then.
+        """
+        scaler = getattr(self._accelerator, "scaler", None)
+        return {
+            "optimizer": unnamed(
+                {
+                    name: optimizer_state(self._model, part) if whole else part.state_dict()
+                    for name, part in self.optimizers.items()
+                }
+            ),
+            "scheduler": unnamed(
+                {name: part.state_dict() for name, part in self.schedulers.items()}
+            ),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        states = named(state["optimizer"])
+        for name in self.optimizers.keys() & states.keys():
+            load_optimizer_state(self._model, self.optimizers[name], states[name])
+        states = named(state["scheduler"])
+        for name in self.schedulers.keys() & states.keys():
+            self.schedulers[name].load_state_dict(states[name])
+        scaler = getattr(self._accelerator, "scaler", None)
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])

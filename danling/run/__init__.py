@@ -1,0 +1,18 @@
+"""A run on the disk: its directory, its record, its lock, and how runs are found.
+
+Begin with `run`. It may import `files`, `identity`, `config` and `errors`.
+
+- `run`: which run this is: its ids, and the directory it owns.
+- `directory`: the names of a run's files, and how a directory is claimed.
+- `record`: `run.json`: ids, status, launches, code and environment.
+- `lock`: one process at a time works in a run's directory.
+- `search`: finding runs: those of a project, and the one that a restarted job goes on with.
+- `metrics_file`: `metrics.jsonl`: a row per log, appended, and cut back on resume.
+"""
+
+from __future__ import annotations
+
+from danling.run.directory import RunPaths
+from danling.run.record import RunFile
+
+__all__ = ["RunFile", "RunPaths"]

@@ -1,0 +1,165 @@
+"""The directory of a run: the names of its files, how it is claimed, and `run.json`.
+
+This is the only module that knows the names. No file holds an absolute path that is needed to find
+another, so a run that was moved or copied works.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+from danling.errors import ConfigError, RunDirectoryError
+from danling.files.atomic import write_json
+from danling.files.json import loads
+from danling.identity.code import Code
+from danling.identity.environment import launch_entry
+from danling.identity.redaction import mask_values
+
+__all__ = ["SCHEMA", "STATUSES", "RunFile"]
+
+
+SCHEMA = 1
+"""Version of the layout of run.json."""
+
+STATUSES = ("running", "finished", "stopped", "failed", "preempted", "interrupted")
+"""What a run can be; one that says "running" and is not locked was killed."""
+
+
+class RunFile:
+    """`run.json`: what a run is, how it stands, and every launch that worked on it.
+
+    It is rewritten in one step, is valid JSON at any moment, and holds no secret.
+
+    Args:
+        path: The file.
+        data: What is in it.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "run.json"
+        >>> run = RunFile.create(path, {"name": "digits-mlp"}, code=Code(), hash_inputs={"lr": 0.1})
+        >>> launch = run.launch(start_step=0)
+        >>> run.close("finished", "max_epochs reached", step=100)
+        >>> RunFile.read(path).data["status"]
+        'finished'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], data: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.data = dict(data)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        names: Mapping[str, str],
+        *,
+        code: Code,
+        hash_inputs: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Write the file of a new run.
+
+        Args:
+            path: The file.
+            names: The ids and names of the run: name, id, uuid, run_id, experiment_id, ...
+            code: The code that runs.
+            hash_inputs: The part of the configuration that `run_id` was made of.
+            environment: As from `danling.identity.environment.read_environment`.
+        """
+        data: dict[str, Any] = {
+            "schema": SCHEMA,
+            **names,
+            "status": "running",
+            "reason": None,
+            "created": _now(),
+            "started": None,
+            "ended": None,
+            "launches": [],
+            "code": asdict(code),
+            "environment": dict(environment or {}),
+            "hash_inputs": dict(hash_inputs),
+        }
+        run = cls(path, data)
+        run.save()
+        return run
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read the file of a run.
+
+        Raises:
+            RunDirectoryError: There is none, it is broken, or of a later version of DanLing.
+        """
+        try:
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise RunDirectoryError(errno.EINVAL, "not a regular file", str(path))
+            data = loads(Path(path).read_text(encoding="utf-8"), str(path))
+        except (ConfigError, UnicodeDecodeError) as error:
+            raise RunDirectoryError(errno.EINVAL, f"not a run: {error}", str(path)) from error
+        except FileNotFoundError as error:
+            message = "not a run: it has no such file"
+            raise RunDirectoryError(errno.ENOENT, message, str(path)) from error
+        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+            raise RunDirectoryError(errno.EINVAL, "not a run: there is no schema in it", str(path))
+        if data["schema"] > SCHEMA:
+            message = f"written by a later DanLing (schema {data['schema']}, known is {SCHEMA})"
+            raise RunDirectoryError(errno.EINVAL, message, str(path))
+        return cls(path, data)
+
+    def launch(self, *, start_step: int, uuid: UUID | None = None) -> dict[str, Any]:
+        """Add this process to the launches of the run, which is running from now on."""
+        now = _now()
+        for earlier in self.data["launches"]:
+            if earlier["end_time"] is None and earlier["exit_reason"] is None:
+                earlier["exit_reason"] = "killed"  # it had no time to say when
+        entry = {
+            "uuid": str(uuid or uuid4()),
+            **launch_entry(),
+            "start_time": now,
+            "start_step": start_step,
+            "end_time": None,
+            "end_step": None,
+            "exit_reason": None,
+        }
+        self.data["launches"].append(entry)
+        self.update(status="running", reason=None, started=self.data["started"] or now, ended=None)
+        return entry
+
+    def close(self, status: str, reason: str | None = None, *, step: int | None = None) -> None:
+        """End the latest launch, and the run with it, for now.
+
+        Raises:
+            ValueError: There is no such status.
+        """
+        if status not in STATUSES:
+            raise ValueError(f"status={status!r}: valid are {', '.join(map(repr, STATUSES))}")
+        now = _now()
+        if self.data["launches"]:
+            end = {"end_time": now, "end_step": step, "exit_reason": reason or status}
+            self.data["launches"][-1].update(end)
+        self.update(status=status, reason=reason, ended=now)
+
+    def update(self, **values: Any) -> None:
+        """Set top-level values and write the file."""
+        self.data.update(values)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: It cannot be written; the old one is still there.
+        """
+        write_json(self.path, mask_values(self.data), fsync=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,31 @@
+"""The runners: the loop that fires hooks, and what a runner is on any platform.
+
+Begin with `accelerate`: the loop, in the order in which it is read. It may import every other
+package; no other package imports this one, but `danling.testing`.
+
+- `accelerate`: `AccelerateRunner`, the loop on Hugging Face Accelerate.
+- `base`: `BaseRunner`, a run without a platform: identity, results, hooks, opening and closing.
+- `callbacks`: the list of callbacks, and which of them hears which hook.
+- `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
+- `stopping`: a stop that any process asks for, and what all of them agree on.
+- `batches`: the batches of an epoch with their accumulation windows.
+- `steps`: what a step returns, and the default steps.
+- `evaluation`: the mode of an evaluation, and the outputs of a prediction.
+- `state`: what is in a checkpoint, and how a runner takes it back.
+- `compatibility`: whether a checkpoint fits a runner, before anything is changed.
+- `resume`: which checkpoint a run goes on from, and what is said about it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from danling import lazy_names
+
+if TYPE_CHECKING:
+    from danling.runner.accelerate import AccelerateRunner
+    from danling.runner.base import BaseRunner
+
+__all__ = ["AccelerateRunner", "BaseRunner"]
+
+__getattr__ = lazy_names(__name__, {"AccelerateRunner": "accelerate", "BaseRunner": "base"})

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from danling.errors import ConfigError
+from danling.run.metrics_file import MetricsFile, read_metrics
+
+
+def steps(path: Path) -> list[int]:
+    return [row["global_step"] for row in read_metrics(path)]
+
+
+def written(path: Path, *global_steps: int) -> MetricsFile:
+    file = MetricsFile(path)
+    for step in global_steps:
+        file.append({"global_step": step})
+    file.close()
+    return file
+
+
+def test_rows_reach_the_disk_with_flush_and_not_before(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    file.append({"global_step": 1})
+    existed = file.path.exists()
+    file.flush()
+
+    assert not existed
+    assert file.path.read_text() == '{"global_step": 1}\n'
+    file.close()
+
+
+def test_what_json_lacks_is_a_string(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    file.append({"global_step": 1, "nan": float("nan"), "inf": float("inf")})
+    file.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    row = json.loads(file.path.read_text(), parse_constant=refuse)
+    assert row == {"global_step": 1, "nan": "NaN", "inf": "Infinity"}
+
+
+def test_a_value_that_is_no_number_is_refused(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    with pytest.raises(ConfigError, match="loss"):
+        file.append({"global_step": 1, "loss": {1, 2}})
+
+    assert file.rows == 0
+
+
+def test_a_closed_file_goes_on_where_it_was(tmp_path: Path):
+    file = written(tmp_path / "metrics.jsonl", 1, 2)
+
+    file.append({"global_step": 3})
+    file.close()
+
+    assert steps(file.path) == [1, 2, 3]
+    assert file.rows == 3
+
+
+def test_the_cut_removes_later_steps_and_returns_them(tmp_path: Path):
+    written(tmp_path / "metrics.jsonl", 10, 20, 20, 30, 40)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    abandoned = file.cut(20)
+
+    assert [row["global_step"] for row in abandoned] == [30, 40]
+    assert steps(file.path) == [10, 20, 20]
+    assert file.rows == 3
+
+
+def test_the_cut_keeps_no_more_rows_than_there_were(tmp_path: Path):
+    """An evaluation logs after the checkpoint of the same step, and is done again."""
+    written(tmp_path / "metrics.jsonl", 10, 20, 20)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    abandoned = file.cut(20, rows=2)
+
+    assert len(abandoned) == 1
+    assert steps(file.path) == [10, 20]
+
+
+def test_a_file_that_is_not_there_has_nothing_to_cut(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+
+    assert file.cut(100, rows=7) == []
+    assert not file.path.exists()
+
+
+@pytest.mark.parametrize("length", range(1, 20))
+def test_a_half_line_is_skipped_and_then_cut(tmp_path: Path, length: int):
+    path = tmp_path / "metrics.jsonl"
+    written(path, 1, 2)
+    with open(path, "rb+") as file:
+        file.truncate(path.stat().st_size - length)
+
+    read = steps(path)
+    resumed = MetricsFile(path)
+    resumed.cut(100)
+    resumed.append({"global_step": 3})
+    resumed.close()
+
+    assert read == [1]
+    assert steps(path) == [1, 3]
+
+
+def test_a_reader_meets_the_rows_of_a_run_that_is_running(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"global_step": 1})
+    file.flush()
+
+    rows = read_metrics(file.path)
+    file.append({"global_step": 2})
+    file.flush()
+
+    assert [row["global_step"] for row in rows] == [1, 2]
+    file.close()
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_row_leaves_whole_rows(tmp_path: Path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    file.append({"global_step": 1})
+    file.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limit[1]))
+
+    try:
+        file.append({"global_step": 2})
+        with pytest.raises(OSError, match="too large"):
+            file.flush()
+        full = file.path.read_text()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    file.close()
+
+    assert full == '{"global_step": 1}\n'
+    assert steps(file.path) == [1, 2]
+
+
+def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path):
+    script = """
+import os, signal
+from danling.metrics_file import MetricsFile
+file = MetricsFile("metrics.jsonl")
+for step in range(1, 1000):
+    file.append({"global_step": step})
+    if step == 500:
+        file.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=os.environ)
+
+    assert killed.returncode == -9
+    assert steps(tmp_path / "metrics.jsonl") == list(range(1, 501))
+
+
+def test_a_row_costs_the_same_however_many_there_are(tmp_path: Path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    row = {"global_step": 1, "epoch": 0, "train/loss": 0.5}
+
+    def seconds() -> float:
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            for _ in range(200):
+                file.append(row)
+            file.flush()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    first = seconds()
+    for _ in range(20_000):
+        file.append(row)
+    file.flush()
+    last = seconds()
+
+    assert last < 5 * first
+    file.close()

@@ -1,0 +1,91 @@
+"""Texts of a run: readable, complete, and without secrets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from danling.run.directory import RunPaths
+from danling.tensorboard.text import code_text, config_text, crash_text, model_text, run_texts
+
+TOKEN = "hf_" + "a1B2" * 8
+
+
+def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "code.patch").write_text(f'+api_key = "{TOKEN}"\n')
+    environment = {"variables": {"HF_TOKEN": TOKEN}, "python": "3.11"}
+    record = {"schema": 1, "code": {"commit": "1f"}, "environment": environment}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py", "--token", TOKEN])
+
+    texts = run_texts({"hub": {"token": TOKEN}, "lr": 0.1}, RunPaths(tmp_path), nn.Linear(2, 1))
+
+    assert sorted(texts) == [
+        "run/code",
+        "run/command",
+        "run/config",
+        "run/environment",
+        "run/model",
+    ]
+    assert [tag for tag, text in texts.items() if TOKEN in text] == []
+    assert "lr: 0.1" in texts["run/config"]
+    assert "+api_key" in texts["run/code"]
+
+
+def test_a_run_that_goes_on_with_other_code_shows_that_code(tmp_path: Path):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "code-2.patch").write_text("+later\n")
+    record = {"schema": 1, "code": {"commit": "1f"}, "launches": [{}, {"code": {"commit": "2e"}}]}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+
+    text = run_texts({}, RunPaths(tmp_path), None)["run/code"]
+
+    assert "| commit | 2e |" in text
+    assert "+later" in text
+
+
+def test_a_run_without_a_record_has_the_texts_that_need_none(tmp_path: Path):
+    assert sorted(run_texts({}, RunPaths(tmp_path), None)) == ["run/command", "run/config"]
+
+
+def test_a_fence_in_a_text_does_not_end_its_block():
+    assert config_text({"doc": "```\nx\n```"}).startswith("````yaml\n")
+
+
+def test_a_patch_too_long_for_a_page_is_cut(tmp_path: Path):
+    patch = tmp_path / "code.patch"
+    patch.write_text("+line\n" * 100_000)
+
+    text = code_text({}, patch)
+
+    assert 100_000 < len(text) < 101_000
+    assert "the rest is in code.patch" in text
+
+
+def test_shared_parameters_count_once():
+    model = nn.ModuleDict({"a": nn.Linear(3, 3, bias=False)})
+    model["b"] = model["a"]
+
+    assert "| **all** | ModuleDict | 9 | 9 |" in model_text(model)
+
+
+def test_a_model_of_many_parts_is_cut():
+    model = nn.ModuleList(nn.Linear(1, 1) for _ in range(60))
+
+    lines = model_text(model).splitlines()
+
+    assert lines[-1] == "| ... | 10 more | | |"
+    assert len(lines) == 54
+
+
+def test_a_crash_shows_where_and_masks_what():
+    try:
+        raise ValueError(f"cannot log in with password={TOKEN!r}")
+    except ValueError as error:
+        text = crash_text(error)
+
+    assert "test_a_crash_shows_where_and_masks_what" in text
+    assert TOKEN not in text
