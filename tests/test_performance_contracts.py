@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import danling as dl
-import danling.optimization
 from danling.callbacks import TensorBoard
+from danling.optimization import optimization
 
 STEPS = 256  # a whole number of the windows in which values are folded on the device
 
@@ -72,7 +72,7 @@ def test_a_step_is_the_same_bit_for_bit_with_and_without_the_wrappers_of_acceler
 
     direct = make_runner(10, config=config)
     direct.train()
-    monkeypatch.setattr(danling.optimization, "accelerate_adds_nothing", lambda _: False)
+    monkeypatch.setattr(optimization, "accelerate_adds_nothing", lambda _: False)
     wrapped = make_runner(10, config=config)
     wrapped.train()
 
@@ -244,7 +244,7 @@ def test_the_runner_is_imported_without_a_collection_of_all_objects():
             "import danling; danling.AccelerateRunner",
             {"git", "pandas", "sympy", "tensorboard", "tqdm"},
         ),
-        ("import danling.command_line", {"torch", "accelerate", "numpy", "tensorboard"}),
+        ("import danling.config.command_line", {"torch", "accelerate", "numpy", "tensorboard"}),
     ],
 )
 def test_an_import_brings_only_what_is_used(statement, absent):

@@ -202,7 +202,7 @@ def purity(dataset: object) -> Purity:
         'known'
         >>> purity(Subset(TensorDataset(torch.zeros(3)), [0, 2]))
         'known'
-        >>> class Pictures(Dataset):
+        >>> class Pictures(torch.utils.data.Dataset):
         ...     deterministic = True
         >>> purity(Pictures())
         'declared'

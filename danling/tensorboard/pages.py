@@ -85,7 +85,7 @@ def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         OSError: A file cannot be read or written.
 
     Example:
-        >>> from danling.event_file import read_scalars
+        >>> from danling.tensorboard.event_file import read_scalars
         >>> folder = getfixture("tmp_path")
         >>> _ = (folder / "metrics.jsonl").write_text('{"global_step": 50, "train/loss": 0.5}\n')
         >>> _ = rebuild(folder)

@@ -161,8 +161,8 @@ def run_script(script: str, directory: Path, **environment: str) -> subprocess.C
     import sys, time
     import torch
     from danling.checkpoint import CheckpointStore
-    from danling.snapshot import snapshot
-    from danling.writer import AsyncWriter
+    from danling.checkpoint.background import snapshot
+    from danling.checkpoint.background import AsyncWriter
 
     store, writer = CheckpointStore(sys.argv[1]), AsyncWriter()
     def submit(step):

@@ -147,7 +147,7 @@ def test_completion_knows_the_keys():
 
 PICKLED = """
 import pickle, sys
-from danling.jsonable import canonical_json
+from danling.files.json import canonical_json
 config = pickle.loads(bytes.fromhex(sys.stdin.read()))
 print(canonical_json(config.semantic()), config.drawn_seed, config.frozen, repr(config.layers))
 """

@@ -79,7 +79,7 @@ def test_what_is_no_fail_point_is_an_error_that_shows_the_form(text: str):
 
 
 def test_the_variable_is_read_when_the_process_starts():
-    program = "from danling.failpoints import failpoint; failpoint('a.b')"
+    program = "from danling.files.failpoints import failpoint; failpoint('a.b')"
 
     result = subprocess.run(
         [sys.executable, "-c", program],

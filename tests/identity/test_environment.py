@@ -68,7 +68,7 @@ def test_the_environment_is_json_even_with_bytes_that_are_no_characters(monkeypa
 
 
 def test_versions_are_read_without_importing_anything():
-    script = "import sys, json; from danling.environment import read_environment\n"
+    script = "import sys, json; from danling.identity.environment import read_environment\n"
     script += "versions = read_environment()['versions']\n"
     script += "print(json.dumps([versions, sorted({'torch', 'accelerate'} & set(sys.modules))]))"
 

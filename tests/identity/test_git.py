@@ -33,8 +33,9 @@ def fake_git(folder: Path, script: str) -> str:
 
 
 def test_importing_the_modules_of_identity_imports_neither_git_nor_torch():
-    modules = ["git", "worktree", "identity", "patch", "files", "lock", "record", "runs"]
-    modules += ["environment", "masking"]
+    modules = ["identity.git", "identity.worktree", "identity.ids", "identity.code"]
+    modules += ["identity.patch", "identity.environment", "identity.redaction", "files.atomic"]
+    modules += ["run.lock", "run.record", "run.search", "run.run"]
     script = f"import sys, {', '.join(f'danling.{name}' for name in modules)}\n"
     script += "print(sorted({'git', 'torch', 'accelerate', 'numpy', 'yaml'} & set(sys.modules)))"
 
@@ -55,7 +56,7 @@ def test_without_a_git_program_the_source_files_are_the_code(repository, tmp_pat
 
 
 def test_importing_danling_needs_no_git_program(tmp_path):
-    command = [sys.executable, "-c", "import danling, danling.identity; print('fine')"]
+    command = [sys.executable, "-c", "import danling, danling.identity.ids; print('fine')"]
 
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PATH": str(tmp_path)}
@@ -128,7 +129,7 @@ def test_git_never_asks_for_a_password_nor_takes_an_optional_lock(repository, tm
 
 
 def test_the_environment_is_as_it_was_after_gitpython_was_imported(repository):
-    script = "import os; from pathlib import Path; from danling.identity import read_code\n"
+    script = "import os; from pathlib import Path; from danling.identity.code import read_code\n"
     script += "before = dict(os.environ); read_code(Path.cwd()); print(before == dict(os.environ))"
 
     done = subprocess.run(

@@ -44,7 +44,7 @@ def test_the_ids_of_a_known_code_and_configuration_are_these():
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "random"])
 def test_the_run_id_is_the_same_in_every_process_and_for_every_order_of_keys(hash_seed):
-    script = "import json, sys; from uuid import UUID; from danling.identity import run_uuid\n"
+    script = "import json, sys; from uuid import UUID; from danling.identity.ids import run_uuid\n"
     script += "print(run_uuid(UUID(int=7), json.loads(sys.argv[1])))"
     reordered = {key: SEMANTIC[key] for key in reversed(SEMANTIC)}
     reordered["optim"] = {"name": "adam", "betas": [0.9, 0.99]}
@@ -206,7 +206,8 @@ def make_project(folder: Path) -> Path:
     (folder / "train.py").write_text(
         "import dataclasses, json, package.model\n"
         "from pathlib import Path\n"
-        "from danling.identity import experiment_uuid, read_code\n"
+        "from danling.identity.code import read_code\n"
+        "from danling.identity.ids import experiment_uuid\n"
         "code = read_code(Path(__file__).parent)\n"
         "answer = {'experiment_id': experiment_uuid(code).hex}\n"
         "print(json.dumps(dataclasses.asdict(code) | answer))\n"

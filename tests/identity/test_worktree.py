@@ -270,7 +270,8 @@ def test_what_is_excluded_does_not_count_and_its_neighbours_do(repository):
 
 
 def test_files_that_this_process_writes_its_output_to_do_not_count(repository):
-    script = "from danling.git import Repository; from danling.worktree import WorkingTree\n"
+    script = "from danling.identity.git import Repository\n"
+    script += "from danling.identity.worktree import WorkingTree\n"
     script += "from pathlib import Path; print('hello', flush=True)\n"
     script += "with WorkingTree.of(Repository(Path.cwd(), 10)) as tree:\n"
     script += "    print(tree.snapshot().dirty)\n"

@@ -152,7 +152,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_row_leaves_whole_rows(tmp_path: 
 def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path):
     script = """
 import os, signal
-from danling.metrics_file import MetricsFile
+from danling.run.metrics_file import MetricsFile
 file = MetricsFile("metrics.jsonl")
 for step in range(1, 1000):
     file.append({"global_step": step})

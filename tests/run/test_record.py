@@ -26,8 +26,9 @@ EXPERIMENT, RUN = "0" * 32, "1" * 32
 FORK_AND_CLAIM = """
 import os, sys
 from pathlib import Path
-from danling.identity import experiment_uuid, read_code, run_name, run_uuid
-from danling.record import claim
+from danling.identity.code import read_code
+from danling.identity.ids import experiment_uuid, run_name, run_uuid
+from danling.run.directory import claim
 
 root, count = Path(sys.argv[1]), int(sys.argv[2])
 ready, say_ready = os.pipe()
@@ -83,7 +84,7 @@ def test_many_processes_at_once_get_as_many_directories(tmp_path, count):
 def test_a_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch):
     first, second = UUID(int=1 << 96), UUID(int=2 << 96)
     draws = iter([first, first, second])
-    monkeypatch.setattr("danling.run.record.uuid4", lambda: next(draws))
+    monkeypatch.setattr("danling.run.directory.uuid4", lambda: next(draws))
 
     paths = [claim_here(tmp_path), claim_here(tmp_path)]
 
@@ -95,7 +96,7 @@ def test_a_link_in_the_place_of_the_directory_is_not_followed(tmp_path, monkeypa
     root = tmp_path / "experiments"
     root.mkdir()
     draws = iter([UUID(int=1 << 96), UUID(int=2 << 96)])
-    monkeypatch.setattr("danling.run.record.uuid4", lambda: next(draws))
+    monkeypatch.setattr("danling.run.directory.uuid4", lambda: next(draws))
     (root / "digits-mlp-00000000-11111111-00000001").symlink_to(tmp_path / "victim")
 
     path = claim_here(root)
@@ -306,7 +307,7 @@ def test_no_secret_reaches_run_json(tmp_path, monkeypatch):
 def test_run_json_is_valid_at_any_moment_of_its_life(tmp_path):
     path = tmp_path / "run.json"
     new_run(path)
-    script = "import sys; from danling.record import RunFile; run = RunFile.read(sys.argv[1])\n"
+    script = "import sys; from danling.run.record import RunFile; run = RunFile.read(sys.argv[1])\n"
     script += (
         "print('ready', flush=True)\nwhile True: run.launch(start_step=0); run.close('failed')"
     )

@@ -272,7 +272,7 @@ def test_a_copy_goes_on_and_the_original_is_not_touched(tmp_path: Path):
 
 HOLDER = """
     import sys, time
-    from danling.lock import DirectoryLock
+    from danling.run.lock import DirectoryLock
     DirectoryLock(sys.argv[1], run="x").acquire()
     print("held", flush=True)
     time.sleep(60)

@@ -14,7 +14,8 @@ __all__ = ["commit_all", "files_of", "git", "make_repository", "read_code_elsewh
 _READ_CODE = """
 import dataclasses, json, sys, time
 from pathlib import Path
-from danling.identity import experiment_uuid, read_code
+from danling.identity.code import read_code
+from danling.identity.ids import experiment_uuid
 begin = time.monotonic()
 code = read_code(Path(sys.argv[1]), exclude=[Path(path) for path in sys.argv[2:]])
 answer = dataclasses.asdict(code) | {"seconds": time.monotonic() - begin}

@@ -102,7 +102,7 @@ def test_values_reach_the_file_when_the_time_is_over(tmp_path: Path):
 
 def test_a_killed_process_leaves_what_was_flushed(tmp_path: Path):
     program = (
-        "import os, signal, sys; from danling.event_file import EventWriter\n"
+        "import os, signal, sys; from danling.tensorboard.event_file import EventWriter\n"
         "writer = EventWriter(sys.argv[1])\n"
         "for step in range(1, 5001):\n"
         "    writer.add_scalars({'train/loss': step}, step)\n"
