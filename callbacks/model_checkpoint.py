@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from danling.callback import Priority
 from danling.callbacks.monitor import Monitor
-from danling.checkpoint import retention
-from danling.checkpoint.background import AsyncWriter
 from danling.checkpoint.catalog import is_name
-from danling.checkpoint.retention import REGULAR, SCORE, Ranking
-from danling.checkpoint.saving import Save
+from danling.checkpoint.retention import REGULAR, SCORE, Ranking, kept
+from danling.checkpoint.saving import Saver
 from danling.checkpoint.store import CheckpointStore
 from danling.distributed.world import World
 from danling.errors import CallbackError, CheckpointError
@@ -22,7 +20,7 @@ from danling.metrics.history import flatten
 from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["ModelCheckpoint"]
 
@@ -97,8 +95,7 @@ class ModelCheckpoint(Monitor):
         self.asynchronous = asynchronous
         self._by_step = any(each.unit != "epochs" for each in (self.every, self.keep_every) if each)
         self._check()
-        self._writer: AsyncWriter[Path] | None = None
-        self._world = World()  # of the threads
+        self._saver = Saver(World(), on_save_error)
         self._forget()
 
     @property
@@ -118,9 +115,9 @@ class ModelCheckpoint(Monitor):
 
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
         """Find the best scores in the results that there are now."""
-        results, self._saved = runner.results, retention.position(runner)
+        results, self._saved = runner.results, position(runner)
         # one that was not judged when it came has no weights to save any more
-        self._judged = retention.key_of(results[-1]) if results else None
+        self._judged = key_of(results[-1]) if results else None
         monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
         self._ranking = Ranking(self.save_top_k, mode)
         for result in results:
@@ -129,15 +126,14 @@ class ModelCheckpoint(Monitor):
     def on_train_start(self, runner: Runner) -> None:
         """Find out now that the directory cannot be written, and not at the first save."""
         _, self._ranking.mode = self.resolve(runner.monitor, runner.config.monitor_mode)
-        self.failures = 0
         if self.is_first and runner.has_dir:
-            runner.world.on_main(partial(retention.preflight, runner))
-        if self.asynchronous:
-            self._writer, self._world = AsyncWriter(), runner.world.twin()
+            runner.world.on_main(partial(preflight, runner))
+        self._saver = Saver(runner.world, self.on_save_error)
+        self._saver.open(asynchronous=self.asynchronous)
 
     def on_checkpoint(self, runner: Runner) -> None:
         """Save what is due at this safe point."""
-        if self._writer is not None and (
+        if self._saver.is_asynchronous and (
             not runner.distributed or runner.global_step % runner.config.poll_interval == 0
         ):
             self._deliver(runner)
@@ -154,19 +150,17 @@ class ModelCheckpoint(Monitor):
         if not runner.distributed:  # else the others would have to take part
             self._deliver(runner, wait=True)
         if self.save_on_exception and not isinstance(error, CheckpointError):
-            retention.save_failure(runner, error)
+            save_failure(runner, error)
 
     def on_train_end(self, runner: Runner) -> None:
         """Wait for what is being written."""
         self._deliver(runner, wait=True)
-        if self.failures:
-            raise CheckpointError(f"{self.failures} saves failed in this run: see its log")
+        if self._saver.failures:
+            raise CheckpointError(f"{self._saver.failures} saves failed in this run: see its log")
 
     def on_teardown(self, runner: Runner) -> None:
         """Let no thread outlive the run."""
-        writer, self._writer, self._world = self._writer, None, World()
-        if writer is not None:
-            writer.drain()
+        self._saver.close()
 
     def state_dict(self) -> dict[str, Any]:
         """When was saved last."""
@@ -184,11 +178,11 @@ class ModelCheckpoint(Monitor):
         names: dict[str, dict[str, float]] = {}
         if self.is_first:
             due = self.every is not None and self.every.is_due(now, self._last)
-            if due or (runner.is_ending and retention.position(runner) != self._saved):
+            if due or (runner.is_ending and position(runner) != self._saved):
                 names["latest"] = {}
-                self._last, self._saved = now, retention.position(runner)
+                self._last, self._saved = now, position(runner)
             if self.keep_every is not None and self.keep_every.is_due(now, self._last_kept):
-                names[retention.number(runner, self.keep_every)] = {REGULAR: 1.0}
+                names[number(runner, self.keep_every)] = {REGULAR: 1.0}
                 self._last_kept = now
         if judged is None or not self.save_top_k:
             return names
@@ -196,18 +190,18 @@ class ModelCheckpoint(Monitor):
         if place == 0:
             names["best" if self.is_first else f"best-{self.name}"] = {}
         if self.save_top_k > 1:
-            names.setdefault(retention.number(runner, self.keep_every), {})[SCORE] = score
+            names.setdefault(number(runner, self.keep_every), {})[SCORE] = score
         return names
 
     def _judge(self, runner: Runner) -> tuple[float, int] | None:
         """Score and place of a result that was not judged yet, where it is among the best."""
         result = runner.latest_result
-        if result is None or self._judged == retention.key_of(result):
+        if result is None or self._judged == key_of(result):
             return None
         monitor, _ = self.resolve(runner.monitor, runner.config.monitor_mode)
         if monitor.startswith("train/") and not runner.epoch_complete:
             return None
-        self._judged = retention.key_of(result)
+        self._judged = key_of(result)
         if self.monitor is not None and self.best_score is None:
             self.score(monitor, result)  # says so where the value does not exist
         score = flatten(result).get(monitor)
@@ -224,52 +218,39 @@ class ModelCheckpoint(Monitor):
             groups = [((name,), checkpoint if name == "latest" else weights) for name in names]
         for group, contents in groups:
             reasons = {key: value for name in group for key, value in names[name].items()}
-            save = Save.of(runner, group, contents, reasons)
             self._deliver(runner, wait=True)
-            self._guard(runner, partial(self._write, runner, save))
+            save = runner.make_save(group, contents, reasons)
+            failures = self._saver.failures
+            self._announce(runner, self._saver.save(save, runner.checkpoints, self._tidy(runner)))
+            if self._saver.failures > failures:
+                self._saved = None
 
-    def _commit(self, world: World, store: CheckpointStore, save: Save) -> Path:
-        path = save.commit(world, store)
-        if self.is_first and (self.keep_last is not None or self.save_top_k > 1):
-            world.on_main(partial(self._rotate, store))
-        return path
+    def _tidy(self, runner: Runner) -> Callable[[], object] | None:
+        """What removes the numbered files that are not kept, where some are not."""
+        if not self.is_first or (self.keep_last is None and self.save_top_k <= 1):
+            return None
+        return partial(self._rotate, runner.checkpoints)
 
     def _rotate(self, store: CheckpointStore) -> None:
         entries, best, mode = store.candidates(), self.save_top_k, self._ranking.mode
-        store.rotate(retention.kept(entries, last=self.keep_last, best=best, mode=mode))
-
-    def _write(self, runner: Runner, save: Save) -> list[Path]:
-        """Write now, or let a thread of each process do it; returns what is on the disk."""
-        if self._writer is None or not save.can_wait:
-            return [self._commit(runner.world, runner.checkpoints, save)]
-        copied = save.copied(runner.world)
-        self._writer.submit(partial(self._commit, self._world, runner.checkpoints, copied))
-        return []
+        store.rotate(kept(entries, last=self.keep_last, best=best, mode=mode))
 
     def _deliver(self, runner: Runner, *, wait: bool = False) -> None:
         """Tell of the saves that ended in the background, here where hooks may run."""
-        writer = self._writer
-        if writer is not None and (wait or not runner.world.maximum([writer.busy])[0]):
-            self._guard(runner, writer.collect)
-
-    def _guard(self, runner: Runner, work: Callable[[], list[Path]]) -> None:
-        """Do what saves; a failure ends the run of all, or is counted."""
-        try:
-            paths = work()
-        except CheckpointError as error:
-            if self.on_save_error == "raise":
-                raise
-            self.failures += 1
+        failures = self._saver.failures
+        self._announce(runner, self._saver.deliver(wait=wait))
+        if self._saver.failures > failures:
             self._saved = None
-            runner.logger.warning("save failed (%d so far): %s", self.failures, error)
-            return
+
+    @staticmethod
+    def _announce(runner: Runner, paths: list[Path]) -> None:
         for path in paths:
             runner.callbacks("on_save", runner, path)
 
     # The rest
 
     def _forget(self) -> None:
-        self.failures, self._evaluations = 0, -1
+        self._evaluations = -1
         self._last = self._last_kept = Moment()
         self._judged, self._saved = None, (0, 0, 0)
         self._ranking = Ranking(self.save_top_k)
@@ -296,3 +277,39 @@ class ModelCheckpoint(Monitor):
                 f"ModelCheckpoint(name={self.name!r}): one with a name writes best-{self.name}.pth "
                 "alone; keep_every, save_top_k > 1 and save_on_exception are for the one without"
             )
+
+
+def number(runner: Runner, period: Every | None) -> str:
+    """The name of a file that is of one epoch or one step."""
+    by_step = runner.batch_index > 0 or (period is not None and period.unit == "steps")
+    return f"step-{runner.global_step}" if by_step else f"epoch-{runner.epoch}"
+
+
+def preflight(runner: Runner) -> None:
+    """Fail now where the first save would; the weights tell how much space it takes at least."""
+    store, model = runner.checkpoints, runner.unwrapped_model
+    is_first = not store.directory.is_dir() or store.is_empty()
+    weights = model.state_dict().values() if model is not None and is_first else ()
+    store.preflight(sum(getattr(weight, "nbytes", 0) for weight in weights) or None)
+
+
+def save_failure(runner: Runner, error: BaseException) -> None:
+    """Keep what this process has when a run fails; a warning where that is not possible."""
+    name = f"step-{runner.global_step}"
+    try:
+        contents = runner.state_dict(alone=True)
+        contents["run"]["crash"] = f"{type(error).__name__}: {error}"
+        store = CheckpointStore(runner.dir / "crash", run=str(runner.uuid))
+        runner.make_save((name,), contents).commit(World(), store)
+    except CheckpointError as failure:
+        runner.logger.warning("no crash/%s.pth is written: %s", name, failure)
+
+
+def position(runner: Runner) -> tuple[int, int, int]:
+    """The epoch, the step and the batch at which a run is."""
+    return runner.epoch, runner.global_step, runner.batch_index
+
+
+def key_of(result: Mapping[str, Any]) -> tuple[int, int]:
+    """The epoch and the step of a result."""
+    return result["epoch"], result["global_step"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from danling.defaults import default_callbacks
 NAMES = [callback.name for callback in default_callbacks()]
 
 
-def make(root: Path, **options: object) -> dl.AccelerateRunner:
+def make(root: Path, **options: Any) -> dl.AccelerateRunner:
     data = TensorDataset(torch.randn(16, 3), torch.randn(16, 1))
     model = nn.Linear(3, 1)
     return dl.AccelerateRunner(

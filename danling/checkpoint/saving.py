@@ -1,22 +1,26 @@
-"""One save of a checkpoint, from what a runner has to what is on the disk."""
+"""Saves of a run, each from its contents to the disk: at once, or in a thread of each process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from danling.checkpoint.background import Snapshot, snapshot
-from danling.checkpoint.sharded.state import split, write_shards
+from danling.checkpoint.background import AsyncWriter, Snapshot, snapshot
+from danling.checkpoint.sharded.state import write_shards
+from danling.distributed.world import World
+from danling.errors import CheckpointError
 
 if TYPE_CHECKING:
     from danling.checkpoint.sharded.shards import Parts
     from danling.checkpoint.store import CheckpointStore
-    from danling.distributed.world import World
-    from danling.runner.accelerate import AccelerateRunner
 
-__all__ = ["Save"]
+__all__ = ["Save", "Saver"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,11 @@ class Save:
     """One checkpoint to write: under which names, what is in it, of when it is, and why.
 
     Attributes:
-        names: Of the file.
-        contents: What `runner.state_dict()` gave, or a snapshot of it.
+        names: The names of the file.
+        contents: The head of the checkpoint, or a snapshot of it.
         parts: What each process writes its part of, if there is any.
-        global_step: Optimizer steps completed.
-        epoch: Epochs completed.
+        global_step: The number of optimizer steps completed.
+        epoch: The number of epochs completed.
         metrics: Numbers for people, and for the choice of what to keep.
     """
 
@@ -38,18 +42,6 @@ class Save:
     global_step: int
     epoch: int
     metrics: dict[str, float]
-
-    @classmethod
-    def of(
-        cls,
-        runner: AccelerateRunner,
-        names: tuple[str, ...],
-        contents: Any,
-        reasons: Mapping[str, float] | None = None,
-    ) -> Save:
-        """A save of this point of a run, with the reasons to keep it."""
-        metrics = runner.score_metrics() | dict(reasons or {})
-        return cls(names, *split(runner, contents), runner.global_step, runner.epoch, metrics)
 
     @property
     def can_wait(self) -> bool:
@@ -70,17 +62,126 @@ class Save:
         return world.together(copy)
 
     def commit(self, world: World, store: CheckpointStore) -> Path:
-        """Write it; a collective."""
-        shards = write_shards(world, store, self.global_step, self.parts)
+        """Write it; durable when this returns. A collective.
 
-        def commit() -> Path:
-            return store.commit(
-                self.contents,
-                self.names,
-                global_step=self.global_step,
-                epoch=self.epoch,
-                metrics=self.metrics,
-                shards=shards,
-            )
+        Raises:
+            CheckpointError: It could not be written; what was there before is intact.
+        """
+        shards = None
+        if self.parts is not None:
+            shards = write_shards(world, store, self.global_step, self.parts)
+        commit = partial(
+            store.commit,
+            self.contents,
+            self.names,
+            global_step=self.global_step,
+            epoch=self.epoch,
+            metrics=self.metrics,
+            shards=shards,
+        )
+        return commit() if world.size == 1 else world.on_main(commit)
 
-        return world.on_main(commit)
+
+class Saver:
+    """Writes saves, at once or in a thread of each process, and decides what a failed one does.
+
+    Args:
+        world: The processes of the run.
+        on_error: Whether a save that fails raises, or is counted and logged.
+
+    Attributes:
+        failures: The number of saves that failed since `open`.
+    """
+
+    def __init__(self, world: World, on_error: Literal["raise", "warn"] = "raise") -> None:
+        self.failures = 0
+        self._on_error = on_error
+        self._world = world
+        self._threads = world  # the same processes, as the threads agree
+        self._writer: AsyncWriter[Path] | None = None
+
+    def open(self, *, asynchronous: bool) -> None:
+        """Begin the saves of a training. A collective.
+
+        Args:
+            asynchronous: Whether files are written in a thread while training goes on.
+        """
+        self.failures = 0
+        if asynchronous:
+            self._writer, self._threads = AsyncWriter(), self._world.twin()
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether a thread writes."""
+        return self._writer is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way in the thread of this process."""
+        return self._writer is not None and self._writer.busy
+
+    def save(
+        self, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None = None
+    ) -> list[Path]:
+        """Write a save, or let a thread do it. A collective.
+
+        Args:
+            save: What is to be written.
+            store: Where it goes.
+            tidy: What the main process does after the commit, as to remove older files.
+
+        Returns:
+            The files that are on the disk now; `deliver` tells of those that a thread writes.
+
+        Raises:
+            CheckpointError: It could not be written, and `on_error` is "raise".
+        """
+        return self._guarded(partial(self._save, save, store, tidy))
+
+    def deliver(self, *, wait: bool = False) -> list[Path]:
+        """The files that threads have written since the last call. A collective.
+
+        Args:
+            wait: Whether to wait for the one under way.
+
+        Raises:
+            CheckpointError: A save failed, and `on_error` is "raise".
+        """
+        writer = self._writer
+        if writer is None or not (wait or not self._world.maximum([writer.busy])[0]):
+            return []
+        return self._guarded(writer.collect)
+
+    def close(self) -> None:
+        """Wait for the thread, and let it end."""
+        writer, self._writer, self._threads = self._writer, None, self._world
+        if writer is not None:
+            writer.drain()
+
+    def _save(
+        self, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None
+    ) -> list[Path]:
+        if self._writer is None or not save.can_wait:
+            return [self._commit(self._world, save, store, tidy)]
+        copied = save.copied(self._world)
+        self._writer.submit(partial(self._commit, self._threads, copied, store, tidy))
+        return []
+
+    @staticmethod
+    def _commit(
+        world: World, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None
+    ) -> Path:
+        path = save.commit(world, store)
+        if tidy is not None:
+            world.on_main(tidy)
+        return path
+
+    def _guarded(self, work: Callable[[], list[Path]]) -> list[Path]:
+        try:
+            return work()
+        except CheckpointError as error:
+            if self._on_error == "raise":
+                raise
+            self.failures += 1
+            _logger.warning("save failed (%d so far): %s", self.failures, error)
+            return []

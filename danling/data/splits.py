@@ -2,28 +2,149 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from danling.data.loader import Loader
+from danling.data.prepare import Placement, prepare_loader, split_settings
 from danling.distributed.world import World
-from danling.errors import DataError
+from danling.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    pass
+    from danling.config import Config
 
-__all__ = ["check_samples"]
+__all__ = ["Splits"]
+
+_logger = logging.getLogger(__name__)
 
 
-def check_samples(world: World, loader: Loader) -> None:
-    """Refuse data that is not the same on every process, each of which takes its share of it.
+class Splits:
+    """Datasets and iterables of batches by split, and a loader for each that is asked for.
 
-    Raises:
-        DataError: The number of samples differs.
+    What is assigned to `datasets` or `dataloaders`, or changed in them, is used by the next loader
+    that is asked for.
+
+    Args:
+        config: The configuration; its `dataloader` and `seed` are read when a loader is made.
+        world: The processes that share the samples.
+        placement: Where this process stands.
+
+    Attributes:
+        datasets: The datasets by split.
+        dataloaders: The iterables of batches by split.
     """
-    samples = world.gather(loader.samples)
-    if len(set(samples)) > 1:
-        found = ", ".join(f"{number} on rank {rank}" for rank, number in enumerate(samples))
+
+    def __init__(self, config: Config, world: World, placement: Placement) -> None:
+        self.datasets: dict[str, Any] = {}
+        self.dataloaders: dict[str, Any] = {}
+        self._config = config
+        self._world = world
+        self._placement = placement
+        self._loaders: dict[tuple[str, bool], tuple[Any, Mapping[str, Any], Loader]] = {}
+        self._in_use: dict[str, Loader] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The splits that there is data for."""
+        return list(self.datasets | self.dataloaders)
+
+    @property
+    def evaluation_names(self) -> list[str]:
+        """The splits that a training evaluates: all but `train` and `test`."""
+        return [split for split in self.names if split not in ("train", "test")]
+
+    def loader(self, split: str, *, evaluating: bool = False) -> Loader:
+        """The loader of a split; an evaluation of `train` has its own, in order.
+
+        Raises:
+            DataError: There is no such split, or its data or settings are wrong.
+        """
+        source = self._source(split)
+        settings = split_settings(self._config.dataloader, split, self.names)
+        made = self._loaders.get((split, evaluating))
+        if made is not None and made[0] is source and made[1] == settings:
+            return made[2]
+        if made is not None:
+            what = "data" if made[0] is not source else "loader settings"
+            _logger.info("the split %r has other %s from now on", split, what)
+        training = split == "train" and not evaluating
+        loader = prepare_loader(
+            split,
+            source,
+            batched=split in self.dataloaders,
+            settings=settings,
+            seed=int(self._config.seed or 0),
+            shuffle=training,
+            training=training,
+            placement=self._placement,
+        )
+        self._loaders[split, evaluating] = source, settings, loader
+        return loader
+
+    def take_up(self, split: str) -> Loader:
+        """The loader of a split for training: checkpoints hold where it is from now on.
+
+        Raises:
+            DataError: There is no such split, or processes have other samples of it.
+        """
+        loader = self._in_use[split] = self.loader(split)
+        self.check_samples(loader)
+        return loader
+
+    def check_samples(self, loader: Loader) -> None:
+        """Refuse data that is not the same on every process, each of which takes its share of it.
+
+        Raises:
+            DataError: The number of samples differs.
+        """
+        samples = self._world.gather(loader.samples)
+        if len(set(samples)) > 1:
+            found = ", ".join(f"{number} on rank {rank}" for rank, number in enumerate(samples))
+            raise DataError(
+                f"the samples of {loader.split!r} differ ({found}): hand all of the data to every "
+                "process, the runner gives each its share"
+            )
+
+    def forget_loaders(self) -> None:
+        """Make the loaders anew when they are asked for again, as for another seed."""
+        self._loaders = {}
+
+    # State
+
+    def state_dict(self, epoch: int, places: Mapping[str, int]) -> dict[str, Any]:
+        """Where the loaders are that the training has used.
+
+        Args:
+            epoch: The number of epochs completed.
+            places: The number of batches that were used of each split in this epoch.
+        """
+        return {
+            split: self._in_use[split].state_dict(epoch, places.get(split, 0))
+            for split in sorted(self._in_use)
+        }
+
+    def load_state_dict(self, states: Mapping[str, Any], *, elastic: bool = False) -> list[str]:
+        """Set the loaders to where they were.
+
+        Returns:
+            Why they are not exactly there; empty where they are.
+
+        Raises:
+            ResumeError: The data is not what it was.
+        """
+        reasons: list[str] = []
+        for split, state in states.items():
+            if split in self.names:
+                loader = self._in_use[split] = self.loader(split)
+                reasons += loader.load_state_dict(state, elastic=elastic)
+        return reasons
+
+    def _source(self, split: str) -> Any:
+        if split in self.dataloaders:
+            return self.dataloaders[split]
+        if split in self.datasets:
+            return self.datasets[split]
         raise DataError(
-            f"the samples of {loader.split!r} differ ({found}): hand all of the data to every "
-            "process, the runner gives each its share"
+            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}"
         )

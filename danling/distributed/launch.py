@@ -1,4 +1,4 @@
-"""The process group of a run that torchrun has started again."""
+"""The processes that a launcher started: the world of a run, also after torchrun's restart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 from danling.distributed.world import World
 from danling.errors import ConfigError
 
-__all__ = ["join_after_restart"]
+__all__ = ["forget_accelerate_state", "join_after_restart", "make_world"]
 
 
 def join_after_restart() -> None:

@@ -5,8 +5,8 @@ What torch has for them takes half a second to import, and is imported where the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,13 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from danling.distributed.world import World
 from danling.errors import ConfigError
 from danling.transfer import move
 
-if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
-
-__all__ = ["check_engine", "in_step", "is_engine", "is_partial", "is_sharded"]
+__all__ = ["check_engine", "in_step", "is_engine", "is_sharded"]
 
 
 _END = object()
@@ -61,34 +59,31 @@ def is_engine(model: Any) -> bool:
     return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
 
 
-def is_partial(model: Any) -> bool:
-    """Whether a process holds only a part of the weights, or of the state of their optimizer."""
-    return is_sharded(model) or is_engine(model)
+def in_step(
+    world: World,
+    batches: Iterator[Any],
+    forward: Callable[[Any], object],
+    device: torch.device,
+) -> Iterator[Any]:
+    """Yield the batches of an evaluation, with equally many forwards on all processes.
 
+    A forward of a sharded model gathers weights from all processes, which have unequally many
+    batches: one that has no more runs the model on some batch again, and drops what comes out.
 
-def gathers(model: Any) -> bool:
-    """Whether a forward gathers weights from all processes."""
-    stage = model.zero_optimization_stage() if is_engine(model) else 0
-    return stage == 3 or is_sharded(model)
-
-
-def in_step(runner: AccelerateRunner, batches: Iterator[Any]) -> Iterator[Any]:
-    """Batches of an evaluation; with a sharded model, equally many forwards on all processes.
-
-    A forward gathers weights from all processes, which have unequally many batches: one that has
-    no more runs the model on some batch again, and drops what comes out.
+    Args:
+        world: The processes.
+        batches: The batches of this process.
+        forward: What runs the model on a batch.
+        device: The device of this process.
     """
-    if not gathers(runner.model):
-        yield from batches
-        return
-    world, spare = runner.world, _END
+    spare = _END
     batch = next(batches, _END)
     if world.maximum([batch is _END])[0]:  # a split smaller than the world
         firsts = world.gather(None if batch is _END else move(batch, _CPU))
         spare = next((first for first in firsts if first is not None), _END)
     while world.maximum([batch is not _END])[0]:
         if batch is _END:
-            runner.predict_step(move(spare, runner.device))
+            forward(move(spare, device))
             continue
         spare = batch
         yield batch

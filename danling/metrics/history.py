@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from danling.config.config import Config
 from danling.errors import MetricError, did_you_mean
 
-__all__ = ["History", "Scored", "is_better"]
+__all__ = ["History", "is_better"]
 
 
 Result = dict[str, Any]
@@ -122,65 +121,6 @@ class History:
         value = result.get(split)
         found = value.get(name) if isinstance(value, Mapping) else None
         return None if found is None else float(found)
-
-
-class Scored:
-    """What a runner shows of its history."""
-
-    config: Config
-    _history: History | None = None
-
-    @property
-    def history(self) -> History:
-        """Results and scores; the monitor is settled on first use."""
-        if self._history is None:
-            monitor = self.config.monitor or self._default_monitor()
-            strict = self.config.monitor is not None
-            self._history = History(monitor, self.config.monitor_mode, strict=strict)
-        return self._history
-
-    @property
-    def monitor(self) -> str:
-        """Which value is the score."""
-        return self.history.monitor
-
-    @property
-    def results(self) -> list[dict[str, Any]]:
-        """One `{"epoch", "global_step", "train": {...}, "val": {...}}` per epoch and evaluation."""
-        return self.history.results
-
-    @property
-    def latest_result(self) -> dict[str, Any] | None:
-        return self.results[-1] if self.results else None
-
-    @property
-    def best_result(self) -> dict[str, Any] | None:
-        return self.history.best
-
-    @property
-    def scores(self) -> list[float | None]:
-        """The monitored value of each result."""
-        return self.history.scores
-
-    @property
-    def latest_score(self) -> float | None:
-        return self.scores[-1] if self.scores else None
-
-    @property
-    def best_score(self) -> float | None:
-        return self.history.best_score
-
-    @property
-    def is_best(self) -> bool:
-        """Whether the latest result is the best so far."""
-        return self.history.is_best
-
-    def score_metrics(self) -> dict[str, float]:
-        """The latest score by its tag, for the choice of which checkpoints to keep."""
-        return {} if self.latest_score is None else {self.monitor: self.latest_score}
-
-    def _default_monitor(self) -> str:
-        return "train/loss"
 
 
 def flatten(result: Mapping[str, Any]) -> dict[str, float]:

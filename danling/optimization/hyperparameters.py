@@ -1,4 +1,4 @@
-"""What optimizers and schedulers were given when they were made, so that new values win.
+"""The values that optimizers and schedulers were made with, so that new ones win on resume.
 
 `load_state_dict` of torch overwrites learning rates, decay and the horizon of a schedule with those
 of the checkpoint. Who resumes with another value means it: a checkpoint holds what the parts were
@@ -9,44 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from danling.checkpoint.encoding import named
 from danling.optimization.optimization import Optimization
 
-if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
-
-__all__ = ["changes", "given_to", "restore_optimization"]
+__all__ = ["changes", "made_with", "restore_optimization"]
 
 
 State = dict[str, Any]
 
 
-def given_to(runner: AccelerateRunner) -> dict[str, Any]:
+def made_with(optimization: Optimization) -> State:
     """What the optimizers and schedulers were made with, as they were when first asked for it."""
-    if runner.given is None:
-        runner.given = given(runner.optimization)
-    return runner.given
+    if optimization.made_with is None:
+        groups = {
+            name: [
+                {key: group[key] for key in group if key != "params"} for group in part.param_groups
+            ]
+            for name, part in optimization.optimizers.items()
+        }
+        schedules = {name: part.state_dict() for name, part in optimization.schedulers.items()}
+        optimization.made_with = deepcopy({"optimizer": groups, "scheduler": schedules})
+    return optimization.made_with
 
 
-def restore_optimization(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> None:
-    """Load optimizers and schedulers, with the values that were given now."""
-    then, now = checkpoint["run"]["given"], given_to(runner)
-    runner.optimization.load_state_dict(keep_given(runner.optimization, checkpoint, then, now))
-    move_to_schedule(runner.optimization, then, now)
-
-
-def given(optimization: Optimization) -> State:
-    """The values of all parts, to be taken before the first step."""
-    groups = {
-        name: [{key: group[key] for key in group if key != "params"} for group in part.param_groups]
-        for name, part in optimization.optimizers.items()
-    }
-    schedules = {name: part.state_dict() for name, part in optimization.schedulers.items()}
-    return deepcopy({"optimizer": groups, "scheduler": schedules})
+def restore_optimization(optimization: Optimization, checkpoint: Mapping[str, Any]) -> None:
+    """Load optimizers and schedulers, with the values that they were made with now."""
+    then, now = checkpoint["run"]["given"], made_with(optimization)
+    optimization.load_state_dict(keep_new_values(optimization, checkpoint, then, now))
+    move_to_schedule(optimization, then, now)
 
 
 def changes(then: State, now: State) -> list[str]:
@@ -59,7 +53,7 @@ def changes(then: State, now: State) -> list[str]:
     ]
 
 
-def keep_given(
+def keep_new_values(
     optimization: Optimization, checkpoint: Mapping[str, Any], then: State, now: State
 ) -> State:
     """The states of a checkpoint, with the values that are other ones now.

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from danling.checkpoint.encoding import named, unnamed
-from danling.checkpoint.sharded.state import load_optimizer_state, optimizer_state
+from danling.checkpoint.sharded.state import ModelState
 from danling.errors import RunError, did_you_mean
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
@@ -78,6 +78,10 @@ class Optimization:
             if getattr(optimizer.zero_grad, "__func__", None) is Optimizer.zero_grad
         }
         self._accelerator = accelerator
+        self.model_state = ModelState(None, None)
+        """The object that answers for the model in checkpoints."""
+        self.made_with: dict[str, Any] | None = None
+        """The values that optimizers and schedulers were made with: see `hyperparameters`."""
         self._model: Any = None
         self._prepared: dict[str, Any] = dict(optimizers)
         self._current = ""  # the optimizer whose step is open
@@ -261,7 +265,7 @@ class Optimization:
         return {
             "optimizer": unnamed(
                 {
-                    name: optimizer_state(self._model, part) if whole else part.state_dict()
+                    name: self.model_state.optimizer_state(part, whole=whole)
                     for name, part in self.optimizers.items()
                 }
             ),
@@ -275,7 +279,7 @@ class Optimization:
         """Take what `state_dict` gave."""
         states = named(state["optimizer"])
         for name in self.optimizers.keys() & states.keys():
-            load_optimizer_state(self._model, self.optimizers[name], states[name])
+            self.model_state.load_optimizer_state(self.optimizers[name], states[name])
         states = named(state["scheduler"])
         for name in self.schedulers.keys() & states.keys():
             self.schedulers[name].load_state_dict(states[name])

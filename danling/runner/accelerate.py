@@ -1,32 +1,78 @@
-"""The loop: epochs, batches, steps, evaluation; it fires hooks and has no feature."""
+"""The loop on Hugging Face Accelerate, in the order in which it is read.
+
+`AccelerateRunner` is made, opened, trains, evaluates, saves and goes on. It fires hooks and has no
+feature: features are callbacks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
 
-from danling.errors import DataError, RunError
-from danling.runner import state
-from danling.runner.batches import open_feed
-from danling.runner.evaluation import evaluate_splits, evaluation_mode, predict_split
-from danling.runner.loop import LoopRunner
-from danling.runner.progress import OpenBatch
-from danling.runner.resume import resume
+from danling.callback import Callback
+from danling.checkpoint.catalog import checked_names
+from danling.checkpoint.reading import read_checkpoint, read_together
+from danling.checkpoint.saving import Save
+from danling.checkpoint.sharded.state import model_state_of
+from danling.config import Config
+from danling.config.settings import STATE_KEYS
+from danling.data.loader import Loader
+from danling.data.prepare import Placement
+from danling.data.splits import Splits
+from danling.distributed.launch import forget_accelerate_state, join_after_restart, make_world
+from danling.distributed.sharding import check_engine, in_step
+from danling.distributed.world import World
+from danling.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MetricError,
+    ResumeError,
+    RunError,
+    did_you_mean,
+)
+from danling.metrics.logbook import Logbook
+from danling.metrics.metric import check_mergeable
+from danling.optimization.hyperparameters import changes, made_with, restore_optimization
+from danling.optimization.optimization import Optimization
+from danling.runner.base import BaseRunner
+from danling.runner.batches import Window, until_any_ends, windowed
+from danling.runner.compatibility import (
+    check_complete,
+    check_parts,
+    check_weights,
+    config_changes,
+    kinds,
+    obstacles,
+    part_problems,
+    surrounding_changes,
+    surroundings,
+)
+from danling.runner.evaluation import evaluation_mode, joined, to_host
+from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
+from danling.runner.resume import find_checkpoint, report, warn_of_newer
 from danling.runner.steps import forward, predict, read_output, sample_count
+from danling.seed import derive, rng_state, seed_everything, set_rng_state
+from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
 
 
-class AccelerateRunner(LoopRunner):
+class AccelerateRunner(BaseRunner):
     """Trains, evaluates and predicts with PyTorch on Accelerate; callbacks do everything else.
 
     Pass the parts in, or subclass and build them in `__init__` after `super().__init__(config)`.
-    Override
-    `train_step`, `evaluate_step` or `predict_step` for anything that is not
+    Override `train_step`, `evaluate_step` or `predict_step` for anything that is not
     `criterion(model(input), target)`.
 
     Args:
@@ -35,12 +81,12 @@ class AccelerateRunner(LoopRunner):
         criterion: A function of (output, target) that gives a scalar loss.
         optimizer: An optimizer, or several by name.
         scheduler: A scheduler, or several by the names of their optimizers.
-        datasets: Datasets by split. `train` is shuffled, the others are not.
+        datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
         metrics: By name, a function of (output, target) or an object with `update`, `compute` and
             `reset`.
-        callbacks: Callbacks besides the default ones; one of the same name takes a default one's
-            place.
+        callbacks: The callbacks besides the default ones; one of the same name takes a default
+            one's place.
         default_callbacks: Whether there are default ones: without any callback nothing at all is
             written.
         resume: `"auto"`, `"latest"`, `"best"`, a path or False; in place of `config.resume`.
@@ -64,22 +110,321 @@ class AccelerateRunner(LoopRunner):
         [['epoch', 'global_step', 'train', 'val'], ['epoch', 'global_step', 'train', 'val']]
     """
 
+    accelerator: Accelerator
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        *,
+        model: nn.Module | None = None,
+        criterion: Callable[..., Any] | None = None,
+        optimizer: Any = None,
+        scheduler: Any = None,
+        datasets: Mapping[str, Any] | None = None,
+        dataloaders: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        callbacks: Iterable[Callback] = (),
+        default_callbacks: bool = True,
+        resume: str | Path | bool | None = None,
+    ) -> None:
+        super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
+        if resume is not None:
+            self.config.resume = resume if isinstance(resume, bool) else str(resume)
+        self._settle_seed()
+        if self.distributed:
+            _ = self.uuid  # agreed now, so that any process may read it alone
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.data = Splits(
+            self.config, self.world, Placement(self.device, self.rank, self.world_size)
+        )
+        self.datasets = dict(datasets or {})
+        self.dataloaders = dict(dataloaders or {})
+        self.logbook = Logbook(self.world, self.device)
+        self.metrics = dict(metrics or {})
+        self.optimization = Optimization(self.accelerator, {}, {})
+        self._prepared = False
+        self._training: OpenTraining | None = None
+        self._epoch: OpenEpoch | None = None
+        self._batch: OpenBatch | None = None
+        self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
+        self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
+        self._log_interval, self._poll_interval = 50, 10
+        self._max_epochs = self._max_steps = math.inf
+        self._evaluate_every: Every | None = None
+
+    # How it is made
+
+    def _make_world(self) -> World:
+        join_after_restart()
+        self.accelerator = self.make_accelerator()
+        self.device = self.accelerator.device
+        self.precision = str(self.accelerator.mixed_precision)
+        return make_world(self.accelerator)
+
+    def make_accelerator(self) -> Accelerator:
+        """Make the accelerator from `config.accelerate`; override it for plug-in objects."""
+        options = dict(self.config.accelerate)
+        options.pop("gradient_accumulation_steps", None)  # the runner counts real micro-batches
+        try:
+            try:
+                return Accelerator(**options)
+            except ValueError as error:
+                if "already been initialized" not in str(error):
+                    raise
+                forget_accelerate_state()
+                return Accelerator(**options)
+        except TypeError as error:
+            raise ConfigError(
+                f"config.accelerate does not fit accelerate.Accelerator: {error}"
+            ) from error
+
+    def _settle_seed(self) -> None:
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+        drawn = seed_everything(self.config)
+        if self.distributed and self.config.drawn_seed:
+            seed = self.world.broadcast(drawn)
+            self.config.record_drawn_seed(seed)
+            seed_everything(seed)
+
+    def prepare(self) -> None:
+        """Place and wrap model and optimizers; called when the run opens, and done once."""
+        if self._prepared:
+            return
+        check_engine(self.accelerator, self.model)
+        optimizers, schedulers = by_name(self.optimizer), by_name(self.scheduler)
+        if unknown := set(schedulers) - set(optimizers):
+            raise ConfigError(
+                f"the scheduler {unknown.pop()!r} has no optimizer of that name: "
+                f"name schedulers as their optimizers, {list(optimizers)}"
+            )
+        self.optimization = self._optimization_kind()(
+            self.accelerator,
+            optimizers,
+            schedulers,
+            max_norm=self.config.max_grad_norm,
+            max_value=self.config.max_grad_value,
+            interval=self.config.scheduler_interval,
+        )
+        if self.distributed:
+            check_mergeable(self.metrics)
+        self.model = self.optimization.prepare(self.model)
+        self.optimization.model_state = model_state_of(
+            self.model, self.unwrapped_model, whole=self._saves_one_file()
+        )
+        if isinstance(self.criterion, nn.Module):
+            self.criterion.to(self.device)
+        self._prepared = True
+
+    def _optimization_kind(self) -> type[Optimization]:
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return Optimization
+        from danling.optimization.deepspeed import EngineOptimization, fill_config
+
+        batch_size = self.batch_size if "train" in self.splits else None
+        fill_config(self.accelerator, self.config, batch_size=batch_size)
+        return EngineOptimization
+
+    def _saves_one_file(self) -> bool:
+        """Whether checkpoints of a sharded model are one file, by our setting or Accelerate's."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
+        return (self.config.state_dict_type or chosen.lower()).startswith("full")
+
+    # What it has: model and optimizers, data and metrics
+
+    @property
+    def unwrapped_model(self) -> Any:
+        """The model without what Accelerate and `torch.compile` wrapped around it."""
+        if self.model is None:
+            return None
+        model = (
+            self.model if self.optimization.direct else self.accelerator.unwrap_model(self.model)
+        )
+        return getattr(model, "_orig_mod", model)
+
+    @property
+    def local_rank(self) -> int:
+        """The rank of this process on its machine."""
+        return int(self.accelerator.local_process_index)
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """The norm of all gradients of this step, before clipping; computed on first use.
+
+        Raises:
+            RunError: No step is open.
+        """
+        return self.optimization.grad_norm
+
+    @property
+    def gradients_are_readable(self) -> bool:
+        """Whether `.grad` of the parameters can be read before a step: not under DeepSpeed."""
+        return self.optimization.readable
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision as configured, for a forward outside the model."""
+        return self.accelerator.autocast()  # type: ignore[no-any-return]  # Accelerate is not annotated
+
+    @property
+    def accum_steps(self) -> int:  # type: ignore[override]  # it is a constant of the base
+        """The micro-batches of one optimizer step."""
+        options = self.config.accelerate
+        key = "gradient_accumulation_steps"
+        return int(options[key]) if key in options else 1  # get() composes an error and drops it
+
+    @property
+    def datasets(self) -> dict[str, Any]:
+        """The datasets by split; what is assigned is used from the next epoch on."""
+        return self.data.datasets
+
+    @datasets.setter
+    def datasets(self, datasets: Mapping[str, Any]) -> None:
+        self.data.datasets = dict(datasets)
+
+    @property
+    def dataloaders(self) -> dict[str, Any]:
+        """The iterables of batches by split; what is assigned is used from the next epoch on."""
+        return self.data.dataloaders
+
+    @dataloaders.setter
+    def dataloaders(self, dataloaders: Mapping[str, Any]) -> None:
+        self.data.dataloaders = dict(dataloaders)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics by name, of which each split has copies."""
+        return self.logbook.metrics
+
+    @metrics.setter
+    def metrics(self, metrics: Mapping[str, Any]) -> None:
+        self.logbook.metrics = dict(metrics)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that there is data for."""
+        return self.data.names
+
+    def loader(self, split: str, *, evaluating: bool = False) -> Loader:
+        """The loader of a split, as the loop iterates it; an evaluation has its own, in order.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        return self.data.loader(split, evaluating=evaluating)
+
+    def metrics_of(self, split: str) -> dict[str, Any]:
+        """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
+        return self.logbook.metrics_of(split)
+
+    @property
+    def evaluating(self) -> str | None:
+        """The split that is evaluated; None while nothing is."""
+        return self.logbook.evaluating
+
+    @property
+    def batch_size(self) -> int | None:
+        """The samples of a training batch of one process."""
+        return self.loader("train").batch_size
+
+    # How long it trains
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """The batches of an epoch on this process; None where they are unknown."""
+        return self.loader("train").length
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """The optimizer steps of an epoch; None where they are unknown."""
+        batches = self.batches_per_epoch
+        return None if batches is None else math.ceil(batches / self.accum_steps)
+
+    @property
+    def total_steps(self) -> int | None:
+        """The optimizer steps of the whole training; None where its length is unknown."""
+        limits = [] if self.config.max_steps is None else [int(self.config.max_steps)]
+        if (
+            self.config.max_epochs is not None
+            and "train" in self.splits
+            and self.steps_per_epoch is not None
+        ):
+            limits.append(self.config.max_epochs * self.steps_per_epoch)
+        return min(limits, default=None)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, from 0 to 1; NaN where its length is unknown."""
+        training = self._training
+        total = None if training is None else training.total_steps
+        total = self.total_steps if total is None else total
+        return math.nan if not total else min(self.global_step / total, 1.0)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the training ends at this point: a limit is reached or a stop was asked for."""
+        leaving = self._training is not None and self._training.is_leaving
+        return leaving or self._is_cut() or self.counters.epoch >= self._max_epochs
+
+    def _is_cut(self) -> bool:
+        """Whether the training ends even within an epoch."""
+        return self.stopping.reason is not None or self.counters.global_step >= self._max_steps
+
+    # How the run opens and closes
+
+    def _open(self) -> None:
+        config = self.config
+        self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
+        self._max_epochs = math.inf if config.max_epochs is None else config.max_epochs
+        self._max_steps = math.inf if config.max_steps is None else config.max_steps
+        every = config.evaluate_every
+        self._evaluate_every = None if every is None else Every(every)
+        self.prepare()
+        super()._open()
+        self._resume()
+
+    def _finish(self) -> None:
+        self._end_training()
+
+    def _unwind(self, error: BaseException | None) -> None:
+        training, self._epoch, self._batch = self._training, None, None
+        if training is not None:
+            training.failed = True
+            for names in training.deferred:
+                self.logger.warning("%s was not saved: the run ended before a safe point", names[0])
+        super()._unwind(error)
+        self._training = None
+
+    # The loop
+
     def train(self) -> None:
         """Train until `max_epochs` or `max_steps`, or until somebody stops it.
+
+            with runner:                                  on_setup
+                for epoch in runner.epochs():             on_train_start, on_epoch_start
+                    for batch in runner.batches():        on_fetch_start/end, on_batch_start
+                        output = runner.train_step(batch)
+                        runner.step(output)               on_before_step, on_step
+                        evaluate, if it is due            on_evaluate_start ... on_evaluate_end
+                                                          on_batch_end, on_checkpoint
+                    evaluate, if it is due
+                                                          on_epoch_end, on_checkpoint
+                                                          on_train_end
+                                                          on_teardown
 
         Raises:
             ConfigError: Neither limit is set.
         """
         self._check_limits()
         with self.world.call("train()"), nullcontext() if self.in_run else self:
-            self._train()
-
-    def _train(self) -> None:
-        for _ in self.epochs():
-            for batch in self.batches("train"):
-                self.step(self.train_step(batch))
+            for _ in self.epochs():
+                for batch in self.batches("train"):
+                    self.step(self.train_step(batch))
+                    if self._evaluate_every is not None:
+                        self._evaluate_if_due()
                 self._evaluate_if_due()
-            self._evaluate_if_due()
 
     def epochs(self) -> Iterator[int]:
         """Yield 0, 1, ... until a limit is reached; the hooks of an epoch fire around each.
@@ -94,13 +439,24 @@ class AccelerateRunner(LoopRunner):
 
     def _epochs(self) -> Iterator[int]:
         self._require_run()
-        token = self._start_training()
+        self._end_training()
+        training = self._open_training()
+        self.callbacks("on_train_start", self)
+        self._start_clock()
         while not self.is_ending:
-            self._start_epoch()
+            self._open_epoch(training)
+            if self.counters.batch_index == 0:  # else the run is resumed within it
+                self.logbook.start_epoch()
+                self.callbacks("on_epoch_start", self)
             yield self.epoch
-            if self._epochs_token is not token:
+            if self._training is not training:
                 raise RunError("these epochs are over: ask runner.epochs() for new ones")
-            self._end_epoch()
+            self._complete_epoch()
+            self.callbacks("on_epoch_end", self)
+            self._leave_epoch(training)
+            if self.epoch_complete:
+                self.callbacks("on_checkpoint", self)
+            self._save_deferred(training)
         self._end_training()
 
     def batches(self, split: str = "train") -> Iterator[Any]:
@@ -113,87 +469,125 @@ class AccelerateRunner(LoopRunner):
         self._require_epoch()
         return self._batches(split)
 
-    def _batches(self, split: str) -> Iterator[Any]:
-        self._require_epoch()
-        self._settle()
-        counters, heard = self.counters, self.callbacks.heard
-        feed, length = open_feed(self, split)
-        self._restore_rng()  # last of all: making an iterator may draw
-        self._batches_token = token = object()
-        for batch, window in feed:
-            self._batch = OpenBatch(batch, window)
-            if not self.optimization.direct:
-                self.optimization.synchronise(self.model, window.closes)
+    def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
+        training, epoch = self._require_epoch()
+        self._settle(training)
+        hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
+        epoch.iterator = iterator = object()
+        for data, window in self._windows(split, epoch):
+            self._batch = batch = OpenBatch(data, window)
+            if not optimization.direct:
+                optimization.synchronise(self.model, window.closes)
             if "on_batch_start" in heard:
-                self.callbacks("on_batch_start", self, batch)
+                hooks("on_batch_start", self, data)
             try:
-                yield batch
+                yield data
             except GeneratorExit:  # a `break`: the next call closes what it leaves open
-                if self._batches_token is token:
-                    self._left = True
+                if epoch.iterator is iterator:
+                    epoch.ended_by = "break"
                 raise
-            if self._batches_token is not token:
+            if epoch.iterator is not iterator:
                 raise RunError(
                     "these batches are of an epoch that is over: ask runner.batches() for new ones"
                 )
-            self._end_batch()
-            if "on_checkpoint" in heard or self._deferred:
-                self._pass_safe_point()
-            if window.closes and self._is_cut() and counters.batch_index != length:
+            if self._batch is batch:  # else an evaluation has closed it
+                self._complete_batch()
+                if "on_batch_end" in heard:
+                    training.busy = "in the middle of a step"
+                    hooks("on_batch_end", self, data, batch.output)
+                    training.busy = None
+                self._leave_batch(training, batch)
+            if training.at_safe_point:
+                training.at_safe_point = False
+                if "on_checkpoint" in heard:
+                    hooks("on_checkpoint", self)
+                if training.deferred:
+                    self._save_deferred(training)
+            if window.closes and self._is_cut() and epoch.place(self.batch_index) != epoch.length:
                 return
-        if counters.batch_index == 0:
+        if epoch.place(self.batch_index) == 0:
             raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
-        self._exhausted = True
+        epoch.ended_by = "last batch"
+
+    def _windows(self, split: str, epoch: OpenEpoch) -> Iterator[tuple[Any, Window]]:
+        """The batches of the open epoch that are left, each with its place in its window.
+
+        No batch after the last one is asked for where their number is known.
+        """
+        loader, done = self.data.take_up(split), epoch.begin(split, self.batch_index)
+        batches = loader.iterate(self.epoch, done)
+        epoch.length = length = loader.batches_in(self.epoch)
+        if self.distributed and length is None:
+            batches = until_any_ends(self.world, batches)
+        windows = windowed(batches, length, self.accum_steps, done)
+        if self.distributed or {"on_fetch_start", "on_fetch_end"} & self.callbacks.heard:
+            windows = self._announced(windows)
+        self._restore_rng()  # last of all: making an iterator may draw
+        return windows if length is None else islice(windows, length - done)
+
+    def _announced(self, windows: Iterator[tuple[Any, Window]]) -> Iterator[tuple[Any, Window]]:
+        """Tell callbacks and other processes of each fetch."""
+        while True:
+            self.world.begin_batch()
+            self.callbacks("on_fetch_start", self)
+            item = next(windows, None)
+            if item is None:
+                return
+            self.callbacks("on_fetch_end", self, item[0])
+            yield item
 
     def step(self, output: Any, optimizer: str | None = None) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.
 
         Args:
-            output: Of the train step: a scalar loss, a mapping with `"loss"`, or an object with
-                `.loss`.
-            optimizer: Which optimizer, where there are several; each of their steps counts in
-                `global_step`.
+            output: What the train step gave: a scalar loss, a mapping with `"loss"`, or an object
+                with `.loss`.
+            optimizer: The name of the optimizer, where there are several; each of their steps
+                counts in `global_step`.
 
         Raises:
             MetricError: There is no loss in the output, or it is not a scalar tensor.
             RunError: There is no batch in hand, or no optimizer.
         """
-        batch = self._require_batch()
-        window, optimization = batch.window, self.optimization
+        batch = self._batch
+        if batch is None:
+            raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
+        window, optimization, hooks = batch.window, self.optimization, self.callbacks
         name = optimization.choose(optimizer)
         loss, metrics, samples = read_output(output)
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
         if samples is None:
             samples = sample_count(batch.batch) or 1
-        kept = loss.detach()  # on CUDA a copy, because a CUDA graph reuses its place
-        self._meter.add("train/loss", kept.clone() if kept.is_cuda else kept, samples)
+        kept, add = loss.detach(), self.logbook.meter.add
+        add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
         for key, value in metrics.items():
-            self._meter.add(f"train/{key}", value, samples)
-        self._accumulated = not window.closes
-        if window.closes:
-            self._take_step(name, batch)
-
-    def _take_step(self, name: str, batch: OpenBatch) -> None:
-        hooks, optimization, counters = self.callbacks, self.optimization, self.counters
+            add(f"train/{key}", value, samples)
+        batch.has_gradients = True
+        if not window.closes:
+            return
         batch.stepped = False  # it may be by another optimizer
-        optimization.open(name, batch.window.rescale)
+        optimization.open(name, window.rescale)
         if "on_before_step" in hooks.heard:
             hooks("on_before_step", self)
         optimization.step()
-        counters.global_step += 1
-        self.is_log_step |= counters.global_step % self._log_interval == 0
+        self.counters.global_step += 1
+        self.is_log_step |= self.counters.global_step % self._log_interval == 0
         if "on_step" in hooks.heard:
             hooks("on_step", self)
         if optimization.used_norm is not None:
-            self._meter.add("optim/grad_norm", optimization.used_norm)
+            add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
-        batch.stepped = True
+        batch.stepped, batch.has_gradients = True, False
 
     # What a model does with a batch: override these
 
     def train_step(self, batch: Any) -> Any:
-        """Forward and loss: `criterion(model(input), target)`; for a mapping `model(**batch)`."""
+        """Forward and loss: `criterion(model(input), target)`; for a mapping `model(**batch)`.
+
+        Returns:
+            A scalar loss, a mapping with `"loss"`, or an object with `.loss`.
+        """
         metrics = self.metrics_of(self.evaluating or "train") if self.metrics else {}
         return forward(self.model, self.criterion, batch, metrics)
 
@@ -205,7 +599,7 @@ class AccelerateRunner(LoopRunner):
         """The model's output for a batch, with or without a target in it."""
         return predict(self.model, batch)
 
-    # Evaluation
+    # Evaluation and prediction
 
     def evaluate(self, *splits: str) -> dict[str, Any]:
         """Evaluate splits with the current weights, changing nothing of a training.
@@ -213,7 +607,7 @@ class AccelerateRunner(LoopRunner):
         Within a run the result becomes part of `results`; without one, no directory is claimed.
 
         Args:
-            splits: Which; without any, all but `train` and `test`.
+            splits: The splits to evaluate; without any, all but `train` and `test`.
 
         Returns:
             `{"loss": 0.04, "accuracy": 0.98}` for one split, `{split: result}` for several.
@@ -222,17 +616,50 @@ class AccelerateRunner(LoopRunner):
             DataError: There is no such split, or it is empty.
         """
         with self.world.call("evaluate()"):
-            self.close_step()
-            before = self._busy
-            if self._epochs_token is not None:
-                self._busy = "in the middle of an evaluation"
+            training, batch = self._training, self._batch
+            if training is not None and batch is not None and batch.stepped:
+                self._close_batch(training, batch)
+            before = None if training is None else training.busy
+            if training is not None:
+                training.busy = "in the middle of an evaluation"
             try:
-                results = evaluate_splits(self, splits)
-                if self._batches_token is not None:
-                    self._add_evaluation(results)
+                results = self._evaluate(splits)
+                if training is not None and self._epoch is not None:
+                    self._add_evaluation(self._epoch, results)
             finally:
-                self._busy = before
+                if training is not None:
+                    training.busy = before
         return results[splits[0]] if len(splits) == 1 else results
+
+    def _evaluate(self, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The results of splits, by default of all but `train` and `test`."""
+        self.prepare()
+        names = names or self.evaluation_splits
+        if not names:
+            raise DataError(f"no split to evaluate: without names it skips some of {self.splits}")
+        with evaluation_mode(self.model, partial=self.optimization.model_state.is_partial):
+            return {split: self._evaluate_split(split) for split in names}
+
+    def _evaluate_split(self, split: str) -> dict[str, float]:
+        """Means over the samples of a split, on the host, over all processes."""
+        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
+        with self.logbook.evaluation(split) as averages:
+            self.data.check_samples(loader)
+            hooks("on_evaluate_start", self, split)
+            for batch in self._in_step(loader.iterate(0)):
+                hooks("on_evaluate_batch_start", self, batch)
+                output = self.evaluate_step(batch)
+                loss, values, samples = read_output(output)
+                count = samples if samples is not None else sample_count(batch) or 1
+                averages.add(f"{split}/loss", loss.detach().clone(), count)
+                for name, value in values.items():
+                    averages.add(f"{split}/{name}", value, count)
+                hooks("on_evaluate_batch_end", self, batch, output)
+            result = self.logbook.evaluation_result(split, averages)
+        if not result:
+            raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
+        hooks("on_evaluate_end", self, split, result)
+        return result
 
     def predict(self, split: str = "test") -> Any:
         """The outputs of a split, each sample once and in order, on the CPU.
@@ -245,20 +672,268 @@ class AccelerateRunner(LoopRunner):
         """
         with self.world.call("predict()"):
             self.prepare()
-            with evaluation_mode(self.model):
-                return predict_split(self, split)
+            with evaluation_mode(self.model, partial=self.optimization.model_state.is_partial):
+                return self._predict(split)
 
-    @property
-    def grad_norm(self) -> Tensor:
-        """Norm of all gradients of this step, before clipping; computed on first use."""
-        return self.optimization.grad_norm
+    def _predict(self, split: str) -> Any:
+        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
+        self.data.check_samples(loader)
+        hooks("on_predict_start", self, split)
+        outputs: list[tuple[int, Any]] = []
+        for index, batch in enumerate(self._in_step(loader.iterate(0))):
+            output = self.predict_step(batch)
+            hooks("on_predict_batch_end", self, batch, output)
+            outputs.append((loader.positions(index)[0], to_host(output)))
+        hooks("on_predict_end", self, split)
+        return joined(self.world.gather(outputs))
+
+    def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches of an evaluation, as many on each process as the model needs."""
+        if not self.optimization.model_state.gathers:
+            return batches
+        return in_step(self.world, batches, self.predict_step, self.device)
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
+        every, epoch = self._evaluate_every, self._epoch
+        if every is None or epoch is None or not self.evaluation_splits:
+            return
+        now = self.now()
+        if epoch.ended_by == "last batch":
+            now = replace(now, epoch=now.epoch + 1)
+        elif every.unit == "epochs" or self._batch is None or not self._batch.stepped:
+            return
+        if every.is_due(now, self.last_evaluation):
+            self.last_evaluation = now
+            self.evaluate()
+
+    def _add_evaluation(self, epoch: OpenEpoch, results: Mapping[str, dict[str, float]]) -> None:
+        """Keep results for the epoch that ends, or as a result of their own within one."""
+        self.evaluations += 1
+        if epoch.ended_by is not None:
+            epoch.results |= results
+        else:
+            result = {"epoch": self.epoch, "global_step": self.global_step, **results}
+            self._add_result(result, scored=True)
+            epoch.within = self.latest_result
+        metrics = {
+            f"{split}/{name}": value
+            for split, result in results.items()
+            for name, value in result.items()
+        }
+        self.callbacks("on_log", self, metrics)
+        self.agree()
+
+    def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
+        self.history.add(result, scored=scored)
+        is_news = self.monitor.partition("/")[0] in result
+        if scored and is_news and self.latest_score is not None:
+            self.optimization.end_evaluation(self.latest_score)
+
+    # What is logged
+
+    def log(self, name: str | Mapping[str, Any], value: Any = None) -> None:
+        """Average a value until the log interval; it stays on its device until then.
+
+        Within an evaluation it becomes part of the split's result. A name without a split gets that
+        of what runs.
+
+        Args:
+            name: The name, or several values by name.
+            value: A scalar of this process; the means are over all of them.
+
+        Example:
+            >>> runner.log("aux", aux_loss)             # doctest: +SKIP
+            >>> runner.log({"optim/temperature": 0.5})  # doctest: +SKIP
+        """
+        self.logbook.log(name if isinstance(name, Mapping) else {name: value})
+
+    def _log_window(self) -> None:
+        """Give the means since the last log to `on_log`."""
+        if not (self.distributed or self.callbacks.hears("on_log")):
+            return  # a callback may be on one process only: what others hear is not known here
+        totals = self.logbook.end_window()
+        if not totals:
+            return
+        metrics = {tag: total.mean for tag, total in totals.items()}
+        bad = {tag: total.nonfinite for tag, total in totals.items() if total.nonfinite}
+        if bad:
+            metrics["train/nonfinite"] = float(sum(bad.values()))
+            self.logger.warning(
+                "values that are not finite by global step %d: %s", self.global_step, bad
+            )
+        self.callbacks("on_log", self, metrics | self.optimization.learning_rates())
+
+    # How a training, an epoch and a batch open and close
+
+    def _require_run(self) -> None:
+        if not self.in_run:
+            raise RunError("epochs() needs an open run: write `with runner:` around it")
+
+    def _require_epoch(self) -> tuple[OpenTraining, OpenEpoch]:
+        if self._training is None or self._epoch is None:
+            raise RunError(
+                "batches() needs an open epoch: write `for epoch in runner.epochs():` around it"
+            )
+        return self._training, self._epoch
+
+    def _check_limits(self) -> None:
+        if self.config.max_epochs is None and self.config.max_steps is None:
+            raise ConfigError(
+                "nothing says when training ends: set max_epochs or max_steps in the configuration"
+            )
+
+    def _check_monitor(self) -> None:
+        split = self.monitor.partition("/")[0]
+        if split not in ("train", *self.splits):
+            known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
+            raise MetricError(
+                f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
+            )
+
+    def _open_training(self) -> OpenTraining:
+        self._check_limits()
+        self._check_monitor()
+        self._training = training = OpenTraining()
+        self.optimization.discard()  # what an exception left behind
+        self.is_log_step = False
+        if self.model is not None and not self.model.training:
+            self.model.train()  # else modules in evaluation mode are there on purpose: frozen
+        if self.rank > 0 and self.global_step == self.batch_index == 0:
+            seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
+        training.total_steps = self.total_steps
+        return training
+
+    def _start_clock(self) -> None:
+        self.clock.start()
+        self.agree()  # on what was asked for until now: a stop, the time
+        if self.is_ending:
+            limit = f"epoch {self.epoch}, global step {self.global_step} is the limit of this run"
+            self.logger.warning("nothing to do: %s", self.stop_reason or limit)
+
+    def _end_training(self) -> None:
+        """Close what is open, innermost first, and fire the hooks of its end."""
+        training = self._training
+        if training is None:
+            return
+        if self._epoch is not None:  # left by a `break`: the last chance to save
+            training.is_leaving = True
+            training.at_safe_point |= self.counters.global_step > 0
+            self._complete_epoch(cut=True)
+            self.callbacks("on_epoch_end", self)
+            self._leave_epoch(training)
+            if self.epoch_complete:
+                self.callbacks("on_checkpoint", self)
+            self._save_deferred(training)
+            training.is_leaving = False
+        if self.logbook.meter or self.distributed:  # what other processes have is not known here
+            self._log_window()
+        self._training = None
+        self.clock.stop()
+        self.callbacks("on_train_end", self)
+
+    def _open_epoch(self, training: OpenTraining) -> None:
+        self._epoch = OpenEpoch(self._places)
+        self._epoch.within = self.latest_result if self.batch_index else None
+        self.epoch_complete = False
+        training.busy = None
+        training.total_steps = self.total_steps
+
+    def _complete_epoch(self, *, cut: bool = False) -> None:
+        """Count the open epoch and add its result; one that was cut counts as not completed."""
+        training, epoch = self._require_epoch()
+        self._settle(training)
+        training.busy = "at the end of an epoch"
+        self.epoch_complete = epoch.ended_by == "last batch" or not (cut or self._is_cut())
+        epoch.iterator = self._epoch = None
+        self._places = epoch.places(self.batch_index)
+        if self.epoch_complete:
+            self.counters.epoch += 1
+            self.counters.batch_index = 0
+            self._places = {}
+            self.optimization.end_epoch()
+            if epoch.within is not None and epoch.within["global_step"] == self.global_step:
+                epoch.within["epoch"] = self.epoch  # an evaluation at its last step is its own
+        result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
+        if means := self.logbook.epoch_means():
+            if values := self.logbook.epoch_metrics():  # known when the epoch is over, not before
+                self.callbacks("on_log", self, {f"train/{name}": values[name] for name in values})
+            result["train"] = means | values
+        self._add_result(result | epoch.results, scored=self.epoch_complete)
+
+    def _leave_epoch(self, training: OpenTraining) -> None:
+        self.agree()
+        training.busy = None
+
+    def _complete_batch(self) -> None:
+        """Count the batch in hand, whose end hook follows."""
+        self._batch = None
+        self.counters.batch_index += 1
+
+    def _leave_batch(self, training: OpenTraining, batch: OpenBatch) -> None:
+        """Log and agree after a step, when the batch has ended."""
+        training.has_gradients = not batch.stepped and (
+            training.has_gradients or batch.has_gradients
+        )
+        if batch.stepped:
+            training.at_safe_point = True
+            if self.is_log_step:
+                self._log_window()
+                self.is_log_step = False
+            if self.counters.global_step % self._poll_interval == 0:
+                self.agree()
+        elif batch.window.closes:
+            self._drop_window(training)
+
+    def _close_batch(self, training: OpenTraining, batch: OpenBatch) -> None:
+        """End the batch in hand early, as before an evaluation or a save in the loop's body."""
+        self._complete_batch()
+        if "on_batch_end" in self.callbacks.heard:
+            training.busy = "in the middle of a step"
+            self.callbacks("on_batch_end", self, batch.batch, batch.output)
+            training.busy = None
+        self._leave_batch(training, batch)
+
+    def _settle(self, training: OpenTraining) -> None:
+        """Close the batch that a `break` left open, and pass the safe point after it."""
+        if (batch := self._batch) is not None:
+            self._close_batch(training, batch)
+            if not batch.window.closes:
+                self._drop_window(training)
+        if training.at_safe_point:
+            training.at_safe_point = False
+            self.callbacks("on_checkpoint", self)
+            self._save_deferred(training)
+
+    def _drop_window(self, training: OpenTraining) -> None:
+        """Forget the gradients of a window that will not be stepped."""
+        if training.has_gradients:
+            self.logger.warning(
+                "an accumulation window ended without a step: its gradients are dropped"
+            )
+            self.optimization.discard()
+            training.has_gradients = False
 
     # Checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a checkpoint holds (of a sharded model, its parts); all must call it."""
-        with self.world.call("state_dict()"):
-            return state.take(self)
+    def _places_now(self) -> dict[str, int]:
+        """The batches of each split that were used in the epoch that is open, or was cut."""
+        return self._places if self._epoch is None else self._epoch.places(self.batch_index)
+
+    @property
+    def unsafe(self) -> str | None:
+        """Why a run could not go on exactly from here; None at a safe point."""
+        training, batch = self._training, self._batch
+        if training is None:
+            return None
+        if training.has_gradients or (batch is not None and batch.has_gradients):
+            return "in the middle of an accumulation window"
+        if self.is_log_step or (batch is not None and not batch.stepped):
+            return "in the middle of a step"
+        if training.failed:
+            return "while the run failed"
+        ends = self._epoch is not None and self._epoch.results
+        return training.busy or ("at the end of an epoch" if ends else None)
 
     def save_checkpoint(self, *names: str) -> Path:
         """Commit a checkpoint under the given names, or as `latest`; a collective.
@@ -271,7 +946,87 @@ class AccelerateRunner(LoopRunner):
             CheckpointError: It could not be written; what was there before is intact.
         """
         with self.world.call("save_checkpoint()"):
-            return state.save(self, names or ("latest",))
+            return self._save(checked_names(names or ("latest",)))
+
+    def _save(self, names: tuple[str, ...]) -> Path:
+        training, batch = self._training, self._batch
+        if training is not None and batch is not None and batch.stepped:
+            self._close_batch(training, batch)
+        place, path = self.unsafe, self.checkpoints.directory / f"{names[0]}.pth"
+        if place and training is not None and not training.failed:
+            training.deferred[names] = partial(self._save, names)
+            return path
+        if place:  # `latest` stays what a run can go on from
+            number = f"step-{self.global_step}"
+            names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
+            path = path.with_name(f"{names[0]}.pth")
+            self.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
+        self.make_save(names, self._state()).commit(self.world, self.checkpoints)
+        self.callbacks("on_save", self, path)
+        return path
+
+    def _save_deferred(self, training: OpenTraining) -> None:
+        deferred, training.deferred = training.deferred, {}
+        for save in deferred.values():
+            save()
+
+    def make_save(
+        self,
+        names: tuple[str, ...],
+        contents: Mapping[str, Any],
+        reasons: Mapping[str, float] | None = None,
+    ) -> Save:
+        """A save of this point of the run; of a sharded model each process has its part of it."""
+        head, parts = self.optimization.model_state.split(contents)
+        return replace(super().make_save(names, head, reasons), parts=parts)
+
+    def state_dict(self, *, alone: bool = False) -> dict[str, Any]:
+        """Everything that the run needs to go on from here; all processes must call it.
+
+        Of a sharded model each process gets the parts that it has, unless checkpoints are one file.
+
+        Args:
+            alone: Whether only this process takes part, as where another one is gone. Replicas have
+                the same weights; the others' random streams, averages and places in their data are
+                missing then.
+
+        Raises:
+            CheckpointError: This process is alone, and has only a part of the weights.
+        """
+        if not alone:
+            with self.world.call("state_dict()"):
+                return self._state()
+        if self.distributed and self.optimization.model_state.is_partial:
+            raise CheckpointError(
+                "each process holds a part of the weights, and one of them is gone"
+            )
+        return self._state(alone=True)
+
+    def _state(self, *, alone: bool = False) -> dict[str, Any]:
+        gather: Callable[[Any], list[Any]] = (lambda value: [value]) if alone else self.world.gather
+        whole = alone or self.optimization.model_state.whole
+        common = super().state_dict()
+        return {
+            "model": self.optimization.model_state.state(whole=whole),
+            **self.optimization.state_dict(whole),
+            "config": common["config"],
+            "results": common["results"],
+            "callbacks": common["callbacks"],
+            "data": {
+                **asdict(self.counters),
+                "loaders": gather(self.data.state_dict(self.epoch, self._places_now())),
+                "open": gather(self.logbook.state_dict()),
+                "last_evaluation": asdict(self.last_evaluation),
+            },
+            "rng": gather(rng_state()),
+            "run": {
+                **common["run"],
+                "unsafe": self.unsafe,
+                "surroundings": surroundings(self.accelerator),
+                "kinds": kinds(self.optimization),
+                "given": made_with(self.optimization),
+            },
+        }
 
     def load_checkpoint(self, path: str | Path, *, strict: bool = True) -> None:
         """Take weights, optimizer, counters and all other state of a checkpoint file.
@@ -281,17 +1036,156 @@ class AccelerateRunner(LoopRunner):
             ResumeError: It cannot be continued exactly, and `strict` is set.
         """
         with self.world.call("load_checkpoint()"):
-            state.load(self, Path(path), strict=strict)
+            checkpoint, path = read_together(
+                self.world, lambda: (read_checkpoint(path, whole=False), Path(path))
+            )
+            self._restore(checkpoint, path, strict=strict)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **parts: Any) -> Self:
-        """A runner with configuration and state of a checkpoint, for a new run or evaluation."""
-        return state.build(cls, Path(path), parts)
+        """A runner with configuration and state of a checkpoint, for a new run or evaluation.
 
-    def _open(self) -> None:
-        super()._open()
-        resume(self)
+        Args:
+            path: The file.
+            **parts: Arguments of the constructor; `config` in place of the one of the file.
+
+        Raises:
+            CheckpointError: The file is damaged, or does not fit the parts.
+        """
+        checkpoint = read_checkpoint(path, whole=False)
+        saved = checkpoint["config"]
+        own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
+        config = parts.get("config") or Config(own)
+        runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
+        runner._restore(checkpoint, Path(path))
+        return runner
+
+    def _resume(self) -> None:
+        """Load the checkpoint that the run goes on from, if there is one."""
+        if self.run.message:
+            self.logger.info("%s", self.run.message)
+        made_with(self.optimization)
+        if self.run.checkpoint is None:
+            return
+        found = find_checkpoint(self.checkpoints, self.run.checkpoint, self.world, self.logger)
+        if found is not None:
+            self._restore(*found)
+            report(self.logger, self.resume_report or {}, found[1])
+            warn_of_newer(self.logger, self.world, self.checkpoints, self.global_step)
+
+    def _restore(self, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True) -> None:
+        """Take a checkpoint: everything is compared before anything is changed."""
+        self.prepare()
+        made = made_with(self.optimization)
+        if not strict and "data" not in checkpoint:
+            self._restore_weights(checkpoint, path)
+            return
+        reasons = self.world.together(lambda: self._compare(checkpoint, path, strict))
+        fits = not part_problems(self.optimization, checkpoint)  # else left out: it is not strict
+        model_state, optimizers = self.optimization.model_state, self.optimization.optimizers
+        checkpoint = model_state.read(checkpoint, path, self.world, optimizers, fits=fits)
+        if self.model is not None:
+            model_state.load(checkpoint["model"], strict=strict)
+        if fits:
+            restore_optimization(self.optimization, checkpoint)
+        self._restore_own(checkpoint["data"]["open"], checkpoint["rng"])
+        reasons += self.load_state_dict(checkpoint, strict=strict)
+        run = checkpoint["run"]
+        self.resume_report = {
+            "exact": not reasons,
+            "reasons": reasons,
+            "changes": config_changes(self.config, checkpoint["config"])
+            + changes(run["given"], made),
+            "checkpoint": path.name,
+            "run": run["uuid"],
+            "epoch": self.epoch,
+            "global_step": self.global_step,
+        }
+        self.callbacks("on_load", self, checkpoint)
+
+    def _compare(self, checkpoint: Mapping[str, Any], path: Path, strict: bool) -> list[str]:
+        """Why the continuation will not be exact, all of which was asked for or cannot be helped.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit.
+            ResumeError: It does, but the continuation would not be the one that was asked for.
+        """
+        check_complete(checkpoint, path)
+        left_out = check_parts(self.optimization, checkpoint, path, strict=strict)
+        self._adopt_drawn_seed(checkpoint["config"])
+        try:
+            doubts = self._restore_loaders(checkpoint["data"])
+        except ResumeError as error:
+            self.data.forget_loaders()
+            if strict:
+                raise
+            doubts = [str(error)]
+        run = checkpoint["run"]
+        now = {"world_size": self.world_size, "accum_steps": self.accum_steps}
+        found = obstacles(run, now)
+        if found and strict and not self.config.elastic:
+            self.data.forget_loaders()
+            raise ResumeError(
+                f"{path} cannot be continued exactly: {'; '.join(found)}. The ways out: put the "
+                "old values back; or pass elastic=True to go on with the new ones, not bit for bit "
+                "as before; or take what fits with load_checkpoint(path, strict=False)"
+            )
+        then = run.get("surroundings", {})
+        return left_out + found + doubts + surrounding_changes(then, surroundings(self.accelerator))
+
+    def _restore_weights(self, checkpoint: Mapping[str, Any], path: Path) -> None:
+        """Load the weights of a file that has nothing else."""
+        model_state = self.optimization.model_state
+        left_out = check_weights(model_state, checkpoint["model"], path)
+        optimizers = self.optimization.optimizers
+        weights = model_state.read(checkpoint, path, self.world, optimizers)["model"]
+        model_state.load(weights, strict=False)
+        self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
+
+    def _restore_own(
+        self, states: Sequence[Mapping[str, Any]], streams: Sequence[dict[str, Any]]
+    ) -> None:
+        """Take what was each process's own: open averages and metrics, and random streams.
+
+        Where the number of processes has changed, the main one goes on with the sums of all, and a
+        process that was not there begins streams of its own.
+        """
+        if len(states) == self.world_size:
+            self.logbook.load_state_dict(states[self.rank])
+        elif self.is_main_process:
+            self.logbook.load_state_dict(*states)
+        if self.rank < len(streams):
+            self._loaded_rng = streams[self.rank]
+        else:
+            seed = derive(int(self.config.seed or 0), "step", self.global_step)
+            seed_everything(seed, self.rank)
+            self._loaded_rng = rng_state()
+
+    def _restore_loaders(self, data: Mapping[str, Any]) -> list[str]:
+        """Set the loaders to where they were; returns why they are not exactly there."""
+        states = data["loaders"]
+        own = states[self.rank] if len(states) == self.world_size else states[0]
+        self._places = {split: state["batch_index"] for split, state in own.items()}
+        return self.data.load_state_dict(own, elastic=self.config.elastic)
+
+    def _adopt_drawn_seed(self, saved: Mapping[str, Any]) -> None:
+        """Go on with the seed that the run drew, where this process was not given one either."""
+        if self.config.drawn_seed and saved["seed"] != self.config.seed:
+            self.config.record_drawn_seed(saved["seed"])
+            self.data.forget_loaders()
 
     def _restore_rng(self) -> None:
-        if self.pending_rng is not None:
-            state.restore_rng(self)
+        """Put the random streams back, once, right before the first batch after a resume."""
+        state, self._loaded_rng = self._loaded_rng, None
+        told = self.resume_report
+        if state is None or not (problems := set_rng_state(state)) or told is None:
+            return
+        self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
+        self.logger.warning("the random streams are not exactly restored: %s", problems)
+
+
+def by_name(part: Any) -> dict[str, Any]:
+    """Several parts by name; a single one is named `""`."""
+    if part is None:
+        return {}
+    return dict(part) if isinstance(part, Mapping) else {"": part}

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from danling.callback import HOOKS, Callback
 from danling.errors import CallbackError, CheckpointError, RunError, did_you_mean
-
-if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
 
 __all__ = ["Callbacks"]
 
@@ -48,6 +45,7 @@ class Callbacks:
         self._defaults: list[Callback] = list(defaults)
         self._tables: dict[str, tuple[Listener, ...]] = {}
         self.heard: set[str] = set()
+        self._unclaimed: dict[str, dict[str, Any]] = {}
         self.in_run = False
         if isinstance(callbacks, Callback):
             kind = type(callbacks).__name__
@@ -140,6 +138,38 @@ class Callbacks:
     def __repr__(self) -> str:
         return f"Callbacks([{', '.join(callback.name for callback in self._all)}])"
 
+    # State
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """The state of each callback by name, and those that no callback of now has claimed."""
+        return {callback.name: callback.state_dict() for callback in self._all} | self._unclaimed
+
+    def load_state_dict(
+        self, states: Mapping[str, dict[str, Any]], *, strict: bool = True
+    ) -> tuple[list[str], str]:
+        """Give each callback its state by name.
+
+        Returns:
+            Which states did not load, where `strict` is not set; and a line on which callbacks came
+            and went, empty where they are the same.
+
+        Raises:
+            CheckpointError: A state does not load, and `strict` is set.
+        """
+        names = {callback.name for callback in self._all}
+        problems: list[str] = []
+        for callback in [callback for callback in self._all if callback.name in states]:
+            try:
+                callback.load_state_dict(states[callback.name])
+            except Exception as error:
+                problems.append(f"the state of callback {callback.name!r} does not load: {error!r}")
+                if strict:
+                    raise CheckpointError(problems[-1]) from error
+        self._unclaimed = {name: state for name, state in states.items() if name not in names}
+        gone = sorted(name for name, state in self._unclaimed.items() if state)
+        lists = [("new", sorted(names - states.keys())), ("gone", gone)]
+        return problems, "; ".join(f"{word}: {', '.join(found)}" for word, found in lists if found)
+
     def _check(self, callback: object, others: list[Callback]) -> None:
         if not isinstance(callback, Callback):
             hint = f": write {callback.__name__}()" if isinstance(callback, type) else ""
@@ -163,27 +193,3 @@ def add_note(error: BaseException, callback: Callback, hook: str, runner: Any) -
         f"raised by {type(callback).__name__} ({callback.name!r}) in {hook}, "
         f"epoch {runner.epoch}, global step {runner.global_step}"
     )
-
-
-def restore_callbacks(
-    runner: AccelerateRunner, states: Mapping[str, dict[str, Any]], *, strict: bool
-) -> list[str]:
-    """Give each callback its state by name, and report in one line which came and went."""
-    names = {callback.name for callback in runner.callbacks}
-    problems: list[str] = []
-    for callback in [callback for callback in runner.callbacks if callback.name in states]:
-        try:
-            callback.load_state_dict(states[callback.name])
-        except Exception as error:
-            problems.append(f"the state of callback {callback.name!r} does not load: {error!r}")
-            if strict:
-                raise CheckpointError(problems[-1]) from error
-    runner.foreign_state = {name: state for name, state in states.items() if name not in names}
-    added = sorted(names - states.keys())
-    removed = sorted(name for name, state in runner.foreign_state.items() if state)
-    told = [("new", added), ("gone", removed)]
-    if lists := [f"{word}: {', '.join(found)}" for word, found in told if found]:
-        runner.logger.warning(
-            "the callbacks differ from those of the checkpoint (%s)", "; ".join(lists)
-        )
-    return problems

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from danling.checkpoint.encoding import named
-from danling.checkpoint.sharded.deepspeed import described, layout
+from danling.checkpoint.sharded.state import ModelState
+from danling.config import Config
 from danling.config.mapping import difference
 from danling.config.settings import STATE_KEYS
-from danling.distributed.sharding import is_engine
 from danling.errors import CheckpointError
 from danling.files.json import to_plain
-
-if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
+from danling.optimization import Optimization
 
 __all__ = [
     "check_complete",
@@ -27,6 +26,7 @@ __all__ = [
     "kinds",
     "obstacles",
     "part_problems",
+    "surrounding_changes",
     "surroundings",
 ]
 
@@ -36,21 +36,28 @@ _REQUIRED = (*_OPTIMIZATION, "config", "results", "callbacks", "data", "rng", "r
 _SHOWN = 8  # problems in a message
 
 
-def kinds(runner: AccelerateRunner) -> dict[str, dict[str, str]]:
+def kinds(optimization: Optimization) -> dict[str, dict[str, str]]:
     """The classes of optimizers and schedulers, by name."""
     return {
         kind: {name: type(part).__name__ for name, part in parts.items()}
-        for kind, parts in _parts(runner).items()
+        for kind, parts in _parts(optimization).items()
     }
 
 
-def surroundings(runner: AccelerateRunner) -> dict[str, str]:
+def surroundings(accelerator: Accelerator) -> dict[str, str]:
     """What else decides about the last bits of a computation."""
     return {
         "torch": str(torch.__version__),
-        "mixed_precision": str(runner.accelerator.mixed_precision),
-        "device": runner.device.type,
+        "mixed_precision": str(accelerator.mixed_precision),
+        "device": accelerator.device.type,
     }
+
+
+def surrounding_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What of the surroundings is other than it was."""
+    return [
+        f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]
+    ]
 
 
 def check_complete(checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -70,7 +77,7 @@ def check_complete(checkpoint: Mapping[str, Any], path: Path) -> None:
 
 
 def check_parts(
-    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
+    optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
 ) -> list[str]:
     """Compare names, shapes and types of weights, optimizers and schedulers.
 
@@ -80,14 +87,14 @@ def check_parts(
     Raises:
         CheckpointError: Something does not fit; nothing was changed.
     """
-    wrong, other = _model_problems(runner.unwrapped_model, checkpoint["model"])
-    other += part_problems(runner, checkpoint)
+    wrong, other = _model_problems(optimization.model_state, checkpoint["model"])
+    other += part_problems(optimization, checkpoint)
     if wrong or (other and strict):
         raise _unfit(path, wrong + other)
     return other
 
 
-def check_weights(model: torch.nn.Module | None, state: Mapping[str, Any], path: Path) -> list[str]:
+def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> list[str]:
     """Compare weights alone; returns which are on one side only.
 
     Raises:
@@ -99,13 +106,13 @@ def check_weights(model: torch.nn.Module | None, state: Mapping[str, Any], path:
     return other
 
 
-def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> list[str]:
+def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> list[str]:
     """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
-    recorded, now = checkpoint["run"].get("kinds", {}), kinds(runner)
+    recorded, now = checkpoint["run"].get("kinds", {}), kinds(optimization)
     problems: list[str] = []
     if now["optimizer"]:
-        problems += _engine_problems(runner.model, checkpoint.get("engine"))
-    for kind, parts in _parts(runner).items():
+        problems += _engine_problems(optimization.model_state, checkpoint.get("engine"))
+    for kind, parts in _parts(optimization).items():
         if not now["optimizer"]:
             break  # nothing will be trained
         saved = named(checkpoint[kind])
@@ -116,14 +123,18 @@ def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> li
             if then != now[kind][name]:
                 problems.append(f"{_label(kind, name)} was {then}, now it is {now[kind][name]}")
             elif kind == "optimizer":
-                groups = runner.optimization.groups(name)
+                groups = optimization.groups(name)
                 problems += _group_problems(_label(kind, name), groups, saved[name])
     return problems
 
 
-def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
-    """What of the run itself makes an exact continuation impossible."""
-    now = {"world_size": runner.world_size, "accum_steps": runner.accum_steps}
+def obstacles(run: Mapping[str, Any], now: Mapping[str, int]) -> list[str]:
+    """What of the run itself makes an exact continuation impossible.
+
+    Args:
+        run: The part `run` of the checkpoint.
+        now: The number of processes and of micro-batches in a step.
+    """
     found = [f"{key} {run[key]} -> {value}" for key, value in now.items() if run[key] != value]
     if crash := run.get("crash"):
         found.append(f"it was saved in the middle of a step that failed ({crash})")
@@ -132,9 +143,9 @@ def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def config_changes(runner: AccelerateRunner, saved: Mapping[str, Any]) -> list[str]:
+def config_changes(config: Config, saved: Mapping[str, Any]) -> list[str]:
     """A line for each value that the configuration now says otherwise: it wins."""
-    now = to_plain(runner.config.resolved())
+    now = to_plain(config.resolved())
     then = {key: value for key, value in saved.items() if key not in (*STATE_KEYS, "resume")}
     now.pop("resume", None)
     pairs = difference(dict(_leaves(now)), dict(_leaves(then))).items()
@@ -147,12 +158,12 @@ def _unfit(path: Path, problems: list[str]) -> CheckpointError:
 
 
 def _model_problems(
-    model: torch.nn.Module | None, state: Mapping[str, Any] | None
+    model: ModelState, state: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str]]:
     """What cannot be loaded at all, and what can be left out."""
-    if model is None or state is None:
+    if model.plain is None or state is None:
         return [], []
-    own = described(model)
+    own = model.describe()
     other = [f"missing weight {name}" for name in own if name not in state]
     other += [f"unexpected weight {name}" for name in state if name not in own]
     wrong = []
@@ -168,8 +179,8 @@ def _model_problems(
     return sorted(wrong), other
 
 
-def _engine_problems(model: Any, then: Mapping[str, int] | None) -> list[str]:
-    now = layout(model) if is_engine(model) else None
+def _engine_problems(model: ModelState, then: Mapping[str, int] | None) -> list[str]:
+    now = model.layout()
     if then == now:
         return []
     if then is None or now is None:
@@ -189,8 +200,7 @@ def _group_problems(label: str, groups: Sequence[Sequence[Any]], state: Any) -> 
     return [f"{label} has other parameters: {', '.join(other[:_SHOWN])}"] if other else []
 
 
-def _parts(runner: AccelerateRunner) -> dict[str, Mapping[str, Any]]:
-    optimization = runner.optimization
+def _parts(optimization: Optimization) -> dict[str, Mapping[str, Any]]:
     return {"optimizer": optimization.optimizers, "scheduler": optimization.schedulers}
 
 

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from danling.data.splits import check_samples
-from danling.distributed.sharding import in_step, is_partial
-from danling.errors import DataError
-from danling.metrics.averages import Averages, reduce_totals
-from danling.metrics.metric import compute, reset
-from danling.runner.steps import read_output, sample_count
 from danling.seed import isolated_rng
 
-if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
-
-__all__ = ["evaluate_split", "evaluate_splits", "evaluation_mode", "predict_split"]
+__all__ = ["evaluation_mode", "joined", "to_host"]
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode without gradients; random streams and modes of modules are put back."""
+def evaluation_mode(model: nn.Module | None, *, partial: bool = False) -> Iterator[None]:
+    """Evaluation mode without gradients; random streams and modes of modules are put back.
+
+    Args:
+        model: The model.
+        partial: Whether a process holds only a part of it.
+    """
     modes = [] if model is None else [(module, module.training) for module in model.modules()]
-    with isolated_rng(), torch.no_grad(), without_collectives(model):
+    with isolated_rng(), torch.no_grad(), without_collectives(model, partial):
         if model is not None:
             model.eval()
         try:
@@ -43,13 +39,13 @@ def evaluation_mode(model: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def without_collectives(model: Any) -> Iterator[None]:
+def without_collectives(model: Any, partial: bool) -> Iterator[None]:
     """Let each process evaluate as many batches as it has: buffers are those of rank 0 until then.
 
     The forward of a `DistributedDataParallel` broadcasts them, and waits for all processes.
     """
     model = getattr(model, "_orig_mod", model)
-    if is_partial(model):
+    if partial:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     if not isinstance(model, DistributedDataParallel):
@@ -65,56 +61,17 @@ def without_collectives(model: Any) -> Iterator[None]:
         model.require_forward_param_sync = before
 
 
-def evaluate_splits(runner: AccelerateRunner, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The results of splits, by default of all but `train` and `test`."""
-    runner.prepare()
-    names = names or runner.evaluation_splits
-    if not names:
-        known = runner.splits
-        raise DataError(f"no split to evaluate: without names it skips some of {known}")
-    with evaluation_mode(runner.model):
-        return {split: evaluate_split(runner, split) for split in names}
+def joined(parts: list[list[tuple[int, Any]]]) -> Any:
+    """The outputs of all processes in the order of the samples.
 
+    Args:
+        parts: The outputs of each process, each with the position of its first sample.
 
-def evaluate_split(runner: AccelerateRunner, split: str) -> dict[str, float]:
-    """Means over the samples of a split, on the host, over all processes."""
-    hooks, loader, averages = runner.callbacks, runner.loader(split, evaluating=True), Averages()
-    with runner.logging_to(averages, split):
-        metrics = runner.metrics_of(split)
-        reset(metrics)
-        check_samples(runner.world, loader)
-        hooks("on_evaluate_start", runner, split)
-        for batch in in_step(runner, loader.iterate(0)):
-            hooks("on_evaluate_batch_start", runner, batch)
-            output = runner.evaluate_step(batch)
-            loss, values, samples = read_output(output)
-            count = samples if samples is not None else sample_count(batch) or 1
-            averages.add(f"{split}/loss", loss.detach().clone(), count)
-            for name, value in values.items():
-                averages.add(f"{split}/{name}", value, count)
-            hooks("on_evaluate_batch_end", runner, batch, output)
-    totals = reduce_totals(averages.take(), runner.world.gather)
-    if not totals:
-        raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
-    result = {tag.removeprefix(f"{split}/"): total.mean for tag, total in totals.items()}
-    result |= compute(metrics, runner.world)
-    hooks("on_evaluate_end", runner, split, result)
-    return result
-
-
-def predict_split(runner: AccelerateRunner, split: str) -> Any:
-    """The outputs of a split, once for each sample and in order."""
-    hooks, loader = runner.callbacks, runner.loader(split, evaluating=True)
-    check_samples(runner.world, loader)
-    hooks("on_predict_start", runner, split)
-    outputs: list[tuple[int, Any]] = []
-    for index, batch in enumerate(in_step(runner, loader.iterate(0))):
-        output = runner.predict_step(batch)
-        hooks("on_predict_batch_end", runner, batch, output)
-        outputs.append((loader.positions(index)[0], to_host(output)))
-    hooks("on_predict_end", runner, split)
-    gathered = [pair for part in runner.world.gather(outputs) for pair in part]
-    ordered = [output for _, output in sorted(gathered, key=itemgetter(0))]
+    Returns:
+        One tensor where the outputs are tensors, else the list of the outputs of all batches.
+    """
+    pairs = [pair for part in parts for pair in part]
+    ordered = [output for _, output in sorted(pairs, key=itemgetter(0))]
     return torch.cat(ordered) if are_alike(ordered) else ordered
 
 

@@ -1,14 +1,20 @@
-"""The counters of a run."""
+"""What is open in a training, what was completed, and the time that it took.
+
+A training, an epoch and a batch are objects that live from their first hook to their last: what
+belongs to one of them ends with it, and an iterator that outlived its epoch is told by comparing
+the object that it began with.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from danling.runner.batches import Window
 
-__all__ = ["Clock", "Counters", "OpenBatch"]
+__all__ = ["Clock", "Counters", "OpenBatch", "OpenEpoch", "OpenTraining"]
 
 
 @dataclass(slots=True)
@@ -16,9 +22,9 @@ class Counters:
     """What was completed: a counter counts what is over, never what is under way.
 
     Attributes:
-        epoch: Epochs completed.
-        global_step: Optimizer steps completed.
-        batch_index: Batches completed in this epoch.
+        epoch: The number of epochs completed.
+        global_step: The number of optimizer steps completed.
+        batch_index: The number of batches completed in this epoch.
     """
 
     epoch: int = 0
@@ -28,7 +34,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Clock:
-    """Training time in seconds that survives a resume; stands still between runs."""
+    """The training time in seconds: it survives a resume, and stands still between trainings."""
 
     before: float = 0.0
     _started: float | None = field(default=None, repr=False)
@@ -44,14 +50,97 @@ class Clock:
 
     @property
     def seconds(self) -> float:
+        """The training time until now."""
         return self.before + (0.0 if self._started is None else time.monotonic() - self._started)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class OpenTraining:
+    """A training, from `on_train_start` to `on_train_end`.
+
+    Attributes:
+        total_steps: The optimizer steps of the whole training, as they were when the epoch began.
+        is_leaving: Whether a `break` out of the epochs ends it.
+        at_safe_point: Whether a step was completed, and `on_checkpoint` is still to fire for it.
+        has_gradients: Whether an accumulation window is open.
+        busy: Where the loop is on the way to a safe point; None at one.
+        failed: Whether the run ended within it by an error.
+        deferred: The saves that wait for the next safe point, by their names.
+    """
+
+    total_steps: int | None = None
+    is_leaving: bool = False
+    at_safe_point: bool = False
+    has_gradients: bool = False
+    busy: str | None = None
+    failed: bool = False
+    deferred: dict[tuple[str, ...], Callable[[], object]] = field(default_factory=dict)
+
+
+class OpenEpoch:
+    """An epoch, from `on_epoch_start` to `on_epoch_end`.
+
+    Args:
+        places: The number of batches of each split that were used in it before a resume.
+
+    Attributes:
+        length: The number of batches of the split that is iterated, where that is known.
+        iterator: What identifies the iterator of batches that is in use.
+        ended_by: Whether the last batch or a `break` ended the batches; None while they go on.
+        results: The results of evaluations at its end, by split.
+        within: The last result that was added within it, if there is one.
+
+    Example:
+        >>> epoch = OpenEpoch({})
+        >>> epoch.begin("warm", batch_index=0), epoch.begin("train", batch_index=3)
+        (0, 0)
+        >>> epoch.places(batch_index=5)
+        {'warm': 3, 'train': 2}
+    """
+
+    def __init__(self, places: Mapping[str, int]) -> None:
+        self.length: int | None = None
+        self.iterator: object = None
+        self.ended_by: Literal["last batch", "break"] | None = None
+        self.results: dict[str, dict[str, float]] = {}
+        self.within: dict[str, Any] | None = None
+        self._before = dict(places)
+        self._split: str | None = None
+        self._offset = 0  # batches of the epoch that were of other splits
+
+    def begin(self, split: str, batch_index: int) -> int:
+        """Begin to iterate a split; returns how many of its batches were used before."""
+        self._before, self._split = self.places(batch_index), split
+        self.ended_by = None
+        done = self._before.get(split, 0)
+        self._offset = batch_index - done
+        return done
+
+    def place(self, batch_index: int) -> int:
+        """The number of batches used of the split that is iterated."""
+        return batch_index - self._offset
+
+    def places(self, batch_index: int) -> dict[str, int]:
+        """The number of batches used of each split."""
+        if self._split is None:
+            return self._before
+        return self._before | {self._split: self.place(batch_index)}
+
+
+@dataclass(slots=True, eq=False)
 class OpenBatch:
-    """The batch in hand, between its two hooks."""
+    """A batch in hand, from `on_batch_start` to `on_batch_end`.
+
+    Attributes:
+        batch: What the loader gave.
+        window: Its place in its accumulation window.
+        output: What the train step returned.
+        stepped: Whether the optimizer has moved with it.
+        has_gradients: Whether it has left gradients that no step has used.
+    """
 
     batch: Any
     window: Window
     output: Any = None
     stepped: bool = False
+    has_gradients: bool = False

@@ -6,47 +6,40 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from danling.checkpoint.reading import read_together
+from danling.checkpoint.store import CheckpointStore
+from danling.distributed.world import World
 from danling.errors import CheckpointError, ResumeError
-from danling.optimization.hyperparameters import given_to
-from danling.runner.state import restore
 
-if TYPE_CHECKING:
-    from danling.checkpoint.store import CheckpointStore
-    from danling.runner.accelerate import AccelerateRunner
-
-__all__ = ["resume"]
+__all__ = ["find_checkpoint", "report", "warn_of_newer"]
 
 
-def resume(runner: AccelerateRunner) -> None:
-    """Load the checkpoint that the run goes on from, if there is one; what `_open` calls."""
-    which, message = runner.resumption()
-    if message:
-        runner.logger.info("%s", message)
-    given_to(runner)
-    if which is None:
-        return
-    store = runner.checkpoints
-    for line in runner.world.on_main(store.clean):
-        runner.logger.warning("checkpoints: %s", line)
-    if which == "latest" and runner.world.on_main(store.is_empty):
-        runner.world.on_main(lambda: check_elsewhere(runner))
-        runner.logger.info("it has no checkpoint yet: training starts from its beginning")
-        return
-    checkpoint, path = read_together(runner.world, lambda: choose(store, which))
-    check_own(runner, checkpoint, path)
-    restore(runner, checkpoint, path)
-    report(runner, path)
-    newest = runner.world.on_main(lambda: max(e.global_step for e in store.candidates()))
-    if newest > runner.global_step:
-        runner.logger.warning(
-            "the run goes back from global step %d to %d: newer checkpoints stay until training "
-            "writes new ones of their names",
-            newest,
-            runner.global_step,
-        )
+def find_checkpoint(
+    store: CheckpointStore, which: str, world: World, logger: logging.Logger
+) -> tuple[Mapping[str, Any], Path] | None:
+    """The checkpoint that a run goes on from; None where it has none yet. A collective.
+
+    Args:
+        store: The checkpoints of the run.
+        which: The name or the path of the one to go on from.
+        world: The processes of the run.
+        logger: The log of the run.
+
+    Raises:
+        CheckpointError: There is none that is whole.
+        ResumeError: It belongs to another run, or lies in a folder of another name.
+    """
+    for line in world.on_main(store.clean):
+        logger.warning("checkpoints: %s", line)
+    if which == "latest" and world.on_main(store.is_empty):
+        world.on_main(lambda: check_other_folders(store.directory))
+        logger.info("it has no checkpoint yet: training starts from its beginning")
+        return None
+    checkpoint, path = read_together(world, lambda: choose(store, which))
+    check_own(store, checkpoint, path)
+    return checkpoint, path
 
 
 def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
@@ -65,40 +58,53 @@ def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
 
 
 def _is_safe(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a run can go on exactly from it: it holds all, of a safe point."""
+    """Whether a run can go on exactly from it: it holds all, and is of a safe point."""
     return "data" in checkpoint and checkpoint["run"].get("unsafe") is None
 
 
-def check_elsewhere(runner: AccelerateRunner) -> None:
+def check_other_folders(directory: Path) -> None:
     """Refuse to start afresh where the checkpoints are in a folder of another name."""
-    for found in sorted(runner.dir.glob("*/latest.pth")):
-        if found.parent != runner.checkpoint_dir:
+    for found in sorted(directory.parent.glob("*/latest.pth")):
+        if found.parent != directory:
             raise ResumeError(
-                f"there is no checkpoint in {runner.checkpoint_dir}, but there is {found}: set "
+                f"there is no checkpoint in {directory}, but there is {found}: set "
                 f"checkpoint_dir_name={found.parent.name!r}"
             )
 
 
-def check_own(runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path) -> None:
+def check_own(store: CheckpointStore, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Refuse to go on in this directory from a checkpoint of another run."""
     found = checkpoint.get("run", {}).get("uuid")
-    if found is not None and found != str(runner.uuid):
+    if found is not None and found != store.run:
         raise ResumeError(
-            f"{path} belongs to the run {found}, and lies in the directory of {runner.uuid}: to "
+            f"{path} belongs to the run {found}, and lies in the directory of {store.run}: to "
             "start a new run from it, use AccelerateRunner.from_checkpoint"
         )
 
 
-def report(runner: AccelerateRunner, path: Path) -> None:
+def report(logger: logging.Logger, told: Mapping[str, Any], path: Path) -> None:
     """Log where the run goes on, how exactly, and what is other than it was."""
-    told = runner.resume_report or {}
     for change in told["changes"]:
-        runner.logger.info("%s", change)
-    runner.logger.log(
+        logger.info("%s", change)
+    logger.log(
         logging.WARNING if told["reasons"] else logging.INFO,
         "resumed from %s at epoch %d, global step %d: %s",
         path,
-        runner.epoch,
-        runner.global_step,
+        told["epoch"],
+        told["global_step"],
         f"not exactly, since {'; '.join(told['reasons'])}" if told["reasons"] else "exactly",
     )
+
+
+def warn_of_newer(
+    logger: logging.Logger, world: World, store: CheckpointStore, global_step: int
+) -> None:
+    """Say where newer checkpoints than the one that was loaded stay; a collective."""
+    newest = world.on_main(lambda: max(entry.global_step for entry in store.candidates()))
+    if newest > global_step:
+        logger.warning(
+            "the run goes back from global step %d to %d: newer checkpoints stay until training "
+            "writes new ones of their names",
+            newest,
+            global_step,
+        )

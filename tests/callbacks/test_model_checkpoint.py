@@ -552,7 +552,7 @@ def test_an_error_in_the_background_is_raised_at_the_next_step():
     runner = make_runner([ModelCheckpoint("2 steps", asynchronous=True)])
 
     def wait(r: Any) -> None:
-        while r.global_step == 2 and r.callbacks["model_checkpoint"]._writer.busy:
+        while r.global_step == 2 and r.callbacks["model_checkpoint"]._saver.is_busy:
             threading.Event().wait(0.01)
 
     runner.callbacks.append(LambdaCallback(name="w", on_fetch_start=wait))

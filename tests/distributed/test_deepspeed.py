@@ -20,7 +20,6 @@ from danling.callbacks import GradientNormMonitor, ModelCheckpoint, ModelSummary
 from danling.checkpoint.reading import read_checkpoint
 from danling.checkpoint.sharded.deepspeed import weights_in
 from danling.checkpoint.sharded.shards import directories
-from danling.checkpoint.sharded.state import model_state
 from danling.checkpoint.store import CheckpointStore
 from danling.files.failpoints import set_failpoints
 from tests.distributed.processes import (
@@ -100,7 +99,7 @@ class Norms(dl.Callback):
 
 def whole(runner: dl.AccelerateRunner) -> list[float]:
     """All weights, as numbers."""
-    state = model_state(runner.model, runner.unwrapped_model)
+    state = runner.optimization.model_state.state()
     return [value for tensor in state.values() for value in tensor.double().flatten().tolist()]
 
 
@@ -228,7 +227,7 @@ def breaking(folder: Path, stage: int) -> None:
         for epoch in runner.epochs():
             for batch in runner.batches():
                 runner.step(runner.train_step(batch))
-                if epoch == 0 and runner._batch is not None and runner._accumulated:
+                if epoch == 0 and runner._batch is not None and runner._batch.has_gradients:
                     break
     leave(folder, [runner.global_step, whole(runner)])
 
@@ -440,7 +439,7 @@ def lenient(folder: Path, stage: int, path: Path, precision: str, optimizer: str
     kind = getattr(torch.optim, optimizer)
     runner.optimizer = kind(runner.model.parameters(), lr=0.01)
     runner.load_checkpoint(path, strict=False)
-    found = trained(model_state(runner.model, runner.unwrapped_model))
+    found = trained(runner.optimization.model_state.state() or {})
     assert runner.resume_report is not None
     assert not runner.resume_report["exact"]
     if precision == "no":  # on CPUs batch normalisation takes no halves

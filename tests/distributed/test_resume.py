@@ -225,7 +225,7 @@ def taking(folder: Path, path: Path) -> None:
     same = ["model", "optimizer", "scheduler", "results"]
     assert {key: digest(after[key]) for key in same} == {key: digest(before[key]) for key in same}
     assert (runner.epoch, runner.global_step) == (before["data"]["epoch"], 6)
-    streams = [digest(stream) for stream in [*before["rng"], runner.pending_rng]]
+    streams = [digest(stream) for stream in [*before["rng"], runner._loaded_rng]]
     leave(folder, [str(runner.best_score), streams])
 
 

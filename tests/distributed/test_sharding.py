@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from danling.checkpoint.sharded.state import (
-    load_model_state,
-    load_optimizer_state,
-    model_state,
-    optimizer_state,
-)
+from danling.checkpoint.sharded.state import model_state_of
 from danling.distributed.sharding import in_step, is_sharded
-from danling.testing import TinyRunner
+from danling.distributed.world import World
 
 
 def test_a_plain_model_is_not_sharded() -> None:
@@ -29,14 +24,15 @@ def test_the_state_of_a_plain_model_is_that_of_torch() -> None:
     optimizer.step()
     successor = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9)
 
-    load_model_state(other, other, model_state(model, model))
-    load_optimizer_state(other, successor, optimizer_state(model, optimizer))
+    state, successors = model_state_of(model, model), model_state_of(other, other)
+    successors.load(state.state() or {})
+    successors.load_optimizer_state(successor, state.optimizer_state(optimizer))
 
     assert torch.equal(other.weight, model.weight)
     assert str(successor.state_dict()) == str(optimizer.state_dict())
 
 
-def test_batches_of_a_plain_model_are_handed_on() -> None:
-    runner = TinyRunner()
+def test_batches_of_one_process_are_handed_on() -> None:
+    batches = in_step(World(), iter([1, 2, 3]), print, torch.device("cpu"))
 
-    assert list(in_step(runner, iter([1, 2, 3]))) == [1, 2, 3]
+    assert list(batches) == [1, 2, 3]

@@ -32,26 +32,24 @@ def test_a_checkpoint_without_one_of_its_parts_is_named():
 
 
 def test_obstacles_have_the_old_and_the_new_value():
-    runner = make_runner()
-
-    assert obstacles(runner, RUN) == []
-    assert obstacles(runner, {"world_size": 4, "accum_steps": 2}) == [
+    assert obstacles(RUN, RUN) == []
+    assert obstacles({"world_size": 4, "accum_steps": 2}, RUN) == [
         "world_size 4 -> 1",
         "accum_steps 2 -> 1",
     ]
-    assert "in the middle of a step" in obstacles(runner, RUN | {"crash": "ValueError: x"})[0]
+    assert "in the middle of a step" in obstacles(RUN | {"crash": "ValueError: x"}, RUN)[0]
 
 
 def test_the_parts_of_a_runner_are_known_by_their_classes():
     runner = make_runner()
     runner.prepare()
 
-    assert kinds(runner) == {"optimizer": {"": "SGD"}, "scheduler": {}}
-    assert surroundings(runner)["mixed_precision"] == "no"
+    assert kinds(runner.optimization) == {"optimizer": {"": "SGD"}, "scheduler": {}}
+    assert surroundings(runner.accelerator)["mixed_precision"] == "no"
 
 
 def test_nested_values_of_the_configuration_are_compared_one_by_one():
     runner = make_runner(optim={"lr": 0.1, "betas": [0.9, 0.99]})
     saved = runner.config.resolved() | {"optim": {"lr": 0.2, "betas": [0.9, 0.99]}, "epoch": 3}
 
-    assert config_changes(runner, saved) == ["config: optim.lr was 0.2, now it is 0.1"]
+    assert config_changes(runner.config, saved) == ["config: optim.lr was 0.2, now it is 0.1"]

@@ -351,7 +351,7 @@ def test_predictions_need_no_target(split):
     expected = runner.predict(split)
 
     runner.datasets[split] = TensorDataset(points)
-    runner.forget_loaders()
+    runner.data.forget_loaders()
 
     assert torch.equal(runner.predict(split), expected)
 

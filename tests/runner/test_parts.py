@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from danling.errors import ConfigError, DataError, MetricError
 DATA = TensorDataset(torch.arange(20.0).reshape(10, 2), torch.zeros(10, 1))
 
 
-def make(config: dict[str, object] | None = None, **parts: object) -> dl.AccelerateRunner:
+def make(config: dict[str, object] | None = None, **parts: Any) -> dl.AccelerateRunner:
     settings = {"seed": 0, "accelerate": {"cpu": True}, **(config or {})}
     return dl.AccelerateRunner(settings, default_callbacks=False, **parts)
 

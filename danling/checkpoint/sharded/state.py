@@ -1,13 +1,16 @@
-"""Checkpoints of which each process writes and reads its part."""
+"""The state of a model in checkpoints: whole, in parts of FSDP2, or in the files of DeepSpeed.
+
+One object answers for a model, chosen once when it is prepared by `model_state_of`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from danling.checkpoint.sharded import deepspeed, shards
@@ -17,40 +20,223 @@ if TYPE_CHECKING:
     from danling.checkpoint.sharded.shards import Parts
     from danling.checkpoint.store import CheckpointStore
     from danling.distributed.world import World
-    from danling.runner.accelerate import AccelerateRunner
 
-__all__ = [
-    "load_model_state",
-    "load_optimizer_state",
-    "model_state",
-    "optimizer_state",
-    "read_shards",
-    "saves_whole",
-    "split",
-    "write_shards",
-]
+__all__ = ["DeepSpeedState", "ModelState", "ShardedState", "model_state_of", "write_shards"]
 
 
-def split(
-    runner: AccelerateRunner, checkpoint: Mapping[str, Any]
-) -> tuple[Mapping[str, Any], Parts | None]:
-    """The head of a checkpoint, and what each process is to write its part of."""
-    if is_engine(runner.model):
-        return deepspeed.split(runner.model, checkpoint)
-    if saves_whole(runner):
-        return checkpoint, None
-    from danling.checkpoint.sharded import dcp
+class ModelState:
+    """The state of a model that each process holds whole, and of its optimizers.
 
-    head, tensors = dcp.split(checkpoint)
-    return head, tensors or None
+    Args:
+        model: The model as it is called; None where there is none.
+        plain: The model without what is wrapped around it, under whose names weights are saved.
+        whole: Whether a checkpoint is one file.
+
+    Attributes:
+        is_partial: Whether a process holds only a part of the weights or of the optimizers' state.
+        gathers: Whether a forward gathers weights from all processes.
+        whole: Whether a checkpoint is one file.
+    """
+
+    is_partial = False
+    gathers = False
+
+    def __init__(self, model: Any, plain: Any, *, whole: bool = True) -> None:
+        self.model = model
+        self.plain = plain
+        self.whole = whole
+
+    def state(self, *, whole: bool = True) -> dict[str, Any] | None:
+        """The weights under the names of the plain model; a collective where it is sharded.
+
+        Of a sharded model the main process gets the whole, and the others nothing.
+
+        Args:
+            whole: Whether to gather what is sharded; else each process gets the part that it has.
+        """
+        return None if self.plain is None else self.plain.state_dict()
+
+    def load(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Take what `state` gave, with the same or another number of processes."""
+        self.plain.load_state_dict(state, strict=strict)
+
+    def optimizer_state(self, optimizer: Optimizer, *, whole: bool = True) -> dict[str, Any]:
+        """The state of an optimizer; the whole of it is as of one process."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Take what `optimizer_state` gave, with the same or another number of processes."""
+        optimizer.load_state_dict(dict(state))
+
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+        """The head of a checkpoint, and what each process is to write its part of."""
+        return contents, None
+
+    def read(
+        self,
+        head: Mapping[str, Any],
+        path: Path,
+        world: World,
+        optimizers: Mapping[str, Optimizer],
+        *,
+        fits: bool = True,
+    ) -> Mapping[str, Any]:
+        """A checkpoint with what is in its shards; a collective.
+
+        Args:
+            head: The file's content.
+            path: The file.
+            world: The processes that read together.
+            optimizers: The optimizers whose state is wanted, by name.
+            fits: Whether the optimizers are those of the checkpoint.
+
+        Raises:
+            CheckpointError: The shards cannot be read.
+        """
+        if "shards" not in head:
+            return head
+        directory = shards.directory_of(path, head["shards"])
+        if "engine" in head:
+            return deepspeed.read(self._engine(fits), head, directory, world)
+        from danling.checkpoint.sharded import dcp
+
+        parts = dcp.SPLIT if optimizers else ("model",)
+        like, group = self._like(optimizers), world if self.is_partial else None
+        return world.together(lambda: dcp.read(head, directory, like, group, parts))
+
+    def describe(self) -> dict[str, Any]:
+        """The weights by name, as they are when whole: to compare names, shapes and types."""
+        return {} if self.plain is None else deepspeed.described(self.plain)
+
+    def layout(self) -> dict[str, int] | None:
+        """What must be the same for the shards to be read; None where nothing must."""
+        return None
+
+    def _engine(self, fits: bool) -> Any:
+        return None
+
+    def _like(
+        self, optimizers: Mapping[str, Optimizer]
+    ) -> Callable[[tuple[Any, ...]], Tensor | None]:
+        return lambda place: None
+
+
+class ShardedState(ModelState):
+    """The state of a model of FSDP2, of which each process holds a part."""
+
+    is_partial = True
+    gathers = True
+
+    def state(self, *, whole: bool = True) -> dict[str, Any] | None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=whole, cpu_offload=whole)
+        return get_model_state_dict(self.model, options=options)
+
+    def load(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        own = self.state(whole=False) or {}
+        parts = {name: _part(value, own.get(name)) for name, value in state.items()}
+        set_model_state_dict(self.model, parts, options=StateDictOptions(strict=strict))
+
+    def optimizer_state(self, optimizer: Optimizer, *, whole: bool = True) -> dict[str, Any]:
+        state = super().optimizer_state(optimizer)
+        if not whole:
+            return state
+        gathered = {
+            number: {key: _gathered(value) for key, value in own.items()}
+            for number, own in state["state"].items()
+        }
+        return {**state, "state": gathered}
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parts = {
+            number: {key: _part(value, parameters[number]) for key, value in own.items()}
+            for number, own in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": parts})
+
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+        if self.whole:
+            return contents, None
+        from danling.checkpoint.sharded import dcp
+
+        head, tensors = dcp.split(contents)
+        return head, tensors or None
+
+    def _like(
+        self, optimizers: Mapping[str, Optimizer]
+    ) -> Callable[[tuple[Any, ...]], Tensor | None]:
+        """Which of its parameters a tensor in a checkpoint is for."""
+        from torch.distributed.tensor import DTensor
+
+        weights = self.state(whole=False) or {}
+        parameters = {
+            name: dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+            for name, optimizer in optimizers.items()
+        }
+
+        def like(place: tuple[Any, ...]) -> Tensor | None:
+            match place:
+                case ("model", name):
+                    found = weights.get(name)
+                case ("optimizer", "state", int(number), _):
+                    found = parameters.get("", {}).get(number)
+                case ("optimizer", "by_name", name, "state", int(number), _):
+                    found = parameters.get(name, {}).get(number)
+                case _:
+                    found = None
+            return found if isinstance(found, DTensor) else None
+
+        return like
+
+
+class DeepSpeedState(ModelState):
+    """The state of an engine of DeepSpeed, which writes files of its own."""
+
+    is_partial = True
+
+    def __init__(self, model: Any, plain: Any) -> None:
+        super().__init__(model, plain, whole=False)
+        self.gathers = model.zero_optimization_stage() == 3
+
+    def state(self, *, whole: bool = True) -> dict[str, Any] | None:
+        return deepspeed.weights_of(self.model) if whole else deepspeed.places(self.plain)
+
+    def load(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        deepspeed.load_weights(self.model, state, strict=strict)
+
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+        return deepspeed.split(self.model, contents)
+
+    def layout(self) -> dict[str, int] | None:
+        return deepspeed.layout(self.model)
+
+    def _engine(self, fits: bool) -> Any:
+        return self.model if fits else None
+
+
+def model_state_of(model: Any, plain: Any, *, whole: bool = False) -> ModelState:
+    """The object that answers for a model in checkpoints.
+
+    Args:
+        model: The model as it is called.
+        plain: The model without what is wrapped around it.
+        whole: Whether a checkpoint is one file also where the model is sharded.
+    """
+    if is_engine(model):
+        return DeepSpeedState(model, plain)
+    if is_sharded(model):
+        return ShardedState(model, plain, whole=whole)
+    return ModelState(model, plain)
 
 
 def write_shards(
-    world: World,
-    store: CheckpointStore,
-    global_step: int,
-    parts: Parts | None,
-) -> shards.Record | None:
+    world: World, store: CheckpointStore, global_step: int, parts: Parts
+) -> shards.Record:
     """Write the parts that `split` gave; returns what the commit of the head wants to know.
 
     A collective.
@@ -59,140 +245,15 @@ def write_shards(
         CheckpointError: It cannot be written, by any of the processes; what it left is removed, by
             the next start if not now.
     """
-    if parts is None:
-        return None
     directory = world.on_main(lambda: store.new_shards(global_step))
     try:
         names = parts.write(directory, world)
-        sealed = world.gather(world.together(lambda: shards.seal(directory, names)))
+        sealed: Sequence[Any] = world.gather(world.together(lambda: shards.seal(directory, names)))
         return world.on_main(lambda: shards.finish(directory, sealed))
     except BaseException:
         if world.rank == 0:
             shards.remove(directory)
         raise
-
-
-def read_shards(
-    runner: AccelerateRunner, checkpoint: Mapping[str, Any], path: Path
-) -> Mapping[str, Any]:
-    """A checkpoint with what is in its shards: of a sharded model the parts of this process.
-
-    A collective.
-
-    Raises:
-        CheckpointError: They cannot be read.
-    """
-    if "shards" not in checkpoint:
-        return checkpoint
-    directory = shards.directory_of(path, checkpoint["shards"])
-    if "engine" in checkpoint:
-        from danling.runner.compatibility import part_problems
-
-        fits = is_engine(runner.model) and not part_problems(runner, checkpoint)
-        engine = runner.model if fits else None
-        return deepspeed.read(engine, checkpoint, directory, runner.world)
-    from danling.checkpoint.sharded import dcp
-
-    like, world = _parts_of(runner), runner.world if is_sharded(runner.model) else None
-    parts = dcp.SPLIT if runner.optimization.optimizers else ("model",)
-    return runner.world.together(lambda: dcp.read(checkpoint, directory, like, world, parts))
-
-
-def _parts_of(runner: AccelerateRunner) -> Callable[[tuple[Any, ...]], Tensor | None]:
-    """Which of its parameters, of a sharded model, a tensor in a checkpoint is for."""
-    from torch.distributed.tensor import DTensor
-
-    model, optimizers = runner.model, runner.optimization.optimizers
-    weights = {} if model is None else model_state(model, runner.unwrapped_model, whole=False)
-    parameters = {
-        name: dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-        for name, optimizer in optimizers.items()
-    }
-
-    def like(place: tuple[Any, ...]) -> Tensor | None:
-        match place:
-            case ("model", name):
-                found = weights.get(name)
-            case ("optimizer", "state", int(number), _):
-                found = parameters.get("", {}).get(number)
-            case ("optimizer", "by_name", name, "state", int(number), _):
-                found = parameters.get(name, {}).get(number)
-            case _:
-                found = None
-        return found if isinstance(found, DTensor) else None
-
-    return like
-
-
-def saves_whole(runner: AccelerateRunner) -> bool:
-    """Whether a checkpoint is one file, also where each process holds a part of the weights."""
-    if is_engine(runner.model):
-        return False
-    if not is_sharded(runner.model):
-        return True
-    plugin = getattr(runner.accelerator.state, "fsdp_plugin", None)
-    chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
-    return (runner.config.state_dict_type or chosen.lower()).startswith("full")
-
-
-def model_state(model: nn.Module, plain: nn.Module, whole: bool = True) -> dict[str, Any]:
-    """The weights under the names of the plain model.
-
-    Of a sharded model the main process gets the whole, and the others nothing: it is a collective.
-    If not `whole`, each gets the part that it has.
-    """
-    if is_engine(model):
-        return deepspeed.weights_of(model) if whole else deepspeed.places(plain)
-    if not is_sharded(model):
-        return plain.state_dict()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=whole, cpu_offload=whole)
-    return get_model_state_dict(model, options=options)
-
-
-def load_model_state(
-    model: nn.Module, plain: nn.Module, state: Mapping[str, Any], *, strict: bool = True
-) -> None:
-    """Take what `model_state` gave, with the same or another number of processes."""
-    if is_engine(model):
-        deepspeed.load_weights(model, state, strict=strict)
-        return
-    if not is_sharded(model):
-        plain.load_state_dict(state, strict=strict)
-        return
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-    own = model_state(model, plain, whole=False)
-    parts = {name: _part(value, own.get(name)) for name, value in state.items()}
-    set_model_state_dict(model, parts, options=StateDictOptions(strict=strict))
-
-
-def optimizer_state(model: Any, optimizer: Optimizer) -> dict[str, Any]:
-    """The whole state of an optimizer, as of one process; a collective if the model is sharded.
-
-    Of a sharded model only the main process gets it; the others get their parts of it.
-    """
-    state: dict[str, Any] = optimizer.state_dict()
-    if not is_sharded(model):
-        return state
-    whole = {
-        number: {key: _gathered(value) for key, value in own.items()}
-        for number, own in state["state"].items()
-    }
-    return {**state, "state": whole}
-
-
-def load_optimizer_state(model: Any, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Take what `optimizer_state` gave, with the same or another number of processes."""
-    state = dict(state)
-    if is_sharded(model):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state["state"] = {
-            number: {key: _part(value, parameters[number]) for key, value in own.items()}
-            for number, own in state["state"].items()
-        }
-    optimizer.load_state_dict(state)
 
 
 def _gathered(value: Any) -> Any:

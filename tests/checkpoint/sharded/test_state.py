@@ -9,7 +9,7 @@ from torch import nn
 
 import danling as dl
 from danling.checkpoint.sharded.shards import directories
-from danling.checkpoint.sharded.state import read_shards, split, write_shards
+from danling.checkpoint.sharded.state import write_shards
 from danling.checkpoint.store import CheckpointStore
 from danling.distributed.world import World
 from danling.errors import CheckpointError
@@ -21,13 +21,12 @@ def test_a_model_of_one_process_is_all_head(tmp_path: Path):
     runner.prepare()
     checkpoint = runner.state_dict()
 
-    head, parts = split(runner, checkpoint)
+    state = runner.optimization.model_state
+    head, parts = state.split(checkpoint)
 
     assert head is checkpoint
     assert parts is None
-    assert write_shards(World(), CheckpointStore(tmp_path / "checkpoints"), 3, parts) is None
-    assert read_shards(runner, checkpoint, tmp_path / "latest.pth") is checkpoint
-    assert not (tmp_path / "checkpoints").exists()
+    assert state.read(checkpoint, tmp_path / "latest.pth", World(), {}) is checkpoint
 
 
 class OneFile:
