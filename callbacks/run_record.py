@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from danling.callback import Callback, Priority
 from danling.files.atomic import write_bytes, write_json
-from danling.identity.code import main_folder
+from danling.identity.modules import main_folder
 from danling.identity.code_change import describe_change
 from danling.identity.environment import installed_packages, read_environment
 from danling.identity.patch import code_patch

@@ -20,8 +20,9 @@ def describe_change(
     start: Path,
     *,
     patch: Path,
+    left_out: Sequence[str] = (),
     exclude: Sequence[Path] = (),
-    timeout: float = 2.0,
+    timeout: float = 60.0,
 ) -> str:
     """What has changed in the code, uncommitted changes included; never fails.
 
@@ -30,6 +31,7 @@ def describe_change(
         now: The code of this one.
         start: A folder in the working tree, as for `danling.identity.code.read_code`.
         patch: What was not committed then; it need not exist.
+        left_out: What that patch does not hold, which makes the numbers approximate.
         exclude: Folders that are output and not code.
         timeout: Seconds after which the lines are not counted.
 
@@ -42,14 +44,14 @@ def describe_change(
     files = _changed_files(then.get("extra", ()), now.extra)
     if "git" not in (now.source, then.get("source")):
         return files or "no file is known to have changed"
-    parts = [_commits(then, now)]
+    told = [_commits(then, now)]
     try:
-        parts.append(_lines(then, now, start, patch, exclude, timeout))
+        told.append(_lines(then, now, start, patch, left_out, exclude, timeout))
     except (GitError, OSError) as error:
-        parts.append(f"the lines were not counted ({error})")
+        told.append(f"the lines were not counted ({error})")
     if files:
-        parts.append(f"of what is not in the tree {files}")
-    return "; ".join(parts)
+        told.append(f"of what is not tracked {files}")
+    return "; ".join(told)
 
 
 def _commits(then: Mapping[str, Any], now: Code) -> str:
@@ -68,33 +70,38 @@ def _lines(
     now: Code,
     start: Path,
     patch: Path,
+    left_out: Sequence[str],
     exclude: Sequence[Path],
     timeout: float,
 ) -> str:
     """The short statistics of git between the working tree of then and that of now."""
     start = Path(os.path.realpath(start))
     with WorkingTree.of(Repository(start, timeout)) as tree:
-        status = tree.status(excluded_folders(start, exclude))
-        paths = [path for path in status.untracked if not tree.is_large(path)]
-        after = tree.write_tree([*status.changed, *paths])
+        changed = tree.status(excluded_folders(start, exclude)).changed
+        small = [path for path in now.untracked if not tree.is_large(path)]
+        after = tree.write_tree([*changed, *small])
         before = tree.head_tree(then.get("commit"))
-        if then.get("dirty") and patch.is_file() and (data := patch.read_bytes()):
-            before = _patched(tree, before, data)
+        exact = not left_out
+        if then.get("dirty") or patch.is_file():
+            patched = _patched(tree, before, patch)
+            exact, before = exact and patched is not None, patched or before
         numbers = tree.run("diff-tree", "-r", "-M", "--shortstat", before, after)
     text = numbers.decode().strip() or "no line changed"
-    exact = before == then.get("tree") and after == now.tree
-    return text if exact else f"about {text}"  # a patch holds no secrets and no large files
+    return text if exact else f"about {text}"
 
 
-def _patched(tree: WorkingTree, before: str, data: bytes) -> str:
-    """The tree of a commit with its patch; without it where that goes into another repository."""
+def _patched(tree: WorkingTree, before: str, patch: Path) -> str | None:
+    """The tree of a commit with its patch; None where that is gone or does not fit."""
+    data = patch.read_bytes() if patch.is_file() else None
+    if not data:
+        return None if data is None else before  # changes in submodules alone leave it empty
     tree.run("read-tree", before)
     try:
         tree.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=data)
     except GitTimeoutError:
         raise
     except GitError:
-        return before
+        return None
     return tree.write_tree(())
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,9 +78,21 @@ class Repository:
         return None
 
     def run(
-        self, *arguments: str, stdin: bytes = b"", config: Mapping[str, str], **variables: str
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        accept: Sequence[int] = (0,),
+        config: Mapping[str, str],
+        **variables: str,
     ) -> bytes:
         """Run git at the root of the working tree and return what it prints.
+
+        Args:
+            *arguments: The command line of git.
+            stdin: What git reads.
+            accept: Exit statuses that are no failure.
+            config: Settings of git for this call.
+            **variables: Environment variables.
 
         Raises:
             GitError: Git failed; the message is its own.
@@ -104,7 +116,7 @@ class Repository:
         except GitCommandNotFound as error:
             raise GitError("there is no git program") from error
         assert handle.proc is not None
-        return _answer(handle.proc, stdin, self.deadline)
+        return _answer(handle.proc, stdin, self.deadline, accept)
 
 
 def _open(start: Path, deadline: float) -> Repo:
@@ -145,7 +157,9 @@ def _probe(deadline: float) -> None:
         return
 
 
-def _answer(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> bytes:
+def _answer(
+    process: subprocess.Popen[bytes], stdin: bytes, deadline: float, accept: Sequence[int] = (0,)
+) -> bytes:
     try:
         output, errors = process.communicate(stdin, timeout=max(0, deadline - time.monotonic()))
     except BaseException as error:
@@ -153,7 +167,7 @@ def _answer(process: subprocess.Popen[bytes], stdin: bytes, deadline: float) -> 
         if isinstance(error, subprocess.TimeoutExpired):
             raise GitTimeoutError("git did not answer in time") from error
         raise
-    if process.returncode:
+    if process.returncode not in accept:
         reason = errors.decode(errors="replace").strip() or f"exit status {process.returncode}"
         raise GitError(f"git failed: {reason}")
     return output

@@ -1,6 +1,6 @@
 """Which code, which configuration, which run: the ids of an experiment and of a run.
 
-    experiment_uuid   the code: the commit, and when the tree is dirty its exact content
+    experiment_uuid   the code: the commit, and when the code differs from it, its exact content
     run_uuid          the code and the configuration
     uuid              random, one per run; drawn when the directory is claimed
 
@@ -18,9 +18,7 @@ from uuid import UUID, uuid5
 
 from danling.errors import ConfigError
 from danling.files.json import canonical_json
-from danling.identity.code import (
-    Code,
-)
+from danling.identity.code import Code
 
 __all__ = ["experiment_uuid", "run_identifier", "run_name", "run_uuid"]
 
@@ -33,7 +31,9 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
 
 
 def experiment_uuid(code: Code) -> UUID:
-    """Identity of the code: of the commit where the working tree is clean, else of its content.
+    """Identity of the code: of the commit where nothing differs from it, else of the content.
+
+    Code that could not be read to the end has an id that no other run has.
 
     Example:
         >>> experiment_uuid(Code(commit="0" * 40, dirty=False, source="git")).hex

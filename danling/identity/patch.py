@@ -57,12 +57,18 @@ class _Change:
 
 
 def code_patch(
-    start: Path, *, exclude: Sequence[Path] = (), timeout: float = 10.0, cap: int = LARGE_FILE
+    start: Path,
+    *,
+    untracked: Sequence[str] = (),
+    exclude: Sequence[Path] = (),
+    timeout: float = 60.0,
+    cap: int = LARGE_FILE,
 ) -> CodePatch:
     """Make the patch of the repository around `start`; never fails.
 
     Args:
         start: A folder in the working tree, as for `danling.identity.code.read_code`.
+        untracked: Untracked files that are in the patch too, as `Code.untracked` names them.
         exclude: Folders that are output and not code.
         timeout: Seconds after which there is no patch.
         cap: Bytes above which a file is left out.
@@ -74,7 +80,7 @@ def code_patch(
     resolved = Path(start).resolve()
     outside = excluded_folders(resolved, exclude)
     try:
-        parts = list(_patches(Repository(resolved, timeout), outside, cap, ""))
+        parts = list(_patches(Repository(resolved, timeout), untracked, outside, cap, ""))
     except (GitError, OSError) as error:
         return CodePatch(note=str(error))
     left_out = sorted({line for part in parts for line in part.left_out})
@@ -82,22 +88,23 @@ def code_patch(
 
 
 def _patches(
-    repository: Repository, exclude: Sequence[Path], cap: int, prefix: str
+    repository: Repository,
+    untracked: Sequence[str],
+    exclude: Sequence[Path],
+    cap: int,
+    prefix: str,
 ) -> Iterator[CodePatch]:
     with WorkingTree.of(repository) as tree:
         status = tree.status(exclude)
-        large = [path for path in status.untracked if tree.is_large(path, cap)]
-        small = [path for path in status.untracked if path not in set(large)]
+        large = [path for path in untracked if tree.is_large(path, cap)]
+        small = [path for path in untracked if path not in set(large)]
         yield CodePatch(
             left_out=tuple(f"{prefix}{tree.describe(path)}: too large" for path in large)
         )
         yield _Patch(tree, cap, prefix).make(status.commit, [*status.changed, *small])
-    for path in status.nested:
-        if path in status.changed:  # a submodule: `git apply` finds its files in its folder
-            inner = Repository(tree.root / path, repository.deadline - time.monotonic())
-            yield from _patches(inner, exclude, cap, f"{prefix}{path}/")
-        else:
-            yield CodePatch(left_out=(f"{prefix}{path}/: another repository",))
+    for path in status.nested:  # `git apply` finds the files of a submodule in its folder
+        inner = Repository(tree.root / path, repository.deadline - time.monotonic())
+        yield from _patches(inner, (), exclude, cap, f"{prefix}{path}/")
 
 
 class _Patch:

@@ -12,10 +12,10 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from danling.identity.git import GitError, GitTimeoutError, Repository
@@ -24,7 +24,7 @@ __all__ = ["LARGE_FILE", "Snapshot", "Status", "WorkingTree", "file_digest"]
 
 
 LARGE_FILE = 1 << 20
-"""Bytes above which an untracked file is not copied: it counts by path, size and digest."""
+"""Bytes above which a file is left out of a patch."""
 
 _CONFIG = {
     "core.fsmonitor": "false",
@@ -43,9 +43,8 @@ class Status:
     branch: str | None
     changed: tuple[str, ...]
     """Tracked files that were modified, added or deleted."""
-    untracked: tuple[str, ...]
     nested: tuple[str, ...]
-    """Repositories inside this one that are not clean: submodules and untracked clones."""
+    """Submodules that are not clean."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,11 @@ class Snapshot:
     commit: str | None
     branch: str | None
     tree: str
-    """Id of a git tree: the commit's own when nothing has changed."""
+    """Id of a git tree of the tracked files: the commit's own when nothing has changed."""
     extra: tuple[str, ...]
-    """What a git tree cannot hold, one line each: large files, changes in nested repositories."""
+    """What the tree does not hold, one line each: untracked modules, changes in submodules."""
+    untracked: tuple[str, ...]
+    """The untracked modules."""
     dirty: bool
 
 
@@ -76,6 +77,8 @@ class WorkingTree:
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(repository.common_dir / "objects"),
         }
         self._config = {**_CONFIG, "lfs.storage": str(folder / "lfs")}
+        self._tracked: set[str] = set()
+        self._submodules: set[str] = set()
         (folder / "objects").mkdir()
         with suppress(FileNotFoundError):  # no index before the first `git add`
             # With its times: git compares files with the time of the index to find racy edits.
@@ -88,17 +91,19 @@ class WorkingTree:
         with TemporaryDirectory(prefix="danling-git-") as folder:
             tree = cls(repository, Path(folder))
             tree._disable_filters()
-            tree._show_hidden_files()
+            tree._read_index()
             yield tree
 
-    def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
+    def run(self, *arguments: str, stdin: bytes = b"", accept: Sequence[int] = (0,)) -> bytes:
         """Run git with the copied index and the temporary objects; see `Repository.run`."""
-        return self.repository.run(*arguments, stdin=stdin, config=self._config, **self._variables)
+        return self.repository.run(
+            *arguments, stdin=stdin, accept=accept, config=self._config, **self._variables
+        )
 
     def status(self, exclude: Sequence[Path] = ()) -> Status:
-        """Compare the working tree with the commit.
+        """Compare the tracked files with the commit; untracked ones are not looked for.
 
-        Ignored files, what is under `exclude` and this process's own output files do not count.
+        What is under `exclude` and this process's own output files do not count.
         """
         inside = [path.relative_to(self.root) for path in exclude if self.root in path.parents]
         pathspecs = [f":(top,exclude,literal){path.as_posix()}" for path in inside]
@@ -107,9 +112,9 @@ class WorkingTree:
             "--porcelain=v2",
             "-z",
             "--branch",
-            "--untracked-files=all",
+            "--untracked-files=no",
             "--no-renames",
-            "--ignore-submodules=none",
+            "--ignore-submodules=untracked",
             "--",
             ":(top)",
             *pathspecs,
@@ -118,22 +123,56 @@ class WorkingTree:
         if not outputs:
             return status
         changed = tuple(path for path in status.changed if self._file_id(path) not in outputs)
-        untracked = tuple(path for path in status.untracked if self._file_id(path) not in outputs)
-        return replace(status, changed=changed, untracked=untracked)
+        return replace(status, changed=changed)
 
-    def snapshot(self, exclude: Sequence[Path] = ()) -> Snapshot:
-        """Hash the content of the working tree; see `status` for what does not count."""
+    def untracked(self, files: Iterable[Path], exclude: Sequence[Path] = ()) -> list[str]:
+        """Which of these files git neither tracks nor ignores, relative to the root and sorted.
+
+        Files of submodules, under `exclude` and this process's own output files are left out.
+        """
+        outputs = _own_outputs()
+        names = set()
+        for path in files:
+            if not path.is_relative_to(self.root) or any(map(path.is_relative_to, exclude)):
+                continue
+            name = path.relative_to(self.root).as_posix()
+            if name in self._tracked or self._submodule_of(name):
+                continue
+            if not outputs or self._file_id(name) not in outputs:
+                names.add(name)
+        if not names:
+            return []
+        # exit status 1: none is ignored
+        output = self.run("check-ignore", "-z", "--stdin", stdin=_names(sorted(names)), accept=(0, 1))
+        return sorted(names - set(os.fsdecode(output).split("\0")))
+
+    def snapshot(
+        self, loaded: Iterable[Path] = (), exclude: Sequence[Path] = (), *, skip: str | None = None
+    ) -> Snapshot:
+        """Hash the tracked files as they are, and those untracked files that are loaded.
+
+        Args:
+            loaded: Files of modules; what else is untracked does not count.
+            exclude: As for `status`.
+            skip: The end of the names of tracked files whose changes do not count.
+        """
+        loaded = list(loaded)
         status = self.status(exclude)
-        large = [path for path in status.untracked if self.is_large(path)]
-        small = [path for path in status.untracked if path not in set(large)]
-        extra = [self.describe(path) for path in large]
-        extra += [line for path in status.nested for line in self._nested(path, exclude)]
+        changed = [path for path in status.changed if not (skip and path.endswith(skip))]
+        untracked = self.untracked(loaded, exclude)
+        extra = [self.describe(path) for path in untracked]
+        names = [path.relative_to(self.root).as_posix() for path in loaded]
+        nested = {*status.nested, *filter(None, map(self._submodule_of, names))}
+        for path in sorted(nested):
+            extra += self._nested(path, loaded, exclude)
         head = self.head_tree(status.commit)
         tree = head
-        if status.changed or small or status.commit is None:
-            tree = self.write_tree([*status.changed, *small])
+        if changed or status.commit is None:
+            tree = self.write_tree(changed)
         dirty = bool(extra) or tree != head
-        return Snapshot(status.commit, status.branch, tree, tuple(sorted(extra)), dirty)
+        return Snapshot(
+            status.commit, status.branch, tree, tuple(sorted(extra)), tuple(untracked), dirty
+        )
 
     def is_large(self, path: str, limit: int = LARGE_FILE) -> bool:
         """Whether a file is too large to be copied, or cannot be read."""
@@ -168,25 +207,33 @@ class WorkingTree:
         return self.run("rev-parse", f"{commit}^{{tree}}").decode().strip()
 
     def _disable_filters(self) -> None:
-        try:
-            output = self.run("config", "--name-only", "-z", "--get-regexp", r"^filter\.")
-        except GitTimeoutError:
-            raise
-        except GitError:  # exit status 1: there are none
-            return
-        names = {key.rpartition(".")[0] for key in os.fsdecode(output).split("\0") if key}
-        for name in names - {"filter.lfs"}:
+        names = r"^filter\."
+        output = self.run("config", "--name-only", "-z", "--get-regexp", names, accept=(0, 1))
+        names_found = {key.rpartition(".")[0] for key in os.fsdecode(output).split("\0") if key}
+        for name in names_found - {"filter.lfs"}:
             self._config.update({f"{name}.{key}": "" for key in ("clean", "smudge", "process")})
             self._config[f"{name}.required"] = "false"
 
-    def _show_hidden_files(self) -> None:
-        """Make git look at files whose edits the user told it not to notice."""
-        entries = os.fsdecode(self.run("ls-files", "-v", "-z")).split("\0")
-        hidden = [entry[2:] for entry in entries if entry[:1].islower() or entry[:1] == "S"]
+    def _read_index(self) -> None:
+        """Learn what is tracked, and show git the edits that the user told it not to notice."""
+        hidden = []
+        for entry in filter(None, os.fsdecode(self.run("ls-files", "-v", "-s", "-z")).split("\0")):
+            details, _, path = entry.partition("\t")
+            tag, mode, *_ = details.split(" ")
+            (self._submodules if mode == "160000" else self._tracked).add(path)
+            if tag.islower() or tag == "S":
+                hidden.append(path)
         present = [path for path in hidden if os.path.lexists(self.root / path)]
         if present:
             for option in ("--no-assume-unchanged", "--no-skip-worktree"):
                 self.run("update-index", option, "-z", "--stdin", stdin=_names(present))
+
+    def _submodule_of(self, path: str) -> str | None:
+        """The submodule that holds a path."""
+        if not self._submodules:
+            return None
+        parents = (parent.as_posix() for parent in PurePosixPath(path).parents)
+        return next((parent for parent in parents if parent in self._submodules), None)
 
     def _file_id(self, path: str) -> tuple[int, int] | None:
         try:
@@ -195,12 +242,15 @@ class WorkingTree:
             return None
         return details.st_dev, details.st_ino
 
-    def _nested(self, path: str, exclude: Sequence[Path]) -> list[str]:
+    def _nested(self, path: str, loaded: Sequence[Path], exclude: Sequence[Path]) -> list[str]:
         repository = Repository(self.root / path, self.repository.deadline - time.monotonic())
         if repository.root == self.root:  # git takes the folder for a repository, GitPython not
             return [f"{path} unreadable"]
+        inside = [file for file in loaded if file.is_relative_to(repository.root)]
         with WorkingTree.of(repository) as tree:
-            snapshot = tree.snapshot(exclude)
+            snapshot = tree.snapshot(inside, exclude)
+        if not snapshot.dirty:
+            return []
         inner = [f"{path}/{line}" for line in snapshot.extra]
         return [f"{path} {snapshot.commit} {snapshot.tree}", *inner]
 
@@ -245,7 +295,6 @@ def _quoted(path: Path) -> str:
 def _parse_status(output: bytes) -> Status:
     commit, branch = None, None
     changed: list[str] = []
-    untracked: list[str] = []
     nested: list[str] = []
     for line in filter(None, os.fsdecode(output).split("\0")):
         kind, _, rest = line.partition(" ")
@@ -253,11 +302,9 @@ def _parse_status(output: bytes) -> Status:
             key, _, value = rest.partition(" ")
             commit = value if key == "branch.oid" and value != "(initial)" else commit
             branch = value if key == "branch.head" and value != "(detached)" else branch
-        elif kind == "?":
-            (nested if rest.endswith("/") else untracked).append(rest.rstrip("/"))
         else:  # "1": changed, "u": unmerged; the path is the last field
             path = rest.split(" ", 9 if kind == "u" else 7)[-1]
             changed.append(path)
             if rest[3] == "S" and rest[5:7] != "..":
                 nested.append(path)
-    return Status(commit, branch, tuple(changed), tuple(untracked), tuple(nested))
+    return Status(commit, branch, tuple(changed), tuple(nested))

@@ -14,7 +14,8 @@ from danling.files.atomic import remove_orphans
 from danling.files.failpoints import failpoint
 from danling.files.json import to_jsonable
 from danling.identity import ids
-from danling.identity.code import Code, main_folder, read_code
+from danling.identity.code import Code, read_code
+from danling.identity.modules import main_folder
 from danling.run.directory import RunPaths, claim
 from danling.run.lock import DirectoryLock, in_use
 from danling.run.record import RunFile

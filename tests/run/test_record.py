@@ -26,8 +26,8 @@ EXPERIMENT, RUN = "0" * 32, "1" * 32
 FORK_AND_CLAIM = """
 import os, sys
 from pathlib import Path
-from danling.identity.code import read_code
-from danling.identity.ids import experiment_uuid, run_name, run_uuid
+from danling.identity import experiment_uuid, read_code, run_uuid
+from danling.identity.ids import run_name
 from danling.run.directory import claim
 
 root, count = Path(sys.argv[1]), int(sys.argv[2])

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 __all__ = ["commit_all", "files_of", "git", "make_repository", "read_code_elsewhere"]
@@ -62,10 +63,13 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 def read_code_elsewhere(folder: Path, *exclude: Path, **environment: str) -> dict[str, Any]:
     """What `read_code` finds in a new process, with the seconds it took and the experiment_id."""
-    command = [sys.executable, "-c", _READ_CODE, str(folder), *map(str, exclude)]
     variables = {**os.environ, **environment}
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=variables, timeout=30
-    )
+    with TemporaryDirectory() as elsewhere:  # a script, since the text of `python -c` is code
+        script = Path(elsewhere) / "read.py"
+        script.write_text(_READ_CODE)
+        command = [sys.executable, str(script), str(folder), *map(str, exclude)]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env=variables, timeout=60
+        )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
