@@ -14,9 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError
+from danling.run.record import TIME_BUDGET
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner as Runner
@@ -30,6 +32,7 @@ _SIGNALS = tuple(
 )
 _UNITS = {"d": 86400.0, "h": 3600.0, "min": 60.0, "m": 60.0, "s": 1.0}
 _SAFETY = 1.5  # a save may take longer than the longest so far
+_CLOSING_SECONDS = 10.0  # that a run may take to close before one more Ctrl-C interrupts that too
 _NOTICE = b"\nstopping after this step and saving; Ctrl-C again stops at once\n"
 
 
@@ -40,7 +43,8 @@ class Preemption(Callback):
     takes a note; all processes then agree to stop, save at the next safe point and leave. The
     script ends with 128 + the number of the signal (143 for SIGTERM), with a KeyboardInterrupt
     for Ctrl-C, and the run's status is `preempted` or `interrupted`, so that `resume="auto"` goes
-    on with it. A second Ctrl-C interrupts at once.
+    on with it. A second Ctrl-C interrupts at once; while the run then closes its files, for up to
+    ten seconds, further ones change nothing.
 
     Handlers are installed while a run is open, in the main thread only, and put back afterwards; a
     handler that was there before is called too, and a signal that was ignored stays ignored.
@@ -51,7 +55,8 @@ class Preemption(Callback):
 
     Args:
         max_time: Stop, with status `stopped`, in time for a save before this launch has taken this
-            long: seconds, a timedelta, or text as `"1h30m"`.
+            long: seconds, a timedelta, or text as `"1h30m"`. The run is unfinished: with
+            `resume="auto"` the same command goes on with it.
 
     Raises:
         CallbackError: `max_time` is not a positive duration.
@@ -72,6 +77,8 @@ class Preemption(Callback):
         self._signal: int | None = None
         self._told = False
         self._interrupts = self._ignored = 0
+        self._closing_since: float | None = None
+        self._runner: Callable[[], Runner | None] = _no_runner  # weak: nobody keeps the runner
         self._guarded: mmap.mmap | None = None  # one byte, that workers see too
         self._budgets: list[_Budget] = []
 
@@ -79,6 +86,7 @@ class Preemption(Callback):
         """Install the handlers, and start the clock."""
         self._process, self._announces = os.getpid(), runner.is_main_process
         self._signal, self._told, self._interrupts = None, False, 0
+        self._closing_since, self._runner = None, ref(runner)
         self._budgets = _budgets(self.max_time)
         if threading.current_thread() is threading.main_thread():  # Python allows no other
             self._install()
@@ -116,6 +124,7 @@ class Preemption(Callback):
         self._uninstall()
         self._budgets = []
         self._pass_on(runner)
+        self._runner = _no_runner
 
     def _poll(self, runner: Runner) -> None:
         self._pass_on(runner)
@@ -163,13 +172,29 @@ class Preemption(Callback):
         self._signal = self._signal or number
         if number == signal.SIGINT:
             self._interrupts += 1
-            if self._interrupts > 1:
+            if self._interrupts > 1 and self._may_interrupt():
                 raise KeyboardInterrupt
-            if self._announces:
+            if self._announces and self._interrupts == 1:
                 _tell_terminal()
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:
             previous(number, frame)
+
+    def _may_interrupt(self) -> bool:
+        """Whether an exception may be raised now: not where it would keep the run from closing.
+
+        After the first one, and while the callbacks are torn down, another exception would cut the
+        closing short, and run.json would say "running" for ever. A closing that hangs is cut.
+        """
+        runner, now = self._runner(), time.monotonic()
+        is_closing = runner is None or runner.status != "running"
+        if self._closing_since is None:
+            self._closing_since = now
+            return not is_closing
+        if now - self._closing_since > _CLOSING_SECONDS:
+            self._closing_since = now
+            return True
+        return False
 
     def _handle_in_child(self, number: int) -> None:
         """In a DataLoader worker leave it to the parent; elsewhere do what was done before.
@@ -221,8 +246,12 @@ class _Budget:
         self._measured, self._last = True, now
 
 
+def _no_runner() -> None:
+    return None
+
+
 def _budgets(max_time: float | None) -> list[_Budget]:
-    budgets = [] if max_time is None else [_Budget(f"max_time of {max_time:g} s", max_time)]
+    budgets = [] if max_time is None else [_Budget(f"{TIME_BUDGET}{max_time:g} s", max_time)]
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     if end.isdecimal():
         left = int(end) - time.time()

@@ -74,6 +74,8 @@ class Settings:
     dataloader: Annotated[Options, _ON_WORKERS] = {}  # noqa: RUF012
     # auto, latest, best or a checkpoint: the run to go on with
     resume: Annotated[bool | str, NotInRunId] = False
+    # seconds that reading the code may take, after which its identity is its own
+    code_timeout: Annotated[float, NotInRunId, Minimum(0)] = 60.0
     # whether a run may go on with another number of processes
     elastic: Annotated[bool, NotInRunId] = False
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-__all__ = ["ImportWatch", "main_folder", "project_files", "typed_code"]
+__all__ = ["ImportWatch", "main_folder", "project_files", "project_folder", "typed_code"]
 
 
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -19,6 +19,11 @@ def main_folder() -> Path:
     """The folder of the main script; the current folder where there is none, as in a notebook."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return Path(script).resolve().parent if script else Path.cwd()
+
+
+def project_folder(start: Path) -> Path:
+    """The folder around `start` that is a git repository; `start` itself where there is none."""
+    return next((path for path in (start, *start.parents) if (path / ".git").exists()), start)
 
 
 def project_files(root: Path, names: Iterable[str] | None = None) -> set[Path]:

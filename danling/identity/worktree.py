@@ -195,9 +195,11 @@ class WorkingTree:
 
     def write_tree(self, paths: Sequence[str]) -> str:
         """Hash the content of `paths` (deleted ones included) and return the whole tree's id."""
-        if paths:
-            options = ("--add", "--remove", "-z", "--stdin")
-            self.run("update-index", *options, stdin=_names(paths))
+        gone = [path for path in paths if self._became_folder(path)]
+        there = [path for path in paths if path not in set(gone)]
+        for option, names in (("--force-remove", gone), ("--remove", there)):
+            if names:
+                self.run("update-index", "--add", option, "-z", "--stdin", stdin=_names(names))
         return self.run("write-tree", "--missing-ok").decode().strip()
 
     def head_tree(self, commit: str | None) -> str:
@@ -234,6 +236,10 @@ class WorkingTree:
             return None
         parents = (parent.as_posix() for parent in PurePosixPath(path).parents)
         return next((parent for parent in parents if parent in self._submodules), None)
+
+    def _became_folder(self, path: str) -> bool:
+        place = self.root / path
+        return path not in self._submodules and place.is_dir() and not place.is_symlink()
 
     def _file_id(self, path: str) -> tuple[int, int] | None:
         try:

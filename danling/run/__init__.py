@@ -1,8 +1,9 @@
 """A run on the disk: its directory, its record, its lock, and how runs are found.
 
-Begin with `run`. It may import `files`, `identity`, `config` and `errors`.
+Begin with `run`. This package may import `files`, `identity`, `config` and `errors`.
 
-- `run`: which run this is: its ids, and the directory it owns.
+- `run`: which run this is: its ids, and the directory that it owns while it is open.
+- `choice`: which directory a start works in, with `resume` in all its forms.
 - `directory`: the names of a run's files, and how a directory is claimed.
 - `record`: `run.json`: ids, status, launches, code and environment.
 - `lock`: one process at a time works in a run's directory.

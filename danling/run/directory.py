@@ -1,4 +1,8 @@
-"""The directory of a run: the names of its files, and how it is claimed."""
+"""The directory of a run: the names of its files, and how it is claimed.
+
+This is the only module that knows the names. No file holds an absolute path that is needed to find
+another, so a run that was moved or copied works.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,7 @@ __all__ = ["RunPaths", "claim"]
 
 
 _RUN_NAME = re.compile(r".+(-[0-9a-f]{8}){3}")
-
-
-_DRAWS = 100
+_DRAWS = 100  # of a random name, until one is free
 
 
 class RunPaths:
@@ -50,6 +52,7 @@ class RunPaths:
         self.lock = self.path / LOCK_NAME
         self.metadata = self.path / "metadata"
         self.code_patch = self.metadata / "code.patch"
+        self.main_program = self.metadata / "main_program.py"
         self.packages = self.metadata / "packages.json"
         self.abandoned = self.metadata / "abandoned.jsonl"
 

@@ -21,11 +21,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from danling.errors import RunDirectoryError, RunLockedError
 
-__all__ = ["LOCK_NAME", "DirectoryLock", "LockHolder", "in_use", "is_locked", "lock_holder"]
+__all__ = [
+    "LOCK_NAME",
+    "DirectoryLock",
+    "LockHolder",
+    "in_use",
+    "is_locked",
+    "lock_holder",
+    "recorded_run",
+]
 
 
 if sys.platform != "win32":
@@ -111,6 +119,7 @@ class DirectoryLock:
         self._descriptor: int | None = None
         self._key: tuple[int, int, int] | None = None
         self._lease: str | None = None
+        self._before = b""  # what the last holder left in the file
         self._owner: int | None = None  # a forked worker has a copy of this object, not the lock
 
     def __enter__(self) -> Self:
@@ -151,9 +160,15 @@ class DirectoryLock:
             time.sleep(0.05)
         self._owner = os.getpid()
 
-    def release(self) -> None:
-        """Give the lock back; nothing happens if it is not held."""
+    def release(self, *, undo: bool = False) -> None:
+        """Give the lock back; nothing happens if it is not held.
+
+        Args:
+            undo: Whether the file says again what it said before, since nothing was done.
+        """
         if self._descriptor is not None:
+            if undo and self.held:
+                _overwrite(self._descriptor, self._before)
             if self._key is not None:
                 _held.discard(self._key)
             os.close(self._descriptor)
@@ -176,8 +191,8 @@ class DirectoryLock:
             if error.errno not in _BUSY:
                 raise _unusable(path, error) from error
             return False
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, content.encode())
+        self._before = os.read(descriptor, 4096)
+        _overwrite(descriptor, content.encode())
         details = os.fstat(descriptor)
         self._descriptor = descriptor
         self._key = (os.getpid(), details.st_dev, details.st_ino)
@@ -224,6 +239,18 @@ def in_use(directory: str | os.PathLike[str]) -> str:
     """Who works in a directory, or did a moment ago, in words."""
     holder = lock_holder(directory) or LockHolder.read(_read(Path(directory) / LOCK_NAME))
     return f"in use by process {holder.pid} on {holder.host} since {holder.start_time}"
+
+
+def recorded_run(directory: str | os.PathLike[str]) -> UUID | None:
+    """The uuid of the run in a directory, as who locked it last has left it there."""
+    with contextlib.suppress(ValueError):
+        return UUID(LockHolder.read(_read(Path(directory) / LOCK_NAME)).run)
+    return None
+
+
+def _overwrite(descriptor: int, content: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, content, 0)
 
 
 def _is_locked_by_another(path: Path) -> bool:

@@ -1,8 +1,4 @@
-"""The directory of a run: the names of its files, how it is claimed, and `run.json`.
-
-This is the only module that knows the names. No file holds an absolute path that is needed to find
-another, so a run that was moved or copied works.
-"""
+"""`run.json`: what a run is, how it stands, and every launch that worked on it."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ from danling.identity.code import Code
 from danling.identity.environment import launch_entry
 from danling.identity.redaction import mask_values
 
-__all__ = ["SCHEMA", "STATUSES", "RunFile"]
+__all__ = ["SCHEMA", "STATUSES", "TIME_BUDGET", "RunFile"]
 
 
 SCHEMA = 1
@@ -32,11 +28,14 @@ SCHEMA = 1
 STATUSES = ("running", "finished", "stopped", "failed", "preempted", "interrupted")
 """What a run can be; one that says "running" and is not locked was killed."""
 
+TIME_BUDGET = "max_time of "
+"""How the reason of a run begins that its time budget stopped: it is not finished."""
+
 
 class RunFile:
-    """`run.json`: what a run is, how it stands, and every launch that worked on it.
+    """The content of `run.json`.
 
-    It is rewritten in one step, is valid JSON at any moment, and holds no secret.
+    The file is rewritten in one step, is valid JSON at any moment, and holds no secret.
 
     Args:
         path: The file.

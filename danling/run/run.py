@@ -1,247 +1,222 @@
-"""Which run this is: its ids, the directory it owns, and the run that it goes on with."""
+"""A run on the disk: its ids, and the directory that is its own while it is open."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from dataclasses import dataclass
+import logging
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from danling.errors import ResumeError, RunDirectoryError, RunError, RunLockedError
+from danling.errors import RunError
 from danling.files.atomic import remove_orphans
-from danling.files.failpoints import failpoint
-from danling.files.json import to_jsonable
 from danling.identity import ids
-from danling.identity.code import Code, read_code
-from danling.identity.modules import main_folder
-from danling.run.directory import RunPaths, claim
-from danling.run.lock import DirectoryLock, in_use
-from danling.run.record import RunFile
-from danling.run.search import FoundRun, find_job, find_runs
+from danling.identity.code import Code, read_code, uncounted_files
+from danling.identity.modules import ImportWatch, main_folder, project_folder
+from danling.run.choice import Choice, Identify, Plan, Start
+from danling.run.directory import RunPaths
+from danling.run.lock import DirectoryLock
 
 if TYPE_CHECKING:
     from danling.config import Config
     from danling.distributed.world import World
 
-__all__ = ["Plan", "RunOnDisk"]
+__all__ = ["RunOnDisk"]
 
 
-LIMITS = ("max_epochs", "max_steps")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What rank 0 decided for all: the directory, and where the run in it goes on from."""
-
-    path: str
-    uuid: str
-    experiment_uuid: str
-    run_uuid: str
-    checkpoint: str | None = None
-    message: str = ""
+_NOTICE_SECONDS = 2.0  # of reading the code, after which the user is told what takes so long
 
 
 class RunOnDisk:
     """A run's identity and its directory, which is claimed when the run opens.
 
+    A start takes three steps: `claim` decides for a directory and locks it, `accept` says that the
+    run may go on in it, and `release` gives it back. What is not accepted was not changed.
+
     Args:
         config: The configuration of the run.
         world: The processes of the run.
+        identify: Reads the ids of a run from its checkpoints, where run.json is lost.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, identify: Identify | None = None) -> None:
         self._config = config
         self._world = world
+        self._identify = identify
         self._code: Code | None = None
+        self._imports: ImportWatch | None = None
         self._experiment_uuid: UUID | None = None
         self._run_uuid: UUID | None = None
         self._uuid: UUID | None = None
         self._paths: RunPaths | None = None
         self._lock: DirectoryLock | None = None
-        self.checkpoint: str | None = None  # name or path of the one to load when the run opens
-        self.message = ""  # on why it is this directory
+        self._plan: Plan | None = None
+        self.accepted = False
+        """Whether the run goes on, or begins, in the directory: files in it may change."""
 
     # Identity
 
     @property
     def code(self) -> Code:
+        """The code that runs, as it was when it was first asked for."""
         if self._code is None:
-            self._code = read_code(main_folder(), exclude=[self._project_root])
+            self._imports = ImportWatch()
+            exclude, timeout = [self._project_root], float(self._config.code_timeout)
+            notice = threading.Timer(_NOTICE_SECONDS, _tell_of_reading, [timeout])
+            notice.daemon = True
+            notice.start()
+            try:
+                self._code = read_code(main_folder(), exclude=exclude, timeout=timeout)
+            finally:
+                notice.cancel()
         return self._code
+
+    def late_imports(self) -> list[str]:
+        """The files of the project that were imported since the code was read, and are not in it.
+
+        Each is returned once.
+        """
+        if self._imports is None or self._code is None:
+            return []
+        start = main_folder()
+        files = self._imports.new_files(project_folder(start))
+        return uncounted_files(start, files, self._code, timeout=2.0) if files else []
 
     @property
     def experiment_uuid(self) -> UUID:
+        """Identity of the code."""
         if self._experiment_uuid is None:
             self._experiment_uuid = ids.experiment_uuid(self.code)
         return self._experiment_uuid
 
     @property
     def run_uuid(self) -> UUID:
+        """Identity of code and configuration."""
         if self._run_uuid is None:
             self._run_uuid = ids.run_uuid(self.experiment_uuid, self._config.semantic())
         return self._run_uuid
 
     @property
     def uuid(self) -> UUID:
+        """Random identity of this run; a collective where no directory was claimed."""
         if self._uuid is None:
             self._uuid = self._world.broadcast(uuid4())
         return self._uuid
 
     @property
     def name(self) -> str:
+        """Name of the run: `{experiment_name}-{run_name}`."""
         return ids.run_name(self._config.experiment_name, self._config.run_name)
+
+    @property
+    def id(self) -> str:
+        """Short form of the three ids, the end of the directory's name."""
+        return ids.run_identifier(self.experiment_uuid.hex, self.run_uuid.hex, self.uuid.hex)
 
     @property
     def _project_root(self) -> Path:
         return Path(self._config.project_root)
 
-    @property
-    def id(self) -> str:
-        return ids.run_identifier(self.experiment_uuid.hex, self.run_uuid.hex, self.uuid.hex)
-
     # The directory
 
     @property
     def claimed(self) -> bool:
+        """Whether the run has a directory."""
         return self._paths is not None
 
     @property
     def paths(self) -> RunPaths:
+        """Where each file of the run is.
+
+        Raises:
+            RunError: No directory was claimed.
+        """
         if self._paths is None:
             raise RunError("this run has no directory: RunDirectory makes it when the run opens")
         return self._paths
 
+    @property
+    def checkpoint(self) -> str | None:
+        """Name or path of the checkpoint to load when the run opens; None where it begins."""
+        return self._plan.checkpoint if self._plan else None
+
+    @property
+    def message(self) -> str:
+        """Why it is this directory."""
+        return self._plan.message if self._plan else ""
+
+    @property
+    def doubt(self) -> str:
+        """Why the run that is resumed may be another than was meant; empty where nothing is so."""
+        return self._plan.doubt if self._plan else ""
+
+    @property
+    def rebuilt(self) -> bool:
+        """Whether the run.json of the directory was damaged and has to be written anew."""
+        return self._plan is not None and self._plan.rebuilt
+
     def claim(self) -> Path:
-        """Claim the directory; a collective."""
+        """Decide for a directory and lock it; a collective.
+
+        Raises:
+            ResumeError: The run that was asked for is not there, or cannot be taken.
+            RunLockedError: Another process works in it.
+            RunDirectoryError: It cannot be made or used.
+        """
+        self.accepted = False
         plan = self._world.on_main(self._claim)
         self._experiment_uuid, self._run_uuid = UUID(plan.experiment_uuid), UUID(plan.run_uuid)
         self._uuid = UUID(plan.uuid)
         self._paths = RunPaths(Path(plan.path), self._config.checkpoint_dir_name)
-        self.checkpoint, self.message = plan.checkpoint, plan.message
+        self._plan = plan
+        if plan.checkpoint is None:
+            self.accept()
         return self._paths.path
 
+    def accept(self) -> None:
+        """Go on in the directory that was claimed: from now on files in it may change."""
+        if not self.accepted and self._lock is not None:
+            for folder in (self.paths.path, self.paths.metadata):
+                remove_orphans(folder)
+        self.accepted = True
+
     def release(self) -> None:
-        """Unlock the directory; it stays the run's own."""
+        """Unlock the directory, which stays the run's own; without `accept`, as it was before."""
         if self._lock is not None:
-            self._lock.release()
+            self._lock.release(undo=not self.accepted)
             self._lock = None
 
     def _claim(self) -> Plan:
-        plan = self._decide()
-        self._acquire(plan)
-        for folder in (Path(plan.path), RunPaths(plan.path).metadata):
-            remove_orphans(folder)
-        return plan
-
-    def _acquire(self, plan: Plan) -> None:
-        """Lock the directory, unless the decision for it has done so."""
-        if self._lock is None:
-            failpoint("run.before_lock")
-            lock = DirectoryLock(plan.path, run=plan.uuid)
-            lock.acquire()
-            self._lock = lock
-            failpoint("run.after_lock")
-
-    def _decide(self) -> Plan:
-        """Which directory: that of the same job, of the run that is resumed, or a new one."""
-        root, resume = self._project_root, self._config.resume
         if self._paths is not None:  # a second train() goes on where the first one ended
-            return self._own(self._paths.path, self.uuid)
-        if job := find_job(root, run_id=self.run_uuid.hex, name=self.name):
-            return self._continue(job, "latest", "restarted by the same job: ")
-        if not resume:
-            return self._fresh()
-        if resume not in (True, "auto", "latest", "best"):
-            return self._at(Path(str(resume)))
-        if resume in (True, "auto"):
-            return self._automatic(root)
-        if runs := find_runs(root, self.run_uuid.hex):
-            return self._continue(runs[0], str(resume), "")
-        raise ResumeError(
-            f"resume={resume!r}: there is no run of this code and configuration in {root}; "
-            "give the path of a run or of a checkpoint instead"
-        )
-
-    def _automatic(self, root: Path) -> Plan:
-        if self.code.partial:  # it may be other code than that of a run with the same ids
-            return self._fresh(
-                "resume='auto': the code could not be read in time, a new run starts"
-            )
-        busy: list[str] = []
-        for run in find_runs(root, self.run_uuid.hex):
-            if not run.unfinished:
-                continue
-            plan = self._continue(run, "latest", "")
-            # the newest may be of a process that was killed and is not quite gone: wait a moment
-            if not (busy and run.locked) and self._takes(plan):
-                return plan
-            busy.append(f"{run.path} is {in_use(run.path)}")
-        if busy:
-            return self._fresh(f"resume='auto': {'; '.join(busy)}: a new run starts")
-        return self._fresh(
-            f"resume='auto' found no unfinished run of this code and configuration in {root}: "
-            f"a new one starts{self._hint_at_shorter(root)}"
-        )
-
-    def _takes(self, plan: Plan) -> bool:
-        """Lock a run that was found, unless another process works on it or has just ended it."""
-        with suppress(RunLockedError):
-            self._acquire(plan)
-            run = FoundRun(Path(plan.path), RunFile.read(RunPaths(plan.path).run_json).data)
-            if run.unfinished:
-                return True
-            self.release()
-        return False
-
-    def _hint_at_shorter(self, root: Path) -> str:
-        """How to go on with a run that differs in its length alone."""
-        now = to_jsonable(self._config.semantic())
-        for run in find_runs(root):
-            then = dict(run.data.get("hash_inputs", {}))
-            lengths = {key: then.get(key) for key in LIMITS}
-            same_code = run.data.get("experiment_uuid") == str(self.experiment_uuid)
-            if same_code and then != now and then | {key: now[key] for key in LIMITS} == now:
-                told = ", ".join(f"{key} {value}" for key, value in lengths.items() if value)
-                return (
-                    f"; {run.path} differs only in its length ({told}): "
-                    f"extend it with resume={str(run.path)!r}"
-                )
-        return ""
-
-    def _fresh(self, message: str = "") -> Plan:
-        path, uuid = claim(
-            self._project_root, self.name, self.experiment_uuid.hex, self.run_uuid.hex
-        )
-        return self._own(path, uuid, message)
-
-    def _at(self, path: Path) -> Plan:
-        """The run of a checkpoint file, or of a run's directory."""
-        if not path.exists():
-            raise ResumeError(f"resume={str(path)!r}: there is nothing at this path")
-        directory = path if path.is_dir() else path.parent.parent
+            ids = str(self.uuid), str(self.experiment_uuid), str(self.run_uuid)
+            plan = Plan(str(self._paths.path), *ids)
+            self._lock = DirectoryLock(plan.path, run=plan.uuid)
+            self._lock.acquire()
+            return plan
+        choice = Choice(self._start())
         try:
-            run = FoundRun(directory, RunFile.read(RunPaths(directory).run_json).data)
-        except RunDirectoryError as error:
-            raise ResumeError(
-                f"resume={str(path)!r} is not in the directory of a run ({error.strerror}); "
-                "to start a new run from it, use AccelerateRunner.from_checkpoint"
-            ) from error
-        return self._continue(run, "latest" if path.is_dir() else str(path), "")
+            return choice.make()
+        finally:
+            self._lock = choice.lock
 
-    def _continue(self, run: FoundRun, checkpoint: str, reason: str) -> Plan:
-        message = f"{reason}going on in {run.path} ({run.status})"
-        data = run.data
-        return Plan(
-            path=os.path.realpath(run.path),  # as of a new run: it must survive a chdir
-            uuid=str(data["uuid"]),
-            experiment_uuid=str(data["experiment_uuid"]),
-            run_uuid=str(data["run_uuid"]),
-            checkpoint=checkpoint,
-            message=message,
+    def _start(self) -> Start:
+        return Start(
+            project_root=self._project_root,
+            checkpoint_dir_name=self._config.checkpoint_dir_name,
+            name=self.name,
+            code=self.code,
+            experiment_uuid=self.experiment_uuid,
+            run_uuid=self.run_uuid,
+            config=self._config.semantic(),
+            resume=self._config.resume,
+            identify=self._identify,
         )
 
-    def _own(self, path: Path, uuid: UUID, message: str = "") -> Plan:
-        experiment, run = str(self.experiment_uuid), str(self.run_uuid)
-        return Plan(str(path), str(uuid), experiment, run, message=message)
+
+def _tell_of_reading(timeout: float) -> None:
+    # no run.log is open yet: a warning reaches the console all the same
+    logging.getLogger("danling.run").warning(
+        "reading the code that runs takes long: git is slow here; it is waited for up to %g s "
+        "(code_timeout)",
+        timeout,
+    )

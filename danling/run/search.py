@@ -1,24 +1,34 @@
-"""Finding runs: those of a project, and the one that a restarted job goes on with."""
+"""Finding runs: those of a project, and the one that a restarted job goes on with.
+
+A directory that was not renamed has the first digits of its ids at the end of its name. So the runs
+of one code and configuration are found by the names of the directories, and only their own files
+are opened, however many runs there are. There is no index that could be wrong.
+"""
 
 from __future__ import annotations
 
+import heapq
 import os
+import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from danling.errors import RunDirectoryError
 from danling.run.directory import RunPaths
 from danling.run.lock import is_locked
-from danling.run.record import RunFile
+from danling.run.record import TIME_BUDGET, RunFile
 
-__all__ = ["FoundRun", "find_job", "find_runs"]
+__all__ = ["FoundRun", "damage", "find_job", "find_namesakes", "find_runs", "folders_of"]
 
 
 _ENDED = ("finished", "stopped")
+_IDS = re.compile(r"-([0-9a-f]{8})-([0-9a-f]{8})-([0-9a-f]{8})")
+_IDS_LENGTH = 27
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,15 @@ class FoundRun:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is something left to do."""
+        """Whether there is something left to do; a run that a time budget stopped goes on."""
+        if self.data["status"] == "stopped":
+            return str(self.data.get("reason")).startswith(TIME_BUDGET)
         return self.data["status"] not in _ENDED
+
+    @property
+    def owner(self) -> int | None:
+        """The user to whom the directory belongs; None where the system has no such numbers."""
+        return os.stat(self.path).st_uid if hasattr(os, "geteuid") else None
 
 
 def find_runs(project_root: str | os.PathLike[str], run_id: str | None = None) -> list[FoundRun]:
@@ -69,14 +86,85 @@ def find_runs(project_root: str | os.PathLike[str], run_id: str | None = None) -
         >>> find_runs(getfixture("tmp_path") / "experiments")
         []
     """
+    found = [run for run in map(_read, folders_of(project_root, run_id)) if run]
+    return _newest_first(run for run in found if run_id in (None, run.run_id))
+
+
+def find_namesakes(
+    project_root: str | os.PathLike[str], name: str, limit: int | None = 100
+) -> list[FoundRun]:
+    """The runs of a project that have the same name, newest first.
+
+    Args:
+        project_root: Folder of the runs.
+        name: `{experiment_name}-{run_name}`.
+        limit: Only so many are read: those whose directories were changed last.
+    """
+    length = len(name) + _IDS_LENGTH
+    folders = [
+        folder
+        for folder in folders_of(project_root)
+        if ids_in(folder.name) is None
+        or (len(folder.name) == length and folder.name.startswith(name))
+    ]
+    if limit is not None:
+        folders = heapq.nlargest(limit, folders, key=_changed)
+    found = [run for run in map(_read, folders) if run and run.data.get("name") == name]
+    return _newest_first(found)
+
+
+def folders_of(project_root: str | os.PathLike[str], run_id: str | None = None) -> list[Path]:
+    """The directories in a project; with a `run_id` those that may hold a run of it."""
+    begin = None if run_id is None else run_id[:8]
     try:
         with os.scandir(project_root) as entries:
-            folders = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            return [
+                Path(entry.path)
+                for entry in entries
+                if (begin is None or (ids_in(entry.name) or (None, begin, None))[1] == begin)
+                and entry.is_dir(follow_symlinks=False)
+            ]
     except OSError:
         return []
-    found = [run for run in map(_read, folders) if run and run_id in (None, run.run_id)]
-    # Of a run and its copy, the one that still has its own name is the original.
-    return sorted(found, key=lambda run: (run.created, _has_own_name(run)), reverse=True)
+
+
+def ids_in(name: str) -> tuple[str, str, str] | None:
+    """The first digits of experiment_id, run_id and uuid in the name of a directory.
+
+    Example:
+        >>> ids_in("digits-mlp-01234567-89abcdef-00112233"), ids_in("my favourite")
+        (('01234567', '89abcdef', '00112233'), None)
+    """
+    found = _IDS.fullmatch(name[-_IDS_LENGTH:])
+    return (found[1], found[2], found[3]) if found else None
+
+
+def damage(folder: Path, checkpoints: Path) -> str | None:
+    """What is wrong with the run.json of a directory that has checkpoints; None if nothing is.
+
+    A directory without a checkpoint and without run.json is that of a process which died before
+    it had done anything.
+
+    Args:
+        folder: The directory of a run.
+        checkpoints: The folder of its checkpoints.
+    """
+    file = RunPaths(folder).run_json
+    try:
+        data = RunFile.read(file).data
+    except RunDirectoryError as error:
+        is_begun = os.path.lexists(file) or _has_entries(checkpoints)
+        return error.strerror if is_begun else None
+    for name in ("experiment", "run"):
+        if data.get(f"{name}_id") != _hex(data.get(f"{name}_uuid")):
+            return f"its {name}_id and its {name}_uuid contradict each other"
+    ids = (data.get("experiment_id"), data.get("run_id"), _hex(data.get("uuid")))
+    short = ids_in(folder.name)
+    if not all(ids) or (short and tuple(str(part)[:8] for part in ids) != short):
+        return "its ids are not those in the name of the directory"
+    if not isinstance(data.get("launches"), list) or not isinstance(data.get("status"), str):
+        return "it lacks its status or its launches"
+    return None
 
 
 def find_job(
@@ -94,12 +182,15 @@ def find_job(
     """
     if not (_count("TORCHELASTIC_RESTART_COUNT") or _count("SLURM_RESTART_COUNT")):
         return None
+    if run_id:  # these are found without reading all runs
+        for run in find_runs(project_root, run_id):
+            if _is_of_this_job(run) and not run.locked:
+                return run
     candidates = [run for run in find_runs(project_root) if _is_of_this_job(run)]
     free = [run for run in candidates if not run.locked]
-    for key, value in (("run_id", run_id), ("name", name)):
-        same = [run for run in free if value and run.data.get(key) == value]
-        if same:
-            return same[0]
+    same = [run for run in free if name and run.data.get("name") == name]
+    if same:
+        return same[0]
     return free[0] if len(candidates) == len(free) == 1 else None
 
 
@@ -112,9 +203,34 @@ def _read(folder: Path) -> FoundRun | None:
     return None
 
 
+def _newest_first(runs: Iterable[FoundRun]) -> list[FoundRun]:
+    # Of a run and its copy, the one that still has its own name is the original.
+    return sorted(runs, key=lambda run: (run.created, _has_own_name(run)), reverse=True)
+
+
 def _has_own_name(run: FoundRun) -> bool:
     identifier = run.data.get("id")
     return isinstance(identifier, str) and run.path.name.endswith(identifier)
+
+
+def _has_entries(folder: Path) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return os.stat(folder).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _hex(uuid: object) -> str | None:
+    with suppress(ValueError):
+        return UUID(str(uuid)).hex
+    return None
 
 
 def _count(variable: str) -> int:

@@ -48,6 +48,7 @@ def test_commits_are_named_and_their_lines_are_counted(repository: Path):
 def test_uncommitted_changes_count_on_both_sides(repository: Path):
     (repository / "train.py").write_text("lr = 0.2\n")
     (repository / "draft.py").write_text("a = 1\nb = 2\n")
+    git(repository, "add", "draft.py")
     run = begin(repository)
     commit_all(repository)
     (repository / "draft.py").write_text("a = 1\nb = 3\n")
@@ -75,8 +76,9 @@ def test_a_patch_that_holds_less_makes_the_numbers_approximate(repository: Path)
     (repository / "train.py").write_text('token = "ghp_abcdefghijklmnopqrstuvwxyz0123456789"\n')
     run = begin(repository)
     (repository / "package" / "model.py").write_text("layer = 1\n")
+    left_out = code_patch(repository).left_out
 
-    assert "; about 2 files changed" in change(repository, run)
+    assert "; about 2 files changed" in change(repository, run, left_out=left_out)
 
 
 @pytest.mark.parametrize("damage", ["gone", "nonsense"])
@@ -106,12 +108,12 @@ def test_before_the_first_commit_everything_is_new(tmp_path: Path):
     )
 
 
-def test_large_files_are_named_beside_the_lines(repository: Path):
-    run = begin(repository)
-    (repository / "data.bin").write_bytes(bytes(2 << 20))
+def test_untracked_modules_are_named_beside_the_lines(repository: Path):
+    then, patch = begin(repository)
+    then |= {"extra": ["helper.py 4 c0ffee"]}
 
-    assert change(repository, run).endswith(
-        "no line changed; of what is not in the tree 1 file changed (data.bin)"
+    assert change(repository, (then, patch)).endswith(
+        "no line changed; of what is not tracked 1 file changed (helper.py)"
     )
 
 

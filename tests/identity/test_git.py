@@ -33,9 +33,9 @@ def fake_git(folder: Path, script: str) -> str:
 
 
 def test_importing_the_modules_of_identity_imports_neither_git_nor_torch():
-    modules = ["identity.git", "identity.worktree", "identity.ids", "identity.code"]
-    modules += ["identity.patch", "identity.environment", "identity.redaction", "files.atomic"]
-    modules += ["run.lock", "run.record", "run.search", "run.run"]
+    modules = ["identity.git", "identity.worktree", "identity.ids", "identity.patch"]
+    modules += ["identity.environment", "identity.redaction", "identity.modules", "run.run"]
+    modules += ["run.lock", "run.record", "run.search", "run.choice", "files.atomic"]
     script = f"import sys, {', '.join(f'danling.{name}' for name in modules)}\n"
     script += "print(sorted({'git', 'torch', 'accelerate', 'numpy', 'yaml'} & set(sys.modules)))"
 
@@ -69,7 +69,9 @@ def test_a_git_that_hangs_from_the_start_costs_no_more_than_the_timeout(reposito
     marker = tmp_path / "pid"
     script = f"sleep 60 & echo $! >> {marker}\nwait"
 
-    code = read_code_elsewhere(repository, PATH=fake_git(tmp_path / "bin", script))
+    code = read_code_elsewhere(
+        repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script)
+    )
 
     assert code["partial"] is True
     assert TIMEOUT <= code["seconds"] < TIMEOUT + 1
@@ -79,11 +81,12 @@ def test_a_git_that_hangs_from_the_start_costs_no_more_than_the_timeout(reposito
 def test_a_git_that_hangs_half_way_leaves_a_partial_code_with_the_commit(repository, tmp_path):
     script = 'case "$*" in *status*) sleep 60;; *) exec "$real" "$@";; esac'
 
-    code = read_code_elsewhere(repository, PATH=fake_git(tmp_path / "bin", script))
+    code = read_code_elsewhere(
+        repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script)
+    )
 
     assert code["partial"] is True
     assert code["commit"] == git(repository, "rev-parse", "HEAD")
-    assert code["tree"] is None
     assert code["seconds"] < TIMEOUT + 1
     assert code["experiment_id"] != read_code_elsewhere(repository)["experiment_id"]
 

@@ -8,11 +8,13 @@ import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from danling.identity.patch import CodePatch, code_patch
-from tests.support.repositories import commit_all, files_of, git, make_repository
+from danling.identity import patch as patches
+from danling.identity.patch import CodePatch
+from tests.support.repositories import commit_all, files_of, git, make_repository, untracked_in
 
 AWS = "AKIA" + "IOSFODNN7EXAMPLE"
 GITHUB = "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789"
@@ -25,6 +27,12 @@ PRIVATE_KEY = (
 @pytest.fixture
 def repository(tmp_path):
     return make_repository(tmp_path / "repository")
+
+
+def code_patch(folder: Path, **options: Any) -> CodePatch:
+    """The patch, all untracked files included."""
+    untracked = untracked_in(folder) if (folder / ".git").exists() else []
+    return patches.code_patch(folder, untracked=untracked, **options)
 
 
 def rebuild(repository: Path, patch: CodePatch, clone: Path) -> Path:
@@ -128,17 +136,12 @@ def test_changes_in_a_submodule_are_in_the_patch(repository, tmp_path, monkeypat
     commit_all(repository)
     (repository / "deep" / "library" / "train.py").write_text("lr = 0.2\n")
     (repository / "deep" / "library" / "new.py").write_text("new\n")
+    git(repository / "deep" / "library", "add", "new.py")
     (repository / "train.py").write_text("lr = 0.3\n")
 
     patch = code_patch(repository)
 
     assert files_of(rebuild(repository, patch, tmp_path / "clone")) == files_of(repository)
-
-
-def test_a_clone_inside_the_repository_is_named_as_left_out(repository, tmp_path):
-    git(tmp_path, "clone", "--quiet", str(repository), str(repository / "clone"))
-
-    assert code_patch(repository) == CodePatch(left_out=("clone/: another repository",))
 
 
 def test_large_files_are_named_with_size_and_digest(repository):
@@ -275,9 +278,18 @@ def test_a_patch_that_takes_too_long_is_left_out(repository):
 
 def test_excluded_folders_are_not_in_the_patch(repository):
     shutil.copytree(repository / "package", repository / "experiments")
+    commit_all(repository)
+    (repository / "experiments" / "model.py").write_text("output\n")
     (repository / "train.py").write_text("lr = 0.2\n")
 
     patch = code_patch(repository, exclude=[repository / "experiments"])
 
     assert b"experiments" not in patch.data
     assert os.fsencode("train.py") in patch.data
+
+
+def test_untracked_files_that_are_not_named_are_not_in_the_patch(repository):
+    (repository / "train.py").write_text("lr = 0.2\n")
+    (repository / "notes.py").write_text("notes\n")
+
+    assert b"notes" not in patches.code_patch(repository).data

@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from danling.identity.git import Repository
-from danling.identity.worktree import LARGE_FILE, Snapshot, WorkingTree
+from danling.identity.worktree import Snapshot, WorkingTree
 from tests.support.repositories import commit_all, git, make_repository
 
 
@@ -20,9 +21,9 @@ def repository(tmp_path):
     return make_repository(tmp_path / "repository")
 
 
-def snapshot(folder: Path, *exclude: Path) -> Snapshot:
+def snapshot(folder: Path, *exclude: Path, loaded: Sequence[str] = ()) -> Snapshot:
     with WorkingTree.of(Repository(folder, timeout=10)) as tree:
-        return tree.snapshot(exclude)
+        return tree.snapshot([folder / name for name in loaded], exclude)
 
 
 def committed_tree(folder: Path) -> str:
@@ -39,6 +40,7 @@ def test_a_clean_tree_is_that_of_the_commit(repository):
         branch="main",
         tree=git(repository, "rev-parse", "HEAD^{tree}"),
         extra=(),
+        untracked=(),
         dirty=False,
     )
 
@@ -52,6 +54,7 @@ def test_a_dirty_tree_is_the_one_that_git_would_commit(repository):
     (repository / "link").symlink_to("train.py")
     (repository / ".gitignore").write_text("*.log\n")
     (repository / "run.log").write_text("ignored")
+    git(repository, "add", "--all")
 
     seen = snapshot(repository)
 
@@ -161,6 +164,7 @@ def test_a_file_that_became_a_folder_and_a_folder_that_became_a_file(repository)
     (repository / "train.py" / "inner.py").write_text("inner\n")
     shutil.rmtree(repository / "package")
     (repository / "package").write_text("a file now\n")
+    git(repository, "add", "--all")
 
     assert snapshot(repository).tree == committed_tree(repository)
 
@@ -178,6 +182,7 @@ def test_before_the_first_commit_the_files_are_the_code(tmp_path):
     folder.mkdir()
     git(folder, "init", "--quiet", "--initial-branch=main")
     (folder / "train.py").write_text("lr = 0.1\n")
+    git(folder, "add", "train.py")
 
     seen = snapshot(folder)
 
@@ -207,6 +212,7 @@ def test_a_repository_that_uses_sha256_and_one_with_alternates(repository, tmp_p
     (tmp_path / "modern").mkdir()
     git(tmp_path / "modern", "init", "--quiet", "--object-format=sha256")
     (tmp_path / "modern" / "train.py").write_text("lr = 0.1\n")
+    git(tmp_path / "modern", "add", "train.py")
     git(tmp_path, "clone", "--quiet", "--shared", str(repository), "with: alternates")
     (tmp_path / "with: alternates" / "train.py").write_text("lr = 0.2\n")
 
@@ -259,11 +265,13 @@ def test_ownership_that_git_doubts_is_no_obstacle(repository, monkeypatch):
 
 
 def test_what_is_excluded_does_not_count_and_its_neighbours_do(repository):
-    (repository / "experiments").mkdir()
-    (repository / "experiments" / "result.txt").write_text("0.9")
+    for name in ("experiments", "experiments2"):
+        (repository / name).mkdir()
+        (repository / name / "code.py").write_text("code")
+    commit_all(repository)
+    (repository / "experiments" / "code.py").write_text("other code")
     excluded = snapshot(repository, repository / "experiments")
-    (repository / "experiments2").mkdir()
-    (repository / "experiments2" / "code.py").write_text("code")
+    (repository / "experiments2" / "code.py").write_text("other code")
 
     assert excluded.dirty is False
     assert snapshot(repository, repository / "experiments").dirty is True
@@ -274,7 +282,9 @@ def test_files_that_this_process_writes_its_output_to_do_not_count(repository):
     script += "from danling.identity.worktree import WorkingTree\n"
     script += "from pathlib import Path; print('hello', flush=True)\n"
     script += "with WorkingTree.of(Repository(Path.cwd(), 10)) as tree:\n"
-    script += "    print(tree.snapshot().dirty)\n"
+    script += "    print(tree.snapshot([Path.cwd() / 'errors.txt']).dirty)\n"
+    (repository / "out.txt").write_text("")
+    commit_all(repository)
     (repository / "errors.txt").write_text("")
     with open(repository / "out.txt", "w") as out, open(repository / "errors.txt", "a") as errors:
         subprocess.run(
@@ -284,24 +294,50 @@ def test_files_that_this_process_writes_its_output_to_do_not_count(repository):
     assert (repository / "out.txt").read_text() == "hello\nFalse\n"
 
 
-def test_a_large_untracked_file_counts_by_path_size_and_digest(repository):
-    data = repository / "data.bin"
-    data.write_bytes(b"a" * (LARGE_FILE + 1))
-    first = snapshot(repository)
-    data.write_bytes(b"a" * LARGE_FILE + b"b")
-    second = snapshot(repository)
+def test_an_untracked_file_counts_where_it_is_loaded_by_path_size_and_digest(repository):
+    (repository / "helper.py").write_text("one\n")
+    (repository / "output.log").write_text("x")
+    unused = snapshot(repository)
+    first = snapshot(repository, loaded=["train.py", "helper.py"])
+    (repository / "helper.py").write_text("two\n")
+    second = snapshot(repository, loaded=["helper.py"])
 
-    assert first.tree == git(repository, "rev-parse", "HEAD^{tree}")
-    assert [line.split(" ")[:2] for line in first.extra] == [["data.bin", str(LARGE_FILE + 1)]]
-    assert (first.dirty, first.extra != second.extra) == (True, True)
+    assert (unused.dirty, unused.extra) == (False, ())
+    assert (first.dirty, first.tree) == (True, git(repository, "rev-parse", "HEAD^{tree}"))
+    assert first.untracked == ("helper.py",)
+    assert [line.split(" ")[:2] for line in first.extra] == [["helper.py", "4"]]
+    assert first.extra != second.extra
 
 
-def test_untracked_files_up_to_the_limit_are_in_the_tree(repository):
-    (repository / "data.bin").write_bytes(b"a" * LARGE_FILE)
+def test_a_loaded_file_that_git_ignores_does_not_count(repository):
+    (repository / ".gitignore").write_text("generated*\n")
+    commit_all(repository)
+    (repository / "generated_pb2.py").write_text("one\n")
 
-    seen = snapshot(repository)
+    assert snapshot(repository, loaded=["generated_pb2.py"]).dirty is False
 
-    assert (seen.extra, seen.tree) == ((), committed_tree(repository))
+
+def test_of_a_submodule_the_loaded_files_count_too(repository, tmp_path):
+    make_repository(tmp_path / "library")
+    git(repository, "submodule", "--quiet", "add", str(tmp_path / "library"), "library")
+    commit_all(repository)
+    (repository / "library" / "helper.py").write_text("one\n")
+
+    unused = snapshot(repository, loaded=["library/train.py"])
+    loaded = snapshot(repository, loaded=["library/helper.py"])
+
+    assert (unused.dirty, unused.extra) == (False, ())
+    assert [line.split(" ")[0] for line in loaded.extra] == ["library", "library/helper.py"]
+
+
+def test_a_loaded_file_of_a_clone_inside_the_repository_counts(repository, tmp_path):
+    git(tmp_path, "clone", "--quiet", str(repository), str(repository / "clone"))
+    unused = snapshot(repository)
+
+    loaded = snapshot(repository, loaded=["clone/train.py"])
+
+    assert unused.dirty is False
+    assert loaded.untracked == ("clone/train.py",)
 
 
 def test_a_change_in_a_submodule_is_a_change(repository, tmp_path):
@@ -321,26 +357,6 @@ def test_a_change_in_a_submodule_is_a_change(repository, tmp_path):
     assert edited.extra != edited_again.extra
     assert (moved.dirty, moved.extra) == (True, ())
     assert moved.tree == committed_tree(repository)
-
-
-def test_a_clone_inside_the_repository_counts_with_its_commit_and_tree(repository, tmp_path):
-    git(tmp_path, "clone", "--quiet", str(repository), str(repository / "clone"))
-    first = snapshot(repository)
-    (repository / "clone" / "train.py").write_text("lr = 0.2\n")
-
-    assert [line.split(" ")[0] for line in first.extra] == ["clone"]
-    assert snapshot(repository).extra != first.extra
-
-
-def test_a_new_repository_inside_the_repository_counts_by_its_files(repository):
-    (repository / "inner").mkdir()
-    git(repository / "inner", "init", "--quiet")
-    (repository / "inner" / "code.py").write_text("one\n")
-    first = snapshot(repository)
-    (repository / "inner" / "code.py").write_text("two\n")
-
-    assert first.dirty is True
-    assert snapshot(repository) != first
 
 
 def test_files_of_git_lfs_go_through_its_filter_and_are_not_modified_for_that(repository):

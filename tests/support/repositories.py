@@ -10,7 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-__all__ = ["commit_all", "files_of", "git", "make_repository", "read_code_elsewhere"]
+__all__ = [
+    "commit_all",
+    "files_of",
+    "git",
+    "make_repository",
+    "read_code_elsewhere",
+    "untracked_in",
+]
 
 _READ_CODE = """
 import dataclasses, json, sys, time
@@ -18,7 +25,7 @@ from pathlib import Path
 from danling.identity.code import read_code
 from danling.identity.ids import experiment_uuid
 begin = time.monotonic()
-code = read_code(Path(sys.argv[1]), exclude=[Path(path) for path in sys.argv[2:]])
+code = read_code(Path(sys.argv[2]), timeout=float(sys.argv[1]))
 answer = dataclasses.asdict(code) | {"seconds": time.monotonic() - begin}
 print(json.dumps(answer | {"experiment_id": experiment_uuid(code).hex}))
 """
@@ -61,13 +68,20 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def read_code_elsewhere(folder: Path, *exclude: Path, **environment: str) -> dict[str, Any]:
+def untracked_in(folder: Path) -> list[str]:
+    """The untracked files of a repository that are not ignored."""
+    return git(folder, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
+
+
+def read_code_elsewhere(
+    folder: Path, timeout: float = 60.0, **environment: str
+) -> dict[str, Any]:
     """What `read_code` finds in a new process, with the seconds it took and the experiment_id."""
     variables = {**os.environ, **environment}
     with TemporaryDirectory() as elsewhere:  # a script, since the text of `python -c` is code
         script = Path(elsewhere) / "read.py"
         script.write_text(_READ_CODE)
-        command = [sys.executable, str(script), str(folder), *map(str, exclude)]
+        command = [sys.executable, str(script), str(timeout), str(folder)]
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, env=variables, timeout=60
         )
