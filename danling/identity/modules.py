@@ -89,8 +89,8 @@ def typed_code() -> dict[str, str] | None:
     if shell is not None:
         cells = [cell.strip() for cell in shell.history_manager.input_hist_raw]
         return {"<cells>": "\n\n".join(filter(None, dict.fromkeys(cells)))}
-    main = sys.modules.get("__main__")
-    if getattr(main, "__file__", None) is not None:
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is not None and file != "<stdin>":
         return {}
     command = _command(sys.orig_argv)
     return None if command is None else {"<command>": command}

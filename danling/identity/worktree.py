@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from danling.identity.git import GitError, GitTimeoutError, Repository
+from danling.identity.git import GitTimeoutError, Repository
 
 __all__ = ["LARGE_FILE", "Snapshot", "Status", "WorkingTree", "file_digest"]
 
@@ -142,8 +142,8 @@ class WorkingTree:
                 names.add(name)
         if not names:
             return []
-        # exit status 1: none is ignored
-        output = self.run("check-ignore", "-z", "--stdin", stdin=_names(sorted(names)), accept=(0, 1))
+        asked = _names(sorted(names))
+        output = self.run("check-ignore", "-z", "--stdin", stdin=asked, accept=(0, 1))  # 1: none
         return sorted(names - set(os.fsdecode(output).split("\0")))
 
     def snapshot(

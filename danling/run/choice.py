@@ -181,7 +181,10 @@ class Choice:
     def _nothing_found(self) -> str:
         start = self.start
         if start.code.partial:
-            what, why = "name and configuration", f" (the code could not be read: {start.code.note})"
+            what, why = (
+                "name and configuration",
+                f" (the code could not be read: {start.code.note})",
+            )
         else:
             what, why = "code and configuration", ""
         return (

@@ -69,9 +69,7 @@ def test_a_git_that_hangs_from_the_start_costs_no_more_than_the_timeout(reposito
     marker = tmp_path / "pid"
     script = f"sleep 60 & echo $! >> {marker}\nwait"
 
-    code = read_code_elsewhere(
-        repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script)
-    )
+    code = read_code_elsewhere(repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script))
 
     assert code["partial"] is True
     assert TIMEOUT <= code["seconds"] < TIMEOUT + 1
@@ -81,9 +79,7 @@ def test_a_git_that_hangs_from_the_start_costs_no_more_than_the_timeout(reposito
 def test_a_git_that_hangs_half_way_leaves_a_partial_code_with_the_commit(repository, tmp_path):
     script = 'case "$*" in *status*) sleep 60;; *) exec "$real" "$@";; esac'
 
-    code = read_code_elsewhere(
-        repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script)
-    )
+    code = read_code_elsewhere(repository, timeout=TIMEOUT, PATH=fake_git(tmp_path / "bin", script))
 
     assert code["partial"] is True
     assert code["commit"] == git(repository, "rev-parse", "HEAD")

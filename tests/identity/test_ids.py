@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import pytest
@@ -18,7 +14,7 @@ import pytest
 from danling.errors import ConfigError
 from danling.identity.code import Code, read_code
 from danling.identity.ids import experiment_uuid, run_identifier, run_name, run_uuid
-from tests.support.repositories import commit_all, git, make_repository, read_code_elsewhere
+from tests.support.repositories import git, make_repository
 
 COMMIT = "89abcdef" * 5
 CLEAN = Code(commit=COMMIT, branch="main", tree="01234567" * 5, dirty=False, source="git")
