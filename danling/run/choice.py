@@ -180,13 +180,10 @@ class Choice:
 
     def _nothing_found(self) -> str:
         start = self.start
+        what, why = "code and configuration", ""
         if start.code.partial:
-            what, why = (
-                "name and configuration",
-                f" (the code could not be read: {start.code.note})",
-            )
-        else:
-            what, why = "code and configuration", ""
+            what = "name and configuration"
+            why = f" (the code could not be read: {start.code.note})"
         return (
             f"resume='auto' found no unfinished run of this {what} in {start.project_root}{why}: "
             f"a new one starts{self._hint()}"

@@ -117,7 +117,7 @@ class RunFile:
         """Add this process to the launches of the run, which is running from now on."""
         now = _now()
         for earlier in self.data["launches"]:
-            if earlier["end_time"] is None and earlier["exit_reason"] is None:
+            if earlier.get("end_time") is None and earlier.get("exit_reason") is None:
                 earlier["exit_reason"] = "killed"  # it had no time to say when
         entry = {
             "uuid": str(uuid or uuid4()),

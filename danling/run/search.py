@@ -21,7 +21,7 @@ from uuid import UUID
 from danling.errors import RunDirectoryError
 from danling.run.directory import RunPaths
 from danling.run.lock import is_locked
-from danling.run.record import TIME_BUDGET, RunFile
+from danling.run.record import STATUSES, TIME_BUDGET, RunFile
 
 __all__ = ["FoundRun", "damage", "find_job", "find_namesakes", "find_runs", "folders_of"]
 
@@ -162,8 +162,11 @@ def damage(folder: Path, checkpoints: Path) -> str | None:
     short = ids_in(folder.name)
     if not all(ids) or (short and tuple(str(part)[:8] for part in ids) != short):
         return "its ids are not those in the name of the directory"
-    if not isinstance(data.get("launches"), list) or not isinstance(data.get("status"), str):
-        return "it lacks its status or its launches"
+    launches = data.get("launches")
+    if not isinstance(launches, list) or not all(isinstance(entry, dict) for entry in launches):
+        return "it lacks its launches"
+    if data.get("status") not in STATUSES or not isinstance(data.get("created"), str):
+        return "it lacks its status or its date"
     return None
 
 

@@ -15,7 +15,10 @@ import pytest
 
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.preemption import Preemption
+from danling.callbacks.run_directory import RunDirectory
+from danling.callbacks.run_record import RunRecord
 from danling.errors import CallbackError
+from danling.run.lock import is_locked
 
 SCRIPT = """
 import sys, time, torch, danling as dl
@@ -138,6 +141,66 @@ def test_a_second_ctrl_c_stops_at_once(make_runner, capfd: pytest.CaptureFixture
     assert went_on == [1]
     assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
     assert runner.status == "interrupted"
+
+
+def press(times: int) -> Any:
+    """What presses Ctrl-C so often, whatever comes of it."""
+
+    def kill(runner: Any, *_: Any) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return kill
+
+
+@pytest.mark.parametrize(
+    ("in_step", "hook"), [(1, "on_teardown"), (2, "on_exception"), (2, "on_teardown")]
+)
+def test_no_press_of_ctrl_c_keeps_a_run_from_closing(make_runner, in_step: int, hook: str):
+    hooks: dict[str, Any] = {hook: press(8)}
+    first = LambdaCallback(name="first", on_step=press(in_step))
+    last = LambdaCallback(name="last", **hooks)
+    runner = make_runner([RunDirectory(), RunRecord(), Preemption(), first, last])
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+
+    record = json.loads((runner.dir / "run.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record["launches"][-1]["end_time"] is not None
+    assert not is_locked(runner.dir)
+
+
+def test_a_closing_that_hangs_is_interrupted(make_runner, monkeypatch: pytest.MonkeyPatch):
+    clock = [100.0]
+    monkeypatch.setattr("danling.callbacks.preemption.time.monotonic", lambda: clock[0])
+    interrupted: list[bool] = []
+
+    def hang(runner: Any) -> None:
+        try:
+            press(1)(runner)
+            clock[0] += 11
+            press(1)(runner)
+        except KeyboardInterrupt:
+            interrupted.append(True)
+            raise
+
+    at = LambdaCallback(name="at", on_step=press(1))
+    with pytest.raises(KeyboardInterrupt):
+        make_runner([Preemption(), at, LambdaCallback(name="last", on_teardown=hang)]).train()
+
+    assert interrupted == [True]
+
+
+@pytest.mark.parametrize("attempt", [1, pytest.param(8, marks=pytest.mark.exhaustive)])
+def test_after_ten_presses_of_ctrl_c_the_record_says_interrupted(tmp_path: Path, attempt: int):
+    for number in range(attempt):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        code, _, err = interrupted(folder, *[signal.SIGINT] * 10)
+
+        assert code in (-signal.SIGINT, 130), err
+        assert status_of_the_run(folder) == "interrupted"
 
 
 def test_a_signal_during_an_evaluation_is_not_lost(make_runner):

@@ -106,7 +106,8 @@ def test_a_second_runner_of_this_process_is_kept_out_and_the_first_keeps_the_loc
 
 
 def another_process_can_lock(directory: Path) -> bool:
-    script = "import sys; from danling.run.lock import DirectoryLock; DirectoryLock(sys.argv[1]).acquire()"
+    script = "import sys; from danling.run.lock import DirectoryLock\n"
+    script += "DirectoryLock(sys.argv[1]).acquire()"
     done = subprocess.run([sys.executable, "-c", script, str(directory)], capture_output=True)
     return done.returncode == 0
 

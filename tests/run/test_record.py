@@ -202,6 +202,7 @@ def test_the_files_of_a_run_have_these_names(tmp_path):
         "lock": ".lock",
         "metadata": "metadata",
         "code_patch": "metadata/code.patch",
+        "main_program": "metadata/main_program.py",
         "packages": "metadata/packages.json",
         "abandoned": "metadata/abandoned.jsonl",
     }
