@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import os
 import re
 import shutil
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from danling.config.fields import REQUIRED, Field
-from danling.config.files import read_config_file
+from danling.config.files import read_config_file, read_run_config
 from danling.config.settings import SETTINGS, Settings
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
@@ -65,6 +66,13 @@ class _Options:
     wants_help: bool = False
     prints_config: bool = False
 
+    @property
+    def resumed(self) -> str | None:
+        """The run or checkpoint that `--resume` names by its path."""
+        values = [values for flag, values in self.flags if flag == "--resume"]
+        is_path = values and len(values[-1]) == 1 and os.path.exists(values[-1][0])
+        return values[-1][0] if is_path else None
+
 
 def _read(arguments: list[str]) -> _Options:
     options = _Options()
@@ -104,8 +112,10 @@ def _is_flag(argument: str) -> bool:
 
 def _build(cls: type[_Config], options: _Options) -> _Config:
     config = cls._blank("config")
-    for path in options.files:
-        content = read_config_file(path)
+    sources = [(path, read_config_file(path)) for path in options.files]
+    if run := options.resumed:  # it goes on with its own configuration, and what is said here
+        sources.insert(0, (run, read_run_config(run)))
+    for path, content in sources:
         try:
             config._merge(content, cls._conversion())
         except ConfigError as error:

@@ -172,8 +172,9 @@ class Config(NestedMapping, Settings):
     def parse(cls, arguments: Sequence[str] | None = None) -> Self:
         """A configuration from the command line: `--config FILE`, then `--optim.lr 1e-4`.
 
-        Files are merged from left to right, then come the flags. Prints and leaves on `--help`
-        and `--print-config`; a wrong flag or value leaves with code 2 and says what is valid.
+        Files are merged from left to right, then come the flags. With `--resume` and the path of a
+        run, or of one of its checkpoints, the configuration of that run comes first. Prints and
+        leaves on `--help` and `--print-config`; a wrong flag or value leaves with code 2 and says what is valid.
 
         Args:
             arguments: What to read instead of the arguments of this process.

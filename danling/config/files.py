@@ -11,8 +11,11 @@ from danling.errors import ConfigError, did_you_mean
 from danling.files.atomic import write_text
 from danling.files.json import dumps, loads
 
-__all__ = ["read_config_file", "write_config_file"]
+__all__ = ["RUN_CONFIG", "read_config_file", "read_run_config", "write_config_file"]
 
+
+RUN_CONFIG = "runner.yaml"
+"""The name of the configuration in the directory of a run."""
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -33,6 +36,28 @@ def read_config_file(path: str | PathLike[str]) -> dict[str, Any]:
     values = loads(text, str(path)) if suffix == ".json" else _read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a config is a mapping, and this is a {type(values).__name__}")
+    return values
+
+
+def read_run_config(path: str | PathLike[str]) -> dict[str, Any]:
+    r"""The configuration of a run, as its user has set it; empty where it has none.
+
+    Args:
+        path: The directory of the run, or one of its checkpoints.
+
+    Raises:
+        ConfigError: The file is there and cannot be read.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> _ = (folder / "runner.yaml").write_text("seed: 3\nresume: auto\n")
+        >>> read_run_config(folder)
+        {'seed': 3}
+    """
+    directory = Path(path) if Path(path).is_dir() else Path(path).parent.parent
+    file = directory / RUN_CONFIG
+    values = read_config_file(file) if file.is_file() else {}
+    values.pop("resume", None)  # what it was started with itself
     return values
 
 

@@ -47,18 +47,30 @@ _FORMS = re.compile(
 )
 _WEBHOOK = re.compile(r"(https://hooks\.slack\.com/(?:services|workflows)/)[\w/-]+")
 _URL = re.compile(r"(?<![\w+.-])(\w[\w+.-]*+://[^\s/:@\"'{}$<>]*:)([^\s/@\"'{}$<>]+)(?=@)")
+_USER_URL = re.compile(r"(?<![\w+.-])(\w[\w+.-]*+://)([^\s/:@\"'{}$<>]+)(?=@)")
+_QUERY = re.compile(r"(?P<head>[?&;](?P<name>[\w.-]+)=)(?P<value>[^\s&;#\"'<>{}$]+)")
 _HEADER = re.compile(r"\b((?:bearer|basic)\s+)([\w.~+/-]{16,}=*)", re.IGNORECASE)
 _ASSIGNED = re.compile(
     r"(?<![\w.-])(?P<name>[\w.-]++)(?P<quote>[\"']?)(?P<sign>\]?[ \t]*+(?::=|=>|=|:(?!:))[ \t]*+)"
     r"(?P<value>\"{3}[^\"\n]+\"{3}|'{3}[^'\n]+'{3}"
-    r"|[rbfu]?\"(?:[^\"\\\n]|\\.)*\"|[rbfu]?'(?:[^'\\\n]|\\.)*'|[^\s\"',;)}\]&#]+)"
+    r"|[rbfu]?\"(?:[^\"\\\n]|\\.)*\"|[rbfu]?'(?:[^'\\\n]|\\.)*'|[^\s\"',;(){}\[\]&#]+)"
+)
+_COLLECTED = re.compile(
+    r"(?<![\w.-])(?P<name>[\w.-]++)[\"']?\]?[ \t]*+(?::=|=>|=|:(?!:))[ \t]*+(?=[\[({])"
+)
+_LONGEST_COLLECTION = 4000  # characters up to the bracket that closes it
+_LITERAL = re.compile(
+    r"(?P<mark>[\"'])(?:(?!(?P=mark))[^\\\n]|\\.)*(?P=mark)(?P<is_key>\s*:)?|(?<![\w.])\d[\w.]*"
 )
 _PLACEHOLDER = re.compile(
     r"[\[<{$%*]|(?:none|null|true|false|nil|str|bytes|int|any)$", re.IGNORECASE
 )
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _PASSWORDS = {"password", "passwd", "pwd", "pass", "passphrase", "secret", "secrets", "apikey"}
-_PASSWORDS |= {"credential", "credentials", "passcode", "pat"}
+_PASSWORDS |= {"credential", "credentials", "passcode", "pat", "pw", "passwords", "passwds"}
+_AMBIGUOUS = {"pass", "pat"}  # of numbers: `second_pass = 2`
+_SIGNATURES = {"sig", "signature", "key", "auth", "code"}  # secret in a query string alone
+_PASSWORD_FLAGS = {"-p", "-pw", "-pass"}
 _KEY_KINDS = {"api", "access", "secret", "private", "auth", "encryption", "signing", "account"}
 _KEY_KINDS |= {"ssh", "master", "service", "deploy", "client"}
 _RANDOM = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*\d)[A-Za-z0-9+/_-]{32,200}={0,2}")
@@ -80,6 +92,9 @@ def mask(text: str) -> str:
     text = _FORMS.sub(MASK, text)
     text = _WEBHOOK.sub(rf"\1{MASK}", text)
     text = _URL.sub(rf"\1{MASK}", text)
+    text = _USER_URL.sub(_masked_user, text)
+    text = _QUERY.sub(_masked_query, text)
+    text = _masked_collections(text)
     text = _HEADER.sub(rf"\1{MASK}", text)
     return _ASSIGNED.sub(_masked_assignment, text)
 
@@ -90,7 +105,7 @@ def has_key(text: str) -> bool:
 
 
 def mask_argv(argv: Sequence[str]) -> list[str]:
-    """A command line without secrets: `--token x` and `--token=x` lose the `x`.
+    """A command line without secrets: `--token x`, `--token=x` and `-p x` lose the `x`.
 
     Example:
         >>> mask_argv(["train.py", "--hub_token", "abc", "--lr", "0.1"])
@@ -101,7 +116,7 @@ def mask_argv(argv: Sequence[str]) -> list[str]:
     for argument in argv:
         name, equals, _ = argument.partition("=")
         is_option = argument.startswith("-")
-        secret = is_secret_name(name)
+        secret = is_secret_name(name) or name in _PASSWORD_FLAGS
         if hide and not is_option:
             masked.append(MASK)
         else:
@@ -111,7 +126,9 @@ def mask_argv(argv: Sequence[str]) -> list[str]:
 
 
 def mask_values(value: Any) -> Any:
-    """A copy of nested dicts and lists in which strings that are secrets are masked.
+    """A copy of nested dicts and lists in which secrets are masked.
+
+    Under the name of a password everything is one: strings, numbers, lists and mappings.
 
     Example:
         >>> mask_values({"hub": {"token": "abc123"}, "pad_token": "<pad>", "lr": 0.1})
@@ -159,11 +176,72 @@ def _strength(name: str) -> int:
 
 
 def _masked_entry(name: str, value: Any) -> Any:
+    strength = _strength(name)
+    if strength == 2 and not isinstance(value, str):
+        return value if _is_ambiguous(name) else _all_masked(value)
+    if strength == 1 and type(value) is int and _looks_like_token(str(value)):
+        return MASK
     if not isinstance(value, str):
         return mask_values(value)
-    strength = _strength(name)
     secret = strength == 2 or (strength == 1 and _looks_like_token(value)) or _looks_random(value)
     return MASK if secret and value and not _PLACEHOLDER.match(value) else mask(value)
+
+
+def _is_ambiguous(name: str) -> bool:
+    return _WORDS.findall(name)[-1].lower() in _AMBIGUOUS
+
+
+def _all_masked(value: Any) -> Any:
+    """The shape of a value without its leaves; None and booleans tell nothing."""
+    if isinstance(value, Mapping):
+        return {key: _all_masked(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_all_masked(entry) for entry in value]
+    return value if value is None or isinstance(value, bool) or value == "" else MASK
+
+
+def _masked_user(found: re.Match[str]) -> str:
+    """A URL whose user is a token: there is no password after it."""
+    scheme, user = found[1], found[2]
+    is_web = scheme.lower().endswith(("http://", "https://"))
+    secret = user not in ("git", MASK) and (is_web or _looks_like_token(user))
+    return f"{scheme}{MASK}" if secret else found[0]
+
+
+def _masked_query(found: re.Match[str]) -> str:
+    name = found["name"].lower().rpartition("-")[2]
+    secret = is_secret_name(found["name"]) or name in _SIGNATURES
+    return found["head"] + (MASK if secret else found["value"])
+
+
+def _masked_collections(text: str) -> str:
+    """Mask the literals of lists, tuples and mappings that are assigned to a password's name."""
+    parts: list[str] = []
+    position = 0
+    for found in _COLLECTED.finditer(text):
+        if found.start() < position or _strength(found["name"]) < 2:
+            continue
+        end = _closing_bracket(text, found.end())
+        literals = _LITERAL.sub(_masked_literal, text[found.end() : end])
+        parts += [text[position : found.end()], literals]
+        position = end
+    return "".join([*parts, text[position:]])
+
+
+def _masked_literal(found: re.Match[str]) -> str:
+    if found["is_key"]:
+        return found[0]
+    mark = found["mark"] or ""
+    return f"{mark}{MASK}{mark}" if found[0] != mark * 2 else found[0]
+
+
+def _closing_bracket(text: str, start: int) -> int:
+    depth = 0
+    for position in range(start, min(len(text), start + _LONGEST_COLLECTION)):
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth == 0:
+            return position + 1
+    return start
 
 
 def _masked_assignment(found: re.Match[str]) -> str:
@@ -180,7 +258,7 @@ def _masked_assignment(found: re.Match[str]) -> str:
     if quoted:
         secret |= strength == 2 or (strength == 1 and _looks_like_token(content))
         secret |= name.lower() == "key" and bool(re.fullmatch(r"[0-9a-f]{32,}", content))
-    elif strength:
+    elif strength == 2 or (strength == 1 and _looks_like_token(content)):
         secret |= _is_literal(name, found["sign"].strip(), content, found)
     if not secret:
         return found[0]
@@ -191,7 +269,7 @@ def _masked_assignment(found: re.Match[str]) -> str:
 def _is_literal(name: str, sign: str, content: str, found: re.Match[str]) -> bool:
     """Whether an unquoted value is the value itself, as in YAML or a shell, and not Python code."""
     after = found.string[found.end() : found.end() + 1]
-    if after in ("(", "[", "{") or re.search(r"[(\[{]", content):
+    if after in ("(", "[", "{"):
         return False
     if not re.fullmatch(r"[A-Za-z_][\w.]*", content):
         return True

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from danling.config.files import RUN_CONFIG
 from danling.errors import RunDirectoryError
 from danling.files.failpoints import failpoint
 from danling.identity.ids import run_identifier
@@ -43,7 +44,7 @@ class RunPaths:
         self.path = Path(path)
         self.checkpoints = self.path / checkpoint_dir_name
         self.log = self.path / "run.log"
-        self.runner_yaml = self.path / "runner.yaml"
+        self.runner_yaml = self.path / RUN_CONFIG
         self.results = self.path / "results.json"
         self.latest = self.path / "latest.json"
         self.best = self.path / "best.json"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from danling.identity.redaction import mask, mask_argv
+from danling.identity.redaction import mask, mask_argv, mask_values
 from danling.run.record import RunFile
 from danling.tensorboard.hparams import flatten
 
@@ -66,7 +66,7 @@ def config_text(values: Mapping[str, Any]) -> str:
     """
     from danling.config.yaml import dump_yaml
 
-    return _fenced(mask(dump_yaml(dict(values))), "yaml")
+    return _fenced(mask(dump_yaml(mask_values(values))), "yaml")
 
 
 def command_text(argv: Sequence[str]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import string
+import sys
 import time
 
 import pytest
 
+from danling.callbacks import TensorBoard
 from danling.identity.redaction import (
     has_key,
     is_key_file,
@@ -16,6 +18,8 @@ from danling.identity.redaction import (
     mask_argv,
     mask_values,
 )
+from tests.support.repositories import make_repository
+from tests.support.resume_runs import trained
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 KEYS = {
@@ -63,6 +67,23 @@ def test_keys_with_a_form_of_their_own_are_masked_wherever_they_are(kind, text):
         ("https://user:pa55@example.org/x", "https://user:***@example.org/x"),
         ("Authorization: Bearer " + LETTERS, "Authorization: Bearer ***"),
         ("https://hooks.slack.com/services/T0/B0/xyz", "https://hooks.slack.com/services/***"),
+        ('db = connect(password="x")', 'db = connect(password="***")'),
+        ('db = connect(host, password="x", port=5)', 'db = connect(host, password="***", port=5)'),
+        ("a = b = f(g(api_key='x'), h[0])", "a = b = f(g(api_key='***'), h[0])"),
+        ('x = {"password": "y", "n": 1}', 'x = {"password": "***", "n": 1}'),
+        ('passwords = ["one", "two"]', 'passwords = ["***", "***"]'),
+        ('secrets = {"db": "one", "web": ["two"]}', 'secrets = {"db": "***", "web": ["***"]}'),
+        ("secrets = (\n    'one',\n    'two',\n)", "secrets = (\n    '***',\n    '***',\n)"),
+        ("password = 123456", "password = ***"),
+        ('{"password": 1234, "lr": 0.1}', '{"password": ***, "lr": 0.1}'),
+        ("https://h.org/x?token=abcdef&y=1", "https://h.org/x?token=***&y=1"),
+        ("url = 'https://h.org/x?a=1&api_key=abc'", "url = 'https://h.org/x?a=1&api_key=***'"),
+        ("https://h.org/x?X-Amz-Signature=0f0f&b=2", "https://h.org/x?X-Amz-Signature=***&b=2"),
+        ("https://s3cr3ttoken@example.org/x", "https://***@example.org/x"),
+        (
+            "pip install git+https://TOKEN@example.org/x",
+            "pip install git+https://***@example.org/x",
+        ),
     ],
 )
 def test_what_is_assigned_to_a_secret_name_is_masked(text, expected):
@@ -97,6 +118,12 @@ def test_assigned_values_that_look_random_are_masked():
         'uuid = "123e4567-e89b-12d3-a456-426614174000"',
         "commit 1f0c8a42deadbeef1f0c8a42deadbeef1f0c8a42",
         "url = 'https://github.com/a/b?x=1'",
+        "ssh://git@github.com/a/b https://git@github.com/a/b",
+        "pad_token = 0; eos_token: 2",
+        "secrets = []; passwords = {}",
+        "password = credentials['password']",
+        "secret = load_secret(name)",
+        "x = f(a=1)[b]",
         "token: ${HF_TOKEN}",
         "password: <your password>",
         "secret: null",
@@ -174,3 +201,70 @@ def test_key_files_are_told_by_their_names():
 
     assert [path for path in secret if not is_key_file(path)] == []
     assert [path for path in ordinary if is_key_file(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"password": ["one", "two"]}, {"password": ["***", "***"]}),
+        ({"password": 123456}, {"password": "***"}),
+        ({"secrets": {"a": "x", "b": [1.5, None, True]}},
+         {"secrets": {"a": "***", "b": ["***", None, True]}}),
+        ({"api_key": 12}, {"api_key": "***"}),
+        ({"token": 12345678, "pad_token": 2}, {"token": "***", "pad_token": 2}),
+        ({"second_pass": 2, "lr": 0.1}, {"second_pass": 2, "lr": 0.1}),
+        ({"url": "https://h.org/?token=abc"}, {"url": "https://h.org/?token=***"}),
+        ({"code": 'connect(password="x")'}, {"code": 'connect(password="***")'}),
+        ({"password": None, "secret": ""}, {"password": None, "secret": ""}),
+    ],
+)  # fmt: skip
+def test_under_the_name_of_a_password_everything_is_masked(value, expected):
+    assert mask_values(value) == expected
+    assert mask_values(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["-p", "pw", "x"], ["-p", "***", "x"]),
+        (["-p=pw"], ["-p=***"]),
+        (["--db.password", "pw", "--lr", "1"], ["--db.password", "***", "--lr", "1"]),
+        (["https://TOKEN@h.org"], ["https://***@h.org"]),
+        (["--url", "https://h.org?token=x"], ["--url", "https://h.org?token=***"]),
+        (["--config", '{"password": ["x"]}'], ["--config", '{"password": ["***"]}']),
+        (["--patience", "3", "-P"], ["--patience", "3", "-P"]),
+    ],
+)
+def test_a_command_line_loses_its_secrets(argv, expected):
+    assert mask_argv(["train.py", *argv]) == ["train.py", *expected]
+
+
+SECRETS = {
+    "argument": 'db = connect(password="{}")',
+    "list": 'passwords = ["{}"]',
+    "mapping": 'secrets = {{"db": "{}"}}',
+    "query": "url = 'https://h.org/?access_token={}'",
+    "user": "url = 'https://{}@h.org/'",
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_no_secret_reaches_a_file_of_a_run(kind, tmp_path, monkeypatch):
+    secret = "hunter2hunter2"
+    text = SECRETS[kind].format(secret)
+    folder = make_repository(tmp_path / "project")
+    (folder / "train.py").write_text(f"import x\n{text}\n")
+    script = str(folder / "train.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", text, "-p", secret])
+    monkeypatch.chdir(folder)
+
+    runner = trained([TensorBoard()], max_steps=1, db={"password": [secret, 5], "note": text})
+
+    found = {
+        path.name
+        for path in runner.dir.rglob("*")
+        if path.is_file() and path.suffix != ".pth" and secret.encode() in path.read_bytes()
+    }
+    assert found == {"runner.yaml"}  # the configuration itself, which must start the run anew
+    assert b"***" in (runner.dir / "metadata" / "code.patch").read_bytes()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from danling.callbacks import Preemption
+from danling.config import Config
 from danling.errors import ResumeError, RunLockedError
 from danling.run.lock import DirectoryLock
 from danling.run.search import find_runs
@@ -292,6 +293,37 @@ def test_a_start_that_finds_the_run_locked_changes_no_byte():
             trained(resume=str(first.dir))
 
         assert tree(first.dir) == before
+
+
+# A run by its path goes on with its own configuration
+
+
+def test_a_run_taken_by_its_path_keeps_what_it_was_started_with():
+    first = interrupted(9, seed=3, max_grad_norm=0.5, resume="auto")
+
+    config = Config.parse(["--resume", str(first.dir), "--max_epochs", "3"])
+    longer = Config.parse(["--resume", str(first.checkpoint_dir / "latest.pth")])
+
+    assert (config.seed, config.max_grad_norm, config.max_epochs) == (3, 0.5, 3)
+    assert config.resume == str(first.dir)
+    assert longer.to_dict() == config.to_dict() | {
+        "max_epochs": 2,
+        "resume": str(first.checkpoint_dir / "latest.pth"),
+    }
+    again = trained(**config)
+    assert (again.dir, again.epoch) == (first.dir, 3)
+    assert again.resume_report is not None
+    assert again.resume_report["exact"]
+
+
+def test_a_file_and_a_flag_come_before_what_the_run_was_started_with(tmp_path: Path):
+    first = interrupted(9, seed=3, max_grad_norm=0.5)
+    Config(max_grad_norm=0.7, max_grad_value=1.0).save(tmp_path / "more.yaml")
+    flags = ["--config", str(tmp_path / "more.yaml"), "--max_grad_value", "2"]
+
+    config = Config.parse(["--resume", str(first.dir), *flags])
+
+    assert (config.seed, config.max_grad_norm, config.max_grad_value) == (3, 0.7, 2.0)
 
 
 # Modules that come late
