@@ -17,6 +17,7 @@ from danling.errors import DanLingError, ResumeError, RunDirectoryError, RunLock
 from danling.files.failpoints import failpoint
 from danling.files.json import to_jsonable
 from danling.identity.code import Code
+from danling.identity.redaction import mask_values
 from danling.run.directory import RunPaths, claim
 from danling.run.lock import DirectoryLock, in_use, recorded_run
 from danling.run.record import RunFile
@@ -108,8 +109,10 @@ class Choice:
             return self._automatic()
         if resume not in ("latest", "best"):
             return self._at(Path(str(resume)))
-        if runs := find_runs(root, run_id):
-            return _continue(runs[0], str(resume))
+        if damaged := self._damaged(str(resume)):
+            return damaged
+        if runs := self._candidates():
+            return _continue(runs[0], str(resume), doubt=self._doubt())
         raise ResumeError(
             f"resume={resume!r}: there is no run of this code and configuration in {root}; "
             "give the path of a run or of a checkpoint instead"
@@ -118,14 +121,14 @@ class Choice:
     # resume="auto"
 
     def _automatic(self) -> Plan:
-        if damaged := self._damaged():
+        if damaged := self._damaged("latest"):
             return damaged
         busy: list[str] = []
         foreign: list[FoundRun] = []
         for run in self._candidates():
             if not run.unfinished:
                 continue
-            if run.owner is not None and run.owner != os.geteuid():
+            if _is_foreign(run.path):
                 foreign.append(run)
                 continue
             plan = _continue(run, "latest", doubt=self._doubt())
@@ -136,7 +139,7 @@ class Choice:
         if busy:
             return self._fresh(f"resume='auto': {'; '.join(busy)}: a new run starts")
         if foreign:
-            raise ResumeError(_foreign_message(foreign[0]))
+            raise ResumeError(_foreign_message(foreign[0].path))
         return self._fresh(self._nothing_found())
 
     def _candidates(self) -> list[FoundRun]:
@@ -144,9 +147,9 @@ class Choice:
         start = self.start
         if not start.code.partial:
             return find_runs(start.project_root, start.run_uuid.hex)
-        config = to_jsonable(start.config)
+        config = _recorded(start.config)
         runs = find_namesakes(start.project_root, start.name, limit=None)
-        return [run for run in runs if run.data.get("hash_inputs") == config]
+        return [run for run in runs if _recorded(run.data.get("hash_inputs") or {}) == config]
 
     def _doubt(self) -> str:
         code = self.start.code
@@ -167,15 +170,18 @@ class Choice:
             self._give_up()
         return False
 
-    def _damaged(self) -> Plan | None:
+    def _damaged(self, checkpoint: str) -> Plan | None:
         """A run of this code and configuration whose run.json is damaged or lost."""
         start = self.start
         for folder in folders_of(start.project_root, start.run_uuid.hex):
             if ids_in(folder.name) is None:
                 continue
             reason = damage(folder, folder / start.checkpoint_dir_name)
-            if reason is not None and not _is_other_version(reason):
-                return self._rebuilt(folder, "latest", reason)
+            if reason is None or _is_other_version(reason):
+                continue
+            if _is_foreign(folder):
+                raise ResumeError(_foreign_message(folder))
+            return self._rebuilt(folder, checkpoint, reason)
         return None
 
     def _nothing_found(self) -> str:
@@ -192,9 +198,9 @@ class Choice:
     def _hint(self) -> str:
         """The unfinished run that may have been meant, and how to take it."""
         start = self.start
-        now = to_jsonable(start.config)
+        now = _recorded(start.config)
         for run in find_namesakes(start.project_root, start.name):
-            then = dict(run.data.get("hash_inputs") or {})
+            then = _recorded(run.data.get("hash_inputs") or {})
             same_code = run.data.get("experiment_uuid") == str(start.experiment_uuid)
             take = f"resume={str(run.path)!r} (on the command line --resume {run.path})"
             lengths = {key: then.get(key) for key in _LIMITS}
@@ -303,19 +309,30 @@ def _continue(run: FoundRun, checkpoint: str, reason: str = "", doubt: str = "")
     )
 
 
-def _foreign_message(run: FoundRun) -> str:
+def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as it stands in run.json, where its secrets are masked."""
+    values: dict[str, Any] = mask_values(to_jsonable(config))
+    return values
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a directory belongs to another user, where the system knows users by number."""
+    return hasattr(os, "geteuid") and os.stat(folder).st_uid != os.geteuid()
+
+
+def _foreign_message(folder: Path) -> str:
     return (
-        f"resume='auto': {run.path} is an unfinished run of this code and configuration, but "
-        f"belongs to the user {_user(run.owner)} and not to {_user(os.geteuid())}: go on with it "
-        f"with resume={str(run.path)!r}, or start a new run with resume=False"
+        f"resume='auto': {folder} is an unfinished run of this code and configuration, but belongs "
+        f"to the user {_user(os.stat(folder).st_uid)} and not to {_user(os.geteuid())}: go on with "
+        f"it with resume={str(folder)!r}, or start a new run with resume=False"
     )
 
 
-def _user(number: int | None) -> str:
+def _user(number: int) -> str:
     try:
         import pwd
 
-        return f"{pwd.getpwuid(number or 0).pw_name} (uid {number})"
+        return f"{pwd.getpwuid(number).pw_name} (uid {number})"
     except (ImportError, KeyError):
         return f"with the uid {number}"
 

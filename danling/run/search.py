@@ -67,11 +67,6 @@ class FoundRun:
             return str(self.data.get("reason")).startswith(TIME_BUDGET)
         return self.data["status"] not in _ENDED
 
-    @property
-    def owner(self) -> int | None:
-        """The user to whom the directory belongs; None where the system has no such numbers."""
-        return os.stat(self.path).st_uid if hasattr(os, "geteuid") else None
-
 
 def find_runs(project_root: str | os.PathLike[str], run_id: str | None = None) -> list[FoundRun]:
     """The runs of a project, newest first; what is no run, or a broken one, is passed over.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -19,7 +19,7 @@ from danling.identity.ids import run_identifier
 from danling.run.directory import RunPaths, claim
 from danling.run.lock import DirectoryLock
 from danling.run.record import RunFile
-from danling.run.search import FoundRun, find_job, find_runs
+from danling.run.search import FoundRun, damage, find_job, find_namesakes, find_runs
 
 EXPERIMENT, RUN, OTHER = "0" * 32, "1" * 32, "2" * 32
 
@@ -255,3 +255,103 @@ def test_torchrun_itself_restarts_a_worker_that_finds_its_run(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (tmp_path / "log").read_text().split()
     assert first == second
+
+
+def files_opened(work: Any) -> list[str]:
+    opened: list[str] = []
+    is_on = [True]
+
+    def hear(event: str, args: tuple[Any, ...]) -> None:
+        if is_on[0] and event == "open" and str(args[0]).endswith("run.json"):
+            opened.append(str(args[0]))
+
+    sys.addaudithook(hear)
+    work()
+    is_on[0] = False
+    return opened
+
+
+def test_of_many_runs_only_those_of_the_same_id_are_opened(tmp_path):
+    same = [make_run(tmp_path) for _ in range(2)]
+    for number in range(50):
+        make_run(tmp_path, run_id=f"{number + 100:032x}"[::-1])
+    renamed = tmp_path / "my favourite"
+    shutil.move(same[1], renamed)
+    found: list[FoundRun] = []
+
+    opened = files_opened(lambda: found.extend(find_runs(tmp_path, RUN)))
+
+    assert [run.path for run in found] == [renamed, same[0]]
+    assert sorted(opened) == sorted(str(path / "run.json") for path in (renamed, same[0]))
+
+
+def test_of_many_runs_of_one_name_those_that_changed_last_are_opened(tmp_path):
+    paths = [make_run(tmp_path, run_id=f"{number:032x}") for number in range(30)]
+    make_run(tmp_path, name="b-a")
+    for age, path in enumerate(paths):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    found: list[FoundRun] = []
+
+    opened = files_opened(lambda: found.extend(find_namesakes(tmp_path, "a-b", limit=5)))
+
+    assert {run.path for run in found} == set(paths[:5])
+    assert len(opened) == 5
+    assert len(find_namesakes(tmp_path, "a-b", limit=None)) == 30
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "unfinished"),
+    [
+        ("stopped", "max_time of 60 s is reached", True),
+        ("stopped", "max_time of 60 s is reached (rank 1)", True),
+        ("stopped", "good enough", False),
+        ("stopped", None, False),
+        ("finished", "max_time of 60 s is reached", False),
+    ],
+)
+def test_a_run_that_its_time_budget_stopped_is_unfinished(tmp_path, status, reason, unfinished):
+    path = make_run(tmp_path, status="running")
+    RunFile.read(path / "run.json").close(status, reason)
+
+    assert find_runs(tmp_path)[0].unfinished is unfinished
+
+
+def whole_run(root: Path) -> Path:
+    path, uuid = claim(root, "a-b", EXPERIMENT, RUN)
+    names = {"name": "a-b", "uuid": str(uuid), "run_id": RUN, "experiment_id": EXPERIMENT}
+    names |= {"run_uuid": str(UUID(RUN)), "experiment_uuid": str(UUID(EXPERIMENT))}
+    RunFile.create(RunPaths(path).run_json, names, code=Code(), hash_inputs={})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"run_id": OTHER}, "its run_id and its run_uuid contradict each other"),
+        ({"run_id": OTHER, "run_uuid": str(UUID(OTHER))}, "its ids are not those in the name"),
+        ({"uuid": "nonsense"}, "its ids are not those in the name"),
+        ({"launches": [None]}, "it lacks its launches"),
+        ({"status": "finishet"}, "it lacks its status"),
+        ({"created": 5}, "it lacks its status or its date"),
+    ],
+)
+def test_a_record_that_contradicts_itself_or_its_directory_is_damaged(tmp_path, change, reason):
+    path = whole_run(tmp_path)
+    RunFile.read(path / "run.json").update(**change)
+
+    told = damage(path, path / "checkpoints")
+
+    assert told is None if reason is None else str(told).startswith(reason)
+
+
+def test_a_directory_in_which_nothing_was_done_is_not_damaged(tmp_path):
+    path = whole_run(tmp_path)
+    (path / "run.json").unlink()
+    assert damage(path, path / "checkpoints") is None
+
+    (path / "checkpoints").mkdir()
+    assert damage(path, path / "checkpoints") is None
+    (path / "checkpoints" / "latest.pth").touch()
+
+    assert damage(path, path / "checkpoints") == "not a run: it has no such file"

@@ -206,25 +206,21 @@ SWEEP = [
 
 
 @pytest.mark.parametrize("damage", SWEEP)
-def test_whatever_git_does_a_run_starts_soon_and_goes_on(
+def test_whatever_git_does_a_run_starts_and_goes_on(
     damage: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     project = make_repository(tmp_path / "project")
     move_to(project, monkeypatch)
     damage(project, tmp_path, monkeypatch)
-    start = time.monotonic()
-
-    first = interrupted(9)
-    seconds = time.monotonic() - start
-    again = make_runner(resume=str(first.dir))
+    first = interrupted(9, code_timeout=2)
+    again = make_runner(resume=str(first.dir), code_timeout=2)
     again.train()
 
     code = record(first)["code"]
-    assert seconds < (6 if damage is hanging else 2)
     assert (again.dir, again.global_step) == (first.dir, 2 * STEPS)
     assert again.resume_report is not None
     assert again.resume_report["exact"]
-    assert "warning" not in log(first)
+    assert ("WARNING" in log(first)) == (damage is hanging)
     assert code["partial"] == (damage is hanging)
     for variable in ("GIT_DIR", "GIT_TEST_ASSUME_DIFFERENT_OWNER"):
         monkeypatch.delenv(variable, raising=False)
