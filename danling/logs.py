@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Attempts", "close_logger", "open_logger"]
+__all__ = ["Attempts", "close_logger", "open_logger", "write_held"]
 
 
 _LIBRARY = logging.getLogger("danling")
@@ -22,6 +22,7 @@ def open_logger(
     *,
     console: bool = True,
     level: int = logging.INFO,
+    held: bool = False,
 ) -> logging.Logger:
     r"""Give a logger its handlers: each message once in the file and once on the console.
 
@@ -32,6 +33,8 @@ def open_logger(
         path: A file to append to, which gets everything from DEBUG on; None for none.
         console: Whether to write to stderr, around a progress bar that is there.
         level: The least level that goes to the console.
+        held: Whether the file is left alone until `write_held`, and what was said by then kept for
+            it: a start that is refused must not change the run that it was about.
 
     Raises:
         OSError: The file cannot be opened.
@@ -49,7 +52,7 @@ def open_logger(
     logger.setLevel(logging.DEBUG)
     logger.propagate = False  # handlers of the root logger would print every line twice
     if path is not None:
-        logger.addHandler(_FileHandler(Path(path)))
+        logger.addHandler(_FileHandler(Path(path), held))
     if console:
         logger.addHandler(_ConsoleHandler(level))
     for handler in logger.handlers:
@@ -58,6 +61,13 @@ def open_logger(
     if not logger.handlers:  # without any, Python prints warnings by itself
         logger.addHandler(logging.NullHandler())
     return logger
+
+
+def write_held(logger: logging.Logger) -> None:
+    """Write what was held back from the file of a logger; from now on nothing is."""
+    for handler in logger.handlers:
+        if isinstance(handler, _FileHandler):
+            handler.write_held()
 
 
 def close_logger(logger: logging.Logger) -> None:
@@ -72,13 +82,37 @@ def close_logger(logger: logging.Logger) -> None:
 class _FileHandler(logging.FileHandler):
     """Appends to a file; when it cannot, says so once and lets the training go on."""
 
-    def __init__(self, path: Path) -> None:
-        half_line = _ends_in_a_half_line(path)
-        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace")
+    def __init__(self, path: Path, held: bool) -> None:
+        self._half_line = _ends_in_a_half_line(path)  # left by a process that was killed
+        self._held: list[logging.LogRecord] | None = [] if held else None
+        super().__init__(path, mode="a", encoding="utf-8", errors="backslashreplace", delay=held)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-8s %(message)s"))
         self._attempts = Attempts(f"writing {path.name}")
-        if half_line and self.stream is not None:  # left by a process that was killed
+        self._end_half_line()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._held is None:
+            super().emit(record)
+        else:
+            self._held.append(record)
+
+    def write_held(self) -> None:
+        """Open the file, and write what was held back."""
+        held, self._held = self._held, None
+        if held is not None and self.stream is None:
+            try:
+                self.stream = self._open()
+            except OSError as error:
+                with self._attempts.caught(_LAST_RESORT):
+                    raise error
+            self._end_half_line()
+        for record in held or ():
+            self.handle(record)
+
+    def _end_half_line(self) -> None:
+        if self._half_line and self.stream is not None:
             self.stream.write("\n")
+            self._half_line = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # the name is logging's
         error = sys.exc_info()[1]

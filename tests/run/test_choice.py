@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from danling.callbacks import Preemption
+from danling.callbacks import CSVLogger, EarlyStopping, Preemption, ProgressBar, TensorBoard
 from danling.config import Config
-from danling.errors import ResumeError, RunLockedError
+from danling.errors import DanLingError, ResumeError, RunLockedError
 from danling.run.lock import DirectoryLock
 from danling.run.search import find_runs
 from tests.identity.test_git import fake_git
@@ -262,26 +263,31 @@ def test_auto_refuses_the_run_of_another_user_with_the_reason(monkeypatch: pytes
 # A refusal
 
 
-def refusals() -> dict[str, tuple[type[Exception], dict[str, Any]]]:
-    return {
-        "seed": (ResumeError, {"seed": 1}),
-        "batch size": (ResumeError, {"dataloader": {"batch_size": 2}}),
-    }
+REFUSALS: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "batch size": {"dataloader": {"batch_size": 2}},
+    "sizes of the model": {"model": nn.Linear(4, 1)},
+}
 
 
-@pytest.mark.parametrize("reason", refusals())
-def test_a_refused_start_records_nothing_in_the_run(reason: str):
-    first = interrupted(9)
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_a_refused_start_changes_no_byte_of_the_run(reason: str):
+    callbacks = [TensorBoard(), CSVLogger(), ProgressBar(), Preemption(), EarlyStopping()]
+    first = interrupted(9, callbacks)
     (first.dir / ".0123456789abcdef0123456789abcdef.tmp").write_text("half")
+    with open(first.log_path, "a") as file:
+        file.write("half a line")
     before = tree(first.dir)
-    kind, changes = refusals()[reason]
+    again = [TensorBoard(), CSVLogger(), ProgressBar(), Preemption(), EarlyStopping()]
 
-    with pytest.raises(kind):
-        trained(resume=str(first.dir), **changes)
+    with pytest.raises(DanLingError):
+        trained(again, resume=str(first.dir), **REFUSALS[reason])
 
-    after = tree(first.dir)
-    assert {name for name in before | after if before.get(name) != after.get(name)} <= {"run.log"}
-    assert trained(resume=str(first.dir)).resume_report is not None
+    assert tree(first.dir) == before
+    runner = trained([TensorBoard(), CSVLogger()], resume=str(first.dir))
+    assert runner.resume_report is not None
+    assert "half a line\n" in log(runner)
+    assert "going on in" in log(runner)
 
 
 def test_a_start_that_finds_the_run_locked_changes_no_byte():
