@@ -174,7 +174,8 @@ class Config(NestedMapping, Settings):
 
         Files are merged from left to right, then come the flags. With `--resume` and the path of a
         run, or of one of its checkpoints, the configuration of that run comes first. Prints and
-        leaves on `--help` and `--print-config`; a wrong flag or value leaves with code 2 and says what is valid.
+        leaves on `--help` and `--print-config`; a wrong flag or value leaves with code 2 and says
+        what is valid.
 
         Args:
             arguments: What to read instead of the arguments of this process.

@@ -146,7 +146,7 @@ def test_a_second_ctrl_c_stops_at_once(make_runner, capfd: pytest.CaptureFixture
 def press(times: int) -> Any:
     """What presses Ctrl-C so often, whatever comes of it."""
 
-    def kill(runner: Any, *_: Any) -> None:
+    def kill(runner: Any, *arguments: Any) -> None:
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
 

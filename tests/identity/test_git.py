@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,8 @@ def test_variables_that_a_git_hook_sets_do_not_lead_to_another_repository(
     expected = read_code_elsewhere(repository)
 
     places = {"GIT_DIR": other / ".git", "GIT_COMMON_DIR": other / ".git", "GIT_WORK_TREE": other}
-    code = read_code_elsewhere(repository, **{variable: str(places[variable])})
+    variables: dict[str, Any] = {variable: str(places[variable])}
+    code = read_code_elsewhere(repository, **variables)
 
     assert code | {"seconds": 0} == expected | {"seconds": 0}
 

@@ -73,9 +73,7 @@ def untracked_in(folder: Path) -> list[str]:
     return git(folder, "ls-files", "--others", "--exclude-standard", "-z").split("\0")[:-1]
 
 
-def read_code_elsewhere(
-    folder: Path, timeout: float = 60.0, **environment: str
-) -> dict[str, Any]:
+def read_code_elsewhere(folder: Path, timeout: float = 60.0, **environment: str) -> dict[str, Any]:
     """What `read_code` finds in a new process, with the seconds it took and the experiment_id."""
     variables = {**os.environ, **environment}
     with TemporaryDirectory() as elsewhere:  # a script, since the text of `python -c` is code
