@@ -1072,6 +1072,7 @@ class AccelerateRunner(BaseRunner):
             self._restore(*found)
             report(self.logger, self.resume_report or {}, found[1])
             warn_of_newer(self.logger, self.world, self.checkpoints, self.global_step)
+        self.accept_directory()
 
     def _restore(self, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True) -> None:
         """Take a checkpoint: everything is compared before anything is changed."""
@@ -1090,6 +1091,7 @@ class AccelerateRunner(BaseRunner):
             restore_optimization(self.optimization, checkpoint)
         self._restore_own(checkpoint["data"]["open"], checkpoint["rng"])
         reasons += self.load_state_dict(checkpoint, strict=strict)
+        reasons += [self.run.doubt] if self.run.doubt else []
         run = checkpoint["run"]
         self.resume_report = {
             "exact": not reasons,

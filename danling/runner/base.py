@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -82,7 +83,7 @@ class BaseRunner:
         self.config: Config = config.copy() if isinstance(config, Config) else Config(config or {})
         self.config.check()
         self.world: World = self._make_world()
-        self.run = RunOnDisk(self.config, self.world)
+        self.run = RunOnDisk(self.config, self.world, identify)
         self.stopping = Stopping(self.world)
         self.counters = Counters()
         self.clock = Clock()
@@ -118,7 +119,11 @@ class BaseRunner:
         main = self.is_main_process
         path = self.log_path if self.has_dir and main else None
         self.logger = open_logger(
-            f"danling.run.{self.uuid.hex[:8]}", path, console=main, level=logging.INFO
+            f"danling.run.{self.uuid.hex[:8]}",
+            path,
+            console=main,
+            level=logging.INFO,
+            held=self.has_dir and not self.run.accepted,
         )
 
     # Processes
@@ -227,6 +232,16 @@ class BaseRunner:
     def claim_directory(self) -> Path:
         """Make a directory, or take that of the run to resume; what `RunDirectory` calls."""
         return self.run.claim()
+
+    def accept_directory(self) -> None:
+        """Go on in the directory that was claimed; what follows a resume that was not refused.
+
+        Until then nothing in the directory is changed, and `run.log` is not written.
+        """
+        from danling.logs import write_held
+
+        self.run.accept()
+        write_held(self.logger)
 
     def release_directory(self) -> None:
         """Let other processes work in the directory again."""
@@ -633,6 +648,26 @@ class BaseRunner:
     def _config_state(self, name: str) -> Any:
         value = getattr(self, name)
         return str(value) if isinstance(value, UUID) else value
+
+
+def identify(folder: Path) -> Mapping[str, Any]:
+    """The configuration, with the ids of its run, in the newest checkpoint of a folder.
+
+    Raises:
+        CheckpointError: There is no valid checkpoint.
+    """
+    from danling.checkpoint.reading import read_checkpoint
+    from danling.checkpoint.store import CheckpointStore
+
+    problem = CheckpointError(errno.ENOENT, "there is no checkpoint", str(folder))
+    for entry in CheckpointStore(folder).candidates():
+        try:
+            config: Mapping[str, Any] = read_checkpoint(entry.path, whole=False)["config"]
+        except CheckpointError as error:
+            problem = error
+        else:
+            return config
+    raise problem
 
 
 def attach(error: BaseException, others: Iterable[BaseException]) -> None:
