@@ -99,7 +99,7 @@ class Norms(dl.Callback):
 
 def whole(runner: dl.AccelerateRunner) -> list[float]:
     """All weights, as numbers."""
-    state = runner.optimization.model_state.state()
+    state = runner.optimization.model_state.state() or {}
     return [value for tensor in state.values() for value in tensor.double().flatten().tolist()]
 
 
