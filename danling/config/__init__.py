@@ -18,6 +18,7 @@ and `errors`.
 from __future__ import annotations
 
 from danling.config.config import Config
-from danling.config.fields import Field
+from danling.config.fields import Minimum, NotInRunId
+from danling.config.mapping import ABSENT, MissingKeyError
 
-__all__ = ["Config", "Field"]
+__all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]

@@ -14,23 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from danling.config.fields import REQUIRED, Field
 from danling.config.files import read_config_file
+from danling.config.mapping import TypedMapping
 from danling.config.settings import SETTINGS, Settings
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
 from danling.errors import ConfigError, did_you_mean
 from danling.files.json import dumps, to_plain
 
-if TYPE_CHECKING:
-    from danling.config.config import Config
-
 __all__ = ["config_help", "declared_flags", "field_comments", "parse_command_line", "section_of"]
 
 
-_Config = TypeVar("_Config", bound="Config")
+_Config = TypeVar("_Config", bound=TypedMapping)
 _OWN_FLAGS = ("--config", "--help", "--print-config")
 
 
@@ -117,7 +115,7 @@ def _build(cls: type[_Config], options: _Options) -> _Config:
     return config
 
 
-def _meaning(cls: type[Config], flag: str, values: list[str]) -> tuple[str, Any]:
+def _meaning(cls: type[TypedMapping], flag: str, values: list[str]) -> tuple[str, Any]:
     """The key that a flag sets, and the text or the list of texts that it sets it to."""
     key = flag.removeprefix("--").replace("-", "_")
     declared = _find(cls, key)
@@ -142,7 +140,7 @@ def _is_switch(declared: Field) -> bool:
     return any(arm in (bool, Any) for arm in union_arms(declared.annotation))
 
 
-def _find(cls: type[Config], key: str, is_top: bool = True) -> Field | None:
+def _find(cls: type[TypedMapping], key: str, is_top: bool = True) -> Field | None:
     """The field of a key; one without a name where any key is taken; None where it is not."""
     head, _, rest = key.partition(".")
     declared = cls._fields.get(head) or (SETTINGS.get(head) if is_top else None)
@@ -169,7 +167,7 @@ _METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 _LINTER = re.compile(r"^(noqa|type:|pylint:|pragma:|fmt:)")
 
 
-def config_help(cls: type[Config], program: str) -> str:
+def config_help(cls: type[TypedMapping], program: str) -> str:
     """Everything that can be given on the command line, one entry per key.
 
     Args:
@@ -190,13 +188,13 @@ def config_help(cls: type[Config], program: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def declared_flags(cls: type[Config]) -> list[str]:
+def declared_flags(cls: type[TypedMapping]) -> list[str]:
     """The flags of all declared and well-known keys."""
     own, settings = _all_flags(cls)
     return [flag.usage.partition(" ")[0].replace("[no-]", "") for flag in own + settings]
 
 
-def section_of(declared: Field) -> type[Config] | None:
+def section_of(declared: Field) -> type[TypedMapping] | None:
     """The class of sections that a field takes, if it takes one."""
     return next((arm for arm in union_arms(declared.annotation) if is_section(arm)), None)
 
@@ -266,7 +264,7 @@ def _flags(
             yield _Flag(_usage(prefix + name, declared), _help(comments.get(name, ""), value))
 
 
-def _all_flags(cls: type[Config]) -> tuple[list[_Flag], list[_Flag]]:
+def _all_flags(cls: type[TypedMapping]) -> tuple[list[_Flag], list[_Flag]]:
     """The flags of the keys that the class declares, and of those of every run."""
     settings = {name: found for name, found in SETTINGS.items() if name not in cls._fields}
     own = list(_flags(cls, cls._fields, cls._blank("config"), outer=(cls,)))

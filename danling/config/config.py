@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Never, Protocol, Self, overload
 
 from danling.config.fields import REQUIRED, Field, Minimum, NotInRunId, declare_fields
 from danling.config.files import read_config_file, write_config_file
@@ -13,7 +13,7 @@ from danling.config.frozen import copy_value, rebuild
 from danling.config.mapping import (
     ABSENT,
     MissingKeyError,
-    NestedMapping,
+    TypedMapping,
     difference,
     names_taken,
     without_keys,
@@ -26,7 +26,16 @@ from danling.files.json import to_jsonable, to_plain
 __all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]
 
 
-class Config(NestedMapping, Settings):
+MYPY = False
+
+
+class _Plain(Protocol):
+    """What `Config` is to a type checker, and no subclass of it: lists are invariant."""
+
+    def _same(self) -> list[Config]: ...
+
+
+class Config(TypedMapping, Settings):
     """A nested configuration with attribute access, `config.optim.lr`, and dotted keys.
 
     A plain `Config` takes any key, and warns where one looks like a misspelt well-known key
@@ -57,9 +66,41 @@ class Config(NestedMapping, Settings):
         danling.errors.ConfigError: config.optim has no key 'lrr'; did you mean 'lr'?
     """
 
-    _state: dict[str, Callable[[], Any]]
-    _drawn_seed: int | None
-    _is_open: ClassVar[bool] = True
+    if TYPE_CHECKING:
+        # Without annotations, so that a subclass may declare them narrower: max_epochs: int = 20
+        seed = Settings.seed
+        max_epochs = Settings.max_epochs
+        max_steps = Settings.max_steps
+        monitor = Settings.monitor
+        evaluate_every = Settings.evaluate_every
+        max_grad_norm = Settings.max_grad_norm
+        max_grad_value = Settings.max_grad_value
+        state_dict_type = Settings.state_dict_type
+        resume = Settings.resume
+
+        def _same(self) -> list[Self]: ...
+
+        # Any attribute of a plain config, none but its own of a subclass. The two type checkers
+        # see a wrong `self` in different forms; mypy takes the name MYPY as true.
+        if MYPY:
+
+            def __getattr__(self: _Plain, name: str) -> Any: ...
+            def __setattr__(self: _Plain, name: str, value: Any) -> None: ...
+            def __delattr__(self: _Plain, name: str) -> None: ...
+        else:
+
+            @overload
+            def __getattr__(self: _Plain, name: str) -> Any: ...
+            @overload
+            def __getattr__(self, name: Never) -> Any: ...
+            @overload
+            def __setattr__(self: _Plain, name: str, value: Any) -> None: ...
+            @overload
+            def __setattr__(self, name: Never, value: Any) -> None: ...
+            @overload
+            def __delattr__(self: _Plain, name: str) -> None: ...
+            @overload
+            def __delattr__(self, name: Never) -> None: ...
 
     def __init__(self, mapping: Mapping[str, Any] | None = None, /, **keys: Any) -> None:
         self._begin()

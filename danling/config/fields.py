@@ -15,14 +15,22 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import FrameType
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, dataclass_transform, get_args, get_origin
 
 from danling.config.frozen import copy_value
 from danling.config.types import Conversion, require_supported
 from danling.errors import ConfigError
 from danling.files.json import short_repr
 
-__all__ = ["REQUIRED", "Field", "Minimum", "NotInRunId", "declare_fields"]
+__all__ = [
+    "REQUIRED",
+    "Declared",
+    "Field",
+    "Minimum",
+    "NotInRunId",
+    "declare_fields",
+    "first_argument",
+]
 
 
 class NotInRunId:
@@ -107,6 +115,19 @@ class Field:
         if self.minimum is not None and converted is not None and converted < self.minimum:
             raise ConfigError(f"{path}: expected at least {self.minimum:g}, got {converted!r}")
         return converted
+
+
+def first_argument(*, default: None, kw_only: Literal[False]) -> Any:
+    """Tell type checkers that a constructor takes this value by position, as a mapping."""
+    return default
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(first_argument,))
+class Declared:
+    """Base of the classes whose annotated attributes are keys.
+
+    Type checkers know these as the keywords of the constructor (PEP 681).
+    """
 
 
 def declare_fields(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, Final, Self, get_args
 
 from danling.config.fields import REQUIRED, Field
@@ -14,7 +14,6 @@ from danling.files.json import canonical_json, short_repr, to_jsonable
 __all__ = [
     "ABSENT",
     "MissingKeyError",
-    "NestedMapping",
     "TypedMapping",
     "difference",
     "flatten",
@@ -25,6 +24,9 @@ __all__ = [
 
 _ROOT = "config"
 _INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed"}
+
+ABSENT: Final = "(absent)"
+"""What stands in a difference for a key that one of the two does not have."""
 
 
 class MissingKeyError(ConfigError, KeyError, AttributeError):
@@ -42,9 +44,12 @@ class TypedMapping(Section):
 
     _fields: ClassVar[Mapping[str, Field]] = {}
     _reserved: ClassVar[frozenset[str]] = frozenset()
+    _is_open: ClassVar[bool] = True
     _values: dict[str, Any]
     _path: str
     _frozen: bool
+    _state: dict[str, Callable[[], Any]]
+    _drawn_seed: int | None
 
     # reading
 
@@ -119,6 +124,103 @@ class TypedMapping(Section):
         value = self[key]
         del self[key]
         return value
+
+    # the whole tree
+
+    def merge(self, other: Mapping[str, Any]) -> Self:
+        """Set the values of another mapping, section by section, and return this one.
+
+        Sections are merged; every other value is replaced.
+
+        Example:
+            >>> from danling import Config
+            >>> Config(optim={"lr": 0.1, "name": "sgd"}).merge({"optim": {"lr": 1.0}})
+            Config(optim=Config(lr=1.0, name='sgd'))
+        """
+        self._merge(other, self._conversion())
+        self._require_complete()
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts and lists with the values as they are."""
+        return {key: plain_value(value) for key, value in self.items()}
+
+    def resolved(self) -> dict[str, Any]:
+        """As `to_dict`, with the defaults of keys that are not set."""
+        return self.to_dict()
+
+    def flatten(self) -> dict[str, Any]:
+        """All values by dotted key; lists, dicts and empty sections are values.
+
+        Example:
+            >>> from danling import Config
+            >>> Config(optim={"lr": 0.1}, layers=[1, 2]).flatten()
+            {'optim.lr': 0.1, 'layers': [1, 2]}
+        """
+        return flatten(self)
+
+    @classmethod
+    def unflatten(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration of values by dotted key: the inverse of `flatten`."""
+        return cls._nested(values, _ROOT, cls._conversion())  # a dot in a key nests anyway
+
+    def copy(self) -> Self:
+        """A deep copy that is not frozen."""
+        copied = type(self).__new__(type(self))
+        copied._restore(self._path, {key: copy_value(value) for key, value in self._values.items()})
+        return copied
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "values": self._values, "frozen": self._frozen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._restore(state["path"], state["values"])
+        self._frozen = state["frozen"]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether values cannot be set."""
+        return self._frozen
+
+    def freeze(self) -> Self:
+        """Refuse changes from now on, in sections, lists and dicts too."""
+        for key, value in self._values.items():
+            self._values[key] = freeze_value(value, self._where(key))
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> Self:
+        """Allow changes again."""
+        for key, value in self._values.items():
+            self._values[key] = thaw_value(value)
+        self._frozen = False
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Two configurations are equal if they would be saved alike."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        mine, others = plain_value(self), plain_value(other)
+        try:
+            return bool(to_jsonable(mine) == to_jsonable(others))
+        except ConfigError:  # they hold what cannot be saved
+            return bool(mine == others)
+
+    __hash__ = None  # type: ignore[assignment]  # as every mutable mapping
+
+    def __repr__(self) -> str:
+        items = [f"{key}={_repr(value)}" for key, value in self.items()]
+        line = f"{type(self).__name__}({', '.join(items)})"
+        if len(line) <= 88 and "\n" not in line:
+            return line
+        body = "".join(f"    {item},\n".replace("\n", "\n    ").rstrip(" ") for item in items)
+        return f"{type(self).__name__}(\n{body})"
 
     # what a kind of configuration defines
 
@@ -268,105 +370,6 @@ def names_taken(cls: type) -> frozenset[str]:
     names = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
     taken = (name for name, value in names.items() if not isinstance(value, Field))
     return frozenset(taken) | _INTERNAL
-
-
-ABSENT: Final = "(absent)"
-"""What stands in a difference for a key that one of the two does not have."""
-
-
-class NestedMapping(TypedMapping):
-    """A tree of typed values."""
-
-    def merge(self, other: Mapping[str, Any]) -> Self:
-        """Set the values of another mapping, section by section, and return this one.
-
-        Sections are merged; every other value is replaced.
-
-        Example:
-            >>> from danling import Config
-            >>> Config(optim={"lr": 0.1, "name": "sgd"}).merge({"optim": {"lr": 1.0}})
-            Config(optim=Config(lr=1.0, name='sgd'))
-        """
-        self._merge(other, self._conversion())
-        self._require_complete()
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dicts and lists with the values as they are."""
-        return {key: plain_value(value) for key, value in self.items()}
-
-    def flatten(self) -> dict[str, Any]:
-        """All values by dotted key; lists, dicts and empty sections are values.
-
-        Example:
-            >>> from danling import Config
-            >>> Config(optim={"lr": 0.1}, layers=[1, 2]).flatten()
-            {'optim.lr': 0.1, 'layers': [1, 2]}
-        """
-        return flatten(self)
-
-    @classmethod
-    def unflatten(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration of values by dotted key: the inverse of `flatten`."""
-        return cls(values)  # type: ignore[call-arg]  # a dot in a key nests anyway
-
-    def copy(self) -> Self:
-        """A deep copy that is not frozen."""
-        copied = type(self).__new__(type(self))
-        copied._restore(self._path, {key: copy_value(value) for key, value in self._values.items()})
-        return copied
-
-    def __copy__(self) -> Self:
-        return self.copy()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.copy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._path, "values": self._values, "frozen": self._frozen}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._restore(state["path"], state["values"])
-        self._frozen = state["frozen"]
-
-    @property
-    def frozen(self) -> bool:
-        """Whether values cannot be set."""
-        return self._frozen
-
-    def freeze(self) -> Self:
-        """Refuse changes from now on, in sections, lists and dicts too."""
-        for key, value in self._values.items():
-            self._values[key] = freeze_value(value, self._where(key))
-        self._frozen = True
-        return self
-
-    def unfreeze(self) -> Self:
-        """Allow changes again."""
-        for key, value in self._values.items():
-            self._values[key] = thaw_value(value)
-        self._frozen = False
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        """Two configurations are equal if they would be saved alike."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        mine, others = plain_value(self), plain_value(other)
-        try:
-            return bool(to_jsonable(mine) == to_jsonable(others))
-        except ConfigError:  # they hold what cannot be saved
-            return bool(mine == others)
-
-    __hash__ = None  # type: ignore[assignment]  # as every mutable mapping
-
-    def __repr__(self) -> str:
-        items = [f"{key}={_repr(value)}" for key, value in self.items()]
-        line = f"{type(self).__name__}({', '.join(items)})"
-        if len(line) <= 88 and "\n" not in line:
-            return line
-        body = "".join(f"    {item},\n".replace("\n", "\n    ").rstrip(" ") for item in items)
-        return f"{type(self).__name__}(\n{body})"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from danling.config.fields import Field, Minimum, NotInRunId, declare_fields
+from danling.config.fields import (
+    Declared,
+    Field,
+    Minimum,
+    NotInRunId,
+    declare_fields,
+    first_argument,
+)
 
 if TYPE_CHECKING:
     Options: TypeAlias = Any
@@ -41,8 +48,11 @@ _ON_WORKERS = NotInRunId(
 )
 
 
-class Settings:
+class Settings(Declared):
     """The well-known keys; a comment beside or above a key is its text in `--help`."""
+
+    if TYPE_CHECKING:
+        _mapping: Mapping[str, Any] | None = first_argument(default=None, kw_only=False)
 
     # folder that holds the directories of all runs
     project_root: Annotated[str, NotInRunId] = "experiments"

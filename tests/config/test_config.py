@@ -1,4 +1,6 @@
 # ruff: noqa: RUF012 - a config copies its defaults
+# mypy: disable-error-code="arg-type,call-arg,misc"
+# (values in these tests are converted when they are set, or are wrong on purpose)
 from __future__ import annotations
 
 import copy
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from danling import Config, ConfigError
-from danling.config.config import NotInRunId
+from danling.config import NotInRunId
 from danling.config.settings import STATE_KEYS
 from danling.files.json import canonical_json
 
