@@ -10,15 +10,16 @@ import shutil
 import sys
 import textwrap
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from danling.config.fields import REQUIRED, Field
-from danling.config.files import read_config_file
+from danling.config.files import read_config_layers
 from danling.config.mapping import TypedMapping
+from danling.config.references import References
 from danling.config.settings import SETTINGS, Settings
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
@@ -29,6 +30,7 @@ __all__ = ["config_help", "declared_flags", "field_comments", "parse_command_lin
 
 
 _Config = TypeVar("_Config", bound=TypedMapping)
+_ASSIGNMENT = re.compile(r"[+~]{0,2}[A-Za-z_][\w.-]*=")
 _OWN_FLAGS = ("--config", "--help", "--print-config")
 
 
@@ -41,17 +43,24 @@ def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = Non
     """
     program = Path(sys.argv[0]).name or "python"
     try:
-        options = _read(list(sys.argv[1:] if arguments is None else arguments))
+        options = _read(_own_arguments() if arguments is None else list(arguments))
         if options.wants_help:
             print(config_help(cls, program), end="")
             raise SystemExit(0)
-        config = _build(cls, options)
+        config, origins = _build(cls, options)
         if options.prints_config:
-            print(dump_yaml(to_plain(config.resolved(), "config")), end="")
+            print("\n".join(_with_origins(to_plain(config.resolved(), "config"), origins)))
             raise SystemExit(0)
     except ConfigError as error:
         _leave(program, str(error))
     return config
+
+
+def _own_arguments() -> list[str]:
+    """The arguments of this process; a notebook's are its kernel's, not the user's."""
+    program = sys.argv[0]
+    in_kernel = "ipykernel" in program or "colab_kernel_launcher" in program
+    return [] if in_kernel else sys.argv[1:]
 
 
 @dataclass
@@ -86,7 +95,9 @@ def _grouped(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
     while position < len(arguments):
         flag = arguments[position]
         if not _is_flag(flag):
-            raise ConfigError(f"unexpected argument {flag!r}: values follow a --flag")
+            # A key without dashes is not taken: after a flag with several values it would be one.
+            way_out = f"write --{flag}" if _ASSIGNMENT.match(flag) else "values follow a --flag"
+            raise ConfigError(f"unexpected argument {flag!r}: {way_out}")
         flag, equals, value = flag.partition("=")
         values = [value] if equals else []
         position += 1
@@ -100,19 +111,62 @@ def _is_flag(argument: str) -> bool:
     return argument == "-h" or (argument.startswith("--") and len(argument) > 2)
 
 
-def _build(cls: type[_Config], options: _Options) -> _Config:
-    config = cls._blank("config")
-    for path in options.files:
-        content = read_config_file(path)
+def _build(cls: type[_Config], options: _Options) -> tuple[_Config, dict[str, str]]:
+    """The configuration, and where each value in it comes from, by dotted key."""
+    config, references = cls._blank("config"), References()
+    origins: dict[str, str] = {}
+    for layer in (layer for path in options.files for layer in read_config_layers(path)):
+        if options.prints_config:
+            lines = layer.lines()
+            for key in _leaves(layer.values):
+                place = f"{layer.path}:{lines[key]}" if key in lines else layer.path
+                _note(origins, key, place)
         try:
-            config._merge(content, cls._conversion())
+            config._merge(references.take(layer.values), cls._conversion())
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{layer.path}: {error}") from error
     for flag, values in options.flags:
         key, value = _meaning(cls, flag, values)
-        config._put(key, value, cls._conversion(is_text=True))
+        _note(origins, key, "command line")
+        for name, plain in references.take({key: value}).items():
+            config._put(name, plain, cls._conversion(is_text=True))
+    references.fill(config)
     config._require_complete()
-    return config
+    return config, origins
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _note(origins: dict[str, str], key: str, place: str) -> None:
+    for inner in [known for known in origins if known.startswith(f"{key}.")]:
+        del origins[inner]
+    origins[key] = place
+
+
+def _with_origins(
+    values: Mapping[str, Any], origins: Mapping[str, str], path: str = "", place: str = "default"
+) -> list[str]:
+    """The lines of YAML, each value with a comment that says where it comes from."""
+    lines: list[str] = []
+    for key, value in values.items():
+        here = origins.get(path + key, place)
+        if isinstance(value, dict) and value:
+            lines += dump_yaml({key: {}}).replace(" {}", "").splitlines()
+            inner = _with_origins(value, origins, f"{path}{key}.", here)
+            lines += [f"  {line}" for line in inner]
+            continue
+        text = dump_yaml({key: value}).splitlines()
+        if len(text) == 1:
+            lines.append(f"{text[0]}  # {here}")
+        else:
+            lines += [f"# {here}", *text]
+    return lines
 
 
 def _meaning(cls: type[TypedMapping], flag: str, values: list[str]) -> tuple[str, Any]:
@@ -124,7 +178,7 @@ def _meaning(cls: type[TypedMapping], flag: str, values: list[str]) -> tuple[str
         if negated is not None and _is_switch(negated) and not (declared and declared.name):
             return key.removeprefix("no_"), False
     if declared is None:
-        near = did_you_mean(f"--{key}", {*declared_flags(cls), *_OWN_FLAGS})
+        near = _nearest_flag(key, {*declared_flags(cls), *_OWN_FLAGS})
         raise ConfigError(f"unrecognised option {flag}; {near}")
     is_list = any(
         (get_origin(arm) or arm) in (list, tuple) for arm in union_arms(declared.annotation)
@@ -134,6 +188,15 @@ def _meaning(cls: type[TypedMapping], flag: str, values: list[str]) -> tuple[str
             raise ConfigError(f"{flag} needs a value")
         return key, [] if is_list else True
     return key, values[0] if len(values) == 1 else values
+
+
+def _nearest_flag(key: str, flags: Collection[str]) -> str:
+    """End of a message that names the flags with the same last part, or the nearest one."""
+    last = key.rpartition(".")[2].replace("_", "-")
+    same = sorted(flag for flag in flags if flag.rpartition(".")[2] == last and "." in flag)
+    if same:
+        return f"did you mean {' or '.join(map(repr, same))}?"
+    return did_you_mean(f"--{key}", flags)
 
 
 def _is_switch(declared: Field) -> bool:
@@ -181,7 +244,7 @@ def config_help(cls: type[TypedMapping], program: str) -> str:
     lines += ["options:"]
     lines += _entry("-h, --help", "show this text and leave")
     lines += _entry("--config FILE", "read keys from FILE; several are merged, flags come last")
-    lines += _entry("--print-config", "show the configuration as YAML and leave")
+    lines += _entry("--print-config", "show every value as YAML, say where it is from, and leave")
     for title, flags in zip(("keys:", "keys of every run:"), _all_flags(cls), strict=True):
         entries = [line for flag in flags for line in _entry(flag.usage, flag.help)]
         lines += ["", title, *entries] if entries else []

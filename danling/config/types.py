@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import types
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping
@@ -23,6 +24,7 @@ __all__ = [
     "NestingError",
     "Section",
     "describe_type",
+    "from_omegaconf",
     "is_section",
     "require_supported",
     "union_arms",
@@ -50,6 +52,22 @@ class Section(MutableMapping[str, Any]):
     @abstractmethod
     def _nested(cls, mapping: Mapping[str, Any], path: str, conversion: Conversion) -> Self:
         """A section of this class with the values of a mapping."""
+
+
+def from_omegaconf(value: Any, path: str) -> Any:
+    """The plain value of an OmegaConf container; every other value as it is.
+
+    Raises:
+        ConfigError: A value in it is missing or refers to one that does not exist.
+    """
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    try:
+        library = sys.modules["omegaconf"].OmegaConf
+        return library.to_container(value, resolve=True, throw_on_missing=True)
+    except Exception as error:
+        kind = type(value).__name__
+        raise ConfigError(f"{path}: this {kind} cannot be read: {error}") from error
 
 
 def is_section(kind: Any) -> bool:
@@ -148,6 +166,7 @@ class Conversion:
             NestingError: The value contains itself or is nested too deeply.
         """
         origin = get_origin(annotation) or annotation
+        value = from_omegaconf(value, path)
         if annotation is Any:
             return self._untyped(value, path)
         if origin is Literal:
@@ -237,6 +256,9 @@ class Conversion:
                 return None
             # the more special reading of a text first: anything is a string
             arms.sort(key=lambda arm: (arm is str, arm is Path))
+            number = _number_of(value)
+            if type(number) in arms and int in arms:  # 1.0 is a float where it may be one
+                return self.convert(number, type(number), path)
         elif type(value) in arms:
             return self.convert(value, type(value), path)
         problems = []
@@ -299,7 +321,10 @@ def _number_of(text: str) -> int | float | None:
     """The number that a text is, in the notations of YAML, JSON files and Python."""
     if text in ("NaN", "nan", "Infinity", "inf", "-Infinity", "-inf"):
         return float(text)
-    return _number(read_scalar(text.strip()))
+    try:
+        return _number(read_scalar(text.strip()))
+    except ConfigError:  # it has too many digits
+        return None
 
 
 def _to_float(number: float) -> Any:
