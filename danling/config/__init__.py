@@ -13,13 +13,23 @@ and `errors`.
 - `references`: `${optim.lr}` in files and on the command line.
 - `yaml`: YAML 1.2, and no key twice.
 - `scalars`: what an unquoted word means in YAML and on the command line.
+- `description`: the keys as data, with type, default, help and identity.
 - `command_line`: configurations from the command line, and the text of `--help`.
 """
 
 from __future__ import annotations
 
 from danling.config.config import Config
+from danling.config.description import Key, describe_keys
 from danling.config.fields import Minimum, NotInRunId
 from danling.config.mapping import ABSENT, MissingKeyError
 
-__all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]
+__all__ = [
+    "ABSENT",
+    "Config",
+    "Key",
+    "Minimum",
+    "MissingKeyError",
+    "NotInRunId",
+    "describe_keys",
+]

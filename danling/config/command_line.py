@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import io
 import re
 import shutil
 import sys
 import textwrap
-import tokenize
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+from danling.config.description import Key, describe_keys, section_of
 from danling.config.fields import REQUIRED, Field
 from danling.config.files import read_config_layers
 from danling.config.mapping import TypedMapping
-from danling.config.references import References
-from danling.config.settings import SETTINGS, Settings
+from danling.config.references import References, escape
+from danling.config.settings import SETTINGS
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
 from danling.errors import ConfigError, did_you_mean
 from danling.files.json import dumps, to_plain
 
-__all__ = ["config_help", "declared_flags", "field_comments", "parse_command_line", "section_of"]
+__all__ = ["config_help", "declared_flags", "parse_command_line"]
 
 
 _Config = TypeVar("_Config", bound=TypedMapping)
@@ -49,7 +47,8 @@ def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = Non
             raise SystemExit(0)
         config, origins = _build(cls, options)
         if options.prints_config:
-            print("\n".join(_with_origins(to_plain(config.resolved(), "config"), origins)))
+            values = escape(to_plain(config.resolved(), "config"))
+            print("\n".join(_with_origins(values, origins)))
             raise SystemExit(0)
     except ConfigError as error:
         _leave(program, str(error))
@@ -227,7 +226,6 @@ def _leave(program: str, problem: str) -> NoReturn:
 
 _COLUMN = 30
 _METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
-_LINTER = re.compile(r"^(noqa|type:|pylint:|pragma:|fmt:)")
 
 
 def config_help(cls: type[TypedMapping], program: str) -> str:
@@ -257,96 +255,27 @@ def declared_flags(cls: type[TypedMapping]) -> list[str]:
     return [flag.usage.partition(" ")[0].replace("[no-]", "") for flag in own + settings]
 
 
-def section_of(declared: Field) -> type[TypedMapping] | None:
-    """The class of sections that a field takes, if it takes one."""
-    return next((arm for arm in union_arms(declared.annotation) if is_section(arm)), None)
-
-
-def field_comments(cls: type) -> dict[str, str]:
-    """Comments beside or above the annotated names of a class; none where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
-        body = ast.parse(source).body[0]
-        comments = _comments(source)
-    except (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError):
-        return {}
-    found = {}
-    for node in body.body if isinstance(body, ast.ClassDef) else []:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            text = " ".join(comments[line].text for line in lines if line in comments)
-            found[node.target.id] = text or _above(comments, node.lineno)
-    return {name: text for name, text in found.items() if text}
-
-
-@dataclass(frozen=True)
-class _Comment:
-    text: str
-    alone: bool
-
-
 @dataclass(frozen=True)
 class _Flag:
     usage: str
     help: str
 
 
-def _comments(source: str) -> dict[int, _Comment]:
-    comments = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        text = token.string.lstrip("#: ").strip()
-        if token.type == tokenize.COMMENT and not _LINTER.match(text):
-            comments[token.start[0]] = _Comment(text, token.line.lstrip().startswith("#"))
-    return comments
-
-
-def _above(comments: Mapping[int, _Comment], line: int) -> str:
-    block: list[str] = []
-    while (comment := comments.get(line - 1)) and comment.alone:
-        block.insert(0, comment.text)
-        line -= 1
-    return " ".join(block)
-
-
-def _flags(
-    cls: type,
-    fields: Mapping[str, Field],
-    defaults: Mapping[str, Any],
-    prefix: str = "",
-    outer: tuple[type, ...] = (),
-) -> Iterator[_Flag]:
-    comments = _inherited_comments(cls)
-    for name, declared in fields.items():
-        value = defaults.get(name, declared.default)
-        section = section_of(declared)
-        if section is not None and section._fields and section not in outer:
-            inner = value if isinstance(value, Mapping) else section._blank(name)
-            nested = f"{prefix}{name}."
-            yield from _flags(section, section._fields, inner, nested, (*outer, section))
-        else:
-            yield _Flag(_usage(prefix + name, declared), _help(comments.get(name, ""), value))
-
-
 def _all_flags(cls: type[TypedMapping]) -> tuple[list[_Flag], list[_Flag]]:
     """The flags of the keys that the class declares, and of those of every run."""
-    settings = {name: found for name, found in SETTINGS.items() if name not in cls._fields}
-    own = list(_flags(cls, cls._fields, cls._blank("config"), outer=(cls,)))
-    return own, list(_flags(Settings, settings, {}))
+    own, settings = describe_keys(cls)
+    return list(map(_flag, own)), list(map(_flag, settings))
 
 
-def _inherited_comments(cls: type) -> dict[str, str]:
-    comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base is Settings or "_fields" in vars(base):
-            comments |= field_comments(base)
-    return comments
+def _flag(key: Key) -> _Flag:
+    return _Flag(_usage(key.name, key.annotation), _help(key.help, key.default))
 
 
-def _usage(key: str, declared: Field) -> str:
+def _usage(key: str, annotation: Any) -> str:
     flag = key.replace("_", "-")
-    if union_arms(declared.annotation) == (bool,):
+    if union_arms(annotation) == (bool,):
         return f"--[no-]{flag}"
-    return f"--{flag} {_metavar(declared.annotation)}"
+    return f"--{flag} {_metavar(annotation)}"
 
 
 def _metavar(annotation: Any) -> str:

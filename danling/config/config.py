@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Never, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, Never, Protocol, Self, get_origin, overload
 
 from danling.config.fields import REQUIRED, Field, Minimum, NotInRunId, declare_fields
 from danling.config.files import Layer, read_config_layers, write_config_file
@@ -368,7 +368,11 @@ class Config(TypedMapping, Settings):
         return kept
 
     def _flat(self) -> dict[str, Any]:
-        defaults = {key: field.default for key, field in SETTINGS.items() if field.default != {}}
+        unset = {key: field.default for key, field in SETTINGS.items()}
+        # an empty section has no values, an empty dict is one
+        defaults = {
+            k: v for k, v in unset.items() if v != {} or get_origin(SETTINGS[k].annotation) is dict
+        }
         return defaults | self.flatten() if self._is_top else self.flatten()
 
     def _restore(self, path: str, values: dict[str, Any]) -> None:

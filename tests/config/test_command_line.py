@@ -137,6 +137,10 @@ def test_a_plain_configuration_takes_new_keys(arguments, key, expected):
         ("--optim.lr", "--optim.lr needs a value"),
         ("--epoch 3", "unrecognised option --epoch"),
         ("layers 3", "unexpected argument 'layers': values follow a --flag"),
+        ("optim.lr=1e-3", "unexpected argument 'optim.lr=1e-3': write --optim.lr=1e-3"),
+        ("--lr 3", "unrecognised option --lr; did you mean '--optim.lr' or '--warmup.lr'?"),
+        ("--weight_decay 3", "unrecognised option --weight_decay; did you mean '--optim.weight-d"),
+        ("--model.name x", "unrecognised option --model.name; did you mean '--optim.name' or"),
         ("--config", "--config needs a file"),
         ("--config missing.yaml", "missing.yaml: cannot be read"),
     ],
@@ -323,3 +327,65 @@ def test_a_required_key_is_marked(capsys):
     _, out, _ = leaves(Model, ["--help"], capsys)
 
     assert "how wide (required)" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["/lib/ipykernel_launcher.py", "-f", "/run/jupyter/kernel-1a2b.json"],
+        ["/lib/ipykernel_launcher.py", "--f=/run/jupyter/kernel-v3b.json"],
+        ["/lib/ipykernel/__main__.py", "-f", "kernel-1.json"],
+        ["/lib/colab_kernel_launcher.py", "-f", "/root/.local/kernel-1.json"],
+    ],
+)
+def test_a_notebook_reads_no_argument_of_its_kernel(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    assert Training.parse() == Training()
+    assert Training.parse(["--layers", "3"]).layers == [3]
+
+
+def test_the_printed_configuration_says_where_each_value_is_from(capsys):
+    Path("base.yaml").write_text("# a comment\noptim:\n  lr: 2\n  weight_decay: 1\n")
+    Path("c.yaml").write_text("extends: base.yaml\noptim: {weight_decay: 3}\nact: GELU\n")
+    Path("d.json").write_text('{\n  "data": "x",\n  "weights": {"a": 1}\n}')
+    arguments = ["--config", "c.yaml", "d.json", "--width", "7", "--extra.a", "1"]
+
+    _, out, _ = leaves(Training, [*arguments, "--print-config"], capsys)
+
+    for line in (
+        "data: x  # d.json:2",
+        "  lr: 2.0  # base.yaml:3",
+        "  weight_decay: 3.0  # c.yaml:2",
+        "  name: adamw  # default",
+        "act: GELU  # c.yaml:3",
+        "  a: 1.0  # d.json:3",
+        "width: 7  # command line",
+        "  a: 1  # command line",
+        "layers: [64, 64]  # default",
+        "log_interval: 50  # default",
+    ):
+        assert line in out.splitlines()
+
+
+def test_values_of_several_lines_are_printed_so_that_they_can_be_read_back(capsys):
+    values = {"text": "a\nb: c # d\n", "nested": [[1], {"a": "${x}"}], "long": list(range(99))}
+    Config(values).save("c.yaml")
+
+    _, out, _ = leaves(Config, ["--config", "c.yaml", "--print-config"], capsys)
+    Path("printed.yaml").write_text(out)
+
+    assert Config.load("printed.yaml").to_dict() == Config(Config(values).resolved()).to_dict()
+
+
+def test_a_class_is_chosen_by_a_name_from_those_that_are_allowed(capsys):
+    class Model(Config):
+        kind: Literal["mlp", "cnn"] = "mlp"
+
+    class Choice(Config):
+        model: Model = Model()
+
+    assert Choice.parse(["--model.kind", "cnn"]).model.kind == "cnn"
+    code, _, err = leaves(Choice, ["--model.kind", "mpl"], capsys)
+    assert code == 2
+    assert "config.model.kind: expected one of 'mlp', 'cnn', got 'mpl'" in err

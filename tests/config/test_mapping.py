@@ -388,3 +388,52 @@ def test_random_configurations_survive_every_way_of_writing_them(tmp_path, round
             assert other == config
             assert other.diff(config) == {}
             assert canonical_json(other.semantic()) == canonical_json(config.semantic())
+
+
+def test_what_was_set_and_not_read_is_named():
+    config = Config(optim={"lr": 1, "wd": 2}, model={"width": 1}, lr=3, name_of="x", max_epochs=3)
+
+    assert config.optim.lr == 1
+    assert config["name_of"] == "x"
+
+    assert config.unread() == ["optim.wd", "model", "lr"]
+    assert config == config.copy()
+    assert repr(config)
+    config.check()
+    config.semantic()
+    config.save("c.yaml")
+    config.to_dict()
+    config.diff(Config())
+    pickle.dumps(config)
+    assert config.unread() == ["optim.wd", "model", "lr"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda config: dict(**config.model),
+        lambda config: config.model.to_dict(),
+        lambda config: [config.model[key] for key in config.model],
+        lambda config: list(config.model.items()),
+        lambda config: config["model.width"] + config.get("model.depth"),
+        lambda config: config.copy().freeze().model.to_dict(),
+        lambda config: copy.deepcopy(config).model.to_dict(),
+    ],
+)
+def test_a_section_that_is_passed_on_was_read(read):
+    config = Config(model={"width": 1, "depth": 2})
+
+    read(config)
+
+    assert config.unread() == []
+
+
+def test_a_declared_key_that_has_its_default_is_not_missed():
+    assert Training().unread() == []
+    assert Training(layers=[64, 64], note="x").unread() == ["note"]
+    assert Training({"optim": {"lr": 3}}).unread() == ["optim"]
+
+
+def test_a_key_that_is_missing_is_found_in_a_section():
+    with pytest.raises(ConfigError, match=r"config has no key 'betas'; did you mean 'optim.betas'"):
+        Training(betas=(1, 2))
