@@ -200,7 +200,7 @@ class Config(TypedMapping, Settings):
 
         Example:
             >>> import warnings
-            >>> with warnings.catch_warnings(record=True) as caught:
+            >>> with warnings.catch_warnings(record=True, action="always") as caught:
             ...     Config(batch_size=32).warn_unread()
             >>> print(caught[0].message)
             nobody has read config.batch_size (did you mean 'dataloader.batch_size'?)
