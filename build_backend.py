@@ -1,10 +1,10 @@
 """setuptools, with an editable install that type checkers can read.
 
-The files of `danling.callbacks` are in `callbacks/`. In an editable install setuptools maps them with
-an import hook, which mypy and pyright do not run: to them, nothing is installed (setuptools issue
-3518). Here the install is a path instead: the folder `.editable`, which holds nothing but a link to
-`danling`. The checkout itself would do, too, but it would also offer its `tests`, `examples` and
-`callbacks` to every project of the environment.
+The files of `danling.callbacks` are in `callbacks/`. In an editable install setuptools maps them
+with an import hook, which mypy and pyright do not run: to them, nothing is installed (setuptools
+issue 3518). Here the install is a path instead: the folder `.editable`, which holds nothing but a
+link to `danling`. The checkout itself would do, too, but it would also offer its `tests`,
+`examples` and `callbacks` to every project of the environment.
 
 A checkout without symbolic links (git's default on Windows) gets the import hook of setuptools, and
 so does an installation that asks for a mode of setuptools with `--config-settings`.
