@@ -85,9 +85,10 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need_and_no_more(built: tupl
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md"),
         *("build_backend.py", "constraints.txt", "pyproject.toml"),
     }
+    of_the_repository = {"tests/test_docs.py", "tests/test_workflows.py"}
     made_by_setuptools = {name for name in files if name.startswith("danling.egg-info/")}
     made_by_setuptools |= {"PKG-INFO", "setup.cfg"}
-    assert files - made_by_setuptools == sources - {"tests/test_docs.py"} | beside
+    assert files - made_by_setuptools == sources - of_the_repository | beside
 
 
 def test_the_wheel_depends_on_six_packages_and_no_more(built: tuple[Path, Path]):
