@@ -163,9 +163,9 @@ class Preemption(Callback):
         self._signal = self._signal or number
         if number == signal.SIGINT:
             self._interrupts += 1
-            if self._interrupts > 1:
+            if self._interrupts == 2:  # a third would break off the closing of the run
                 raise KeyboardInterrupt
-            if self._announces:
+            if self._interrupts == 1 and self._announces:
                 _tell_terminal()
         previous = self._previous.get(number)
         if callable(previous) and previous is not signal.default_int_handler:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import count
@@ -667,14 +666,11 @@ def test_a_resume_at_batch_10_000_reads_no_sample_that_is_skipped():
                     break
 
     again = make(resume=str(first.dir))
-    start = time.perf_counter()
     with again:
         for _ in again.epochs():
             for _ in again.batches():
-                elapsed = time.perf_counter() - start
                 break
             break
 
     assert len(again.datasets["train"].reads) <= 2
     assert again.datasets["train"].reads[0] not in first.datasets["train"].reads
-    assert elapsed < 5
