@@ -24,7 +24,7 @@ import torch
 from danling.errors import CheckpointError
 from danling.files.json import MAX_DEPTH
 
-__all__ = ["TAG", "Elsewhere", "decode", "encode"]
+__all__ = ["TAG", "Placeholder", "decode", "encode"]
 
 
 TAG = "__danling__"
@@ -46,7 +46,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class Placeholder:
     """Stands for a tensor whose data is in another file; it is read as a tensor on `meta`."""
 
     shape: torch.Size
@@ -189,7 +189,7 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def _encode_other(value: Any) -> Any:
     kind = type(value)
-    if kind is Elsewhere:
+    if kind is Placeholder:
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if isinstance(value, Enum) and value.name in kind.__members__:
         return {TAG: "enum", "class": f"{kind.__module__}:{kind.__qualname__}", "value": value.name}

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.reading import (
     FORMAT,
     DamagedCheckpointError,
@@ -325,7 +325,7 @@ def sharded(tmp_path: Path) -> Path:
     dcp.Tensors({("model", "weight"): weight}).write(directory, World())
     names = [found.name for found in directory.iterdir()]
     return store.commit(
-        {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "bias": torch.ones(1)}},
+        {"model": {"weight": Placeholder(weight.shape, weight.dtype), "bias": torch.ones(1)}},
         ["latest"],
         global_step=3,
         epoch=1,

@@ -50,7 +50,7 @@ def write_shards(
     store: CheckpointStore,
     global_step: int,
     parts: Parts | None,
-) -> shards.Record | None:
+) -> shards.Manifest | None:
     """Write the parts that `split` gave; returns what the commit of the head wants to know.
 
     A collective.
