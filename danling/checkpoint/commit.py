@@ -69,7 +69,7 @@ class CheckpointDirectory:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:
             filesystem.make_directory(self.path)
-            durable.fsync_directory(self.path.parent)
+            durable.fsync_directory(self.path.parent, self.path)
             return
         if not stat.S_ISDIR(mode):
             what = "a symbolic link" if stat.S_ISLNK(mode) else "not a directory"

@@ -36,8 +36,12 @@ def fsync_file(descriptor: int, directory: Path) -> None:
         _leave_out("fsync of a file", directory, error, filesystem.UNSUPPORTED)
 
 
-def fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path, named: Path | None = None) -> None:
     """Return once the names in a directory are on the disk.
+
+    Args:
+        directory: The directory.
+        named: The directory that a warning names, where it is another one.
 
     Raises:
         OSError: The disk refuses.
@@ -45,7 +49,7 @@ def fsync_directory(directory: Path) -> None:
     try:
         filesystem.fsync_directory(directory)
     except OSError as error:
-        _leave_out("fsync of a directory", directory, error, filesystem.UNSUPPORTED)
+        _leave_out("fsync of a directory", named or directory, error, filesystem.UNSUPPORTED)
 
 
 def link(source: Path, target: Path) -> bool:

@@ -178,7 +178,7 @@ def test_a_newer_format_asks_for_an_upgrade_and_is_not_damage(path: Path):
         (torch.nn.Linear(2, 2).state_dict(), "the weights of a model alone"),
         ({"epoch": 3}, "no checkpoint of DanLing"),
         ([1, 2], "no checkpoint of DanLing"),
-        ({"format": 0}, "format 0, which never existed"),
+        ({"format": 0}, "a format that never existed"),
         ({"format": "1"}, "no checkpoint of DanLing"),
     ],
 )

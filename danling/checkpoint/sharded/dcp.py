@@ -1,8 +1,8 @@
 """Tensors of which each process writes and reads its part: `torch.distributed.checkpoint`.
 
 A checkpoint is split in two: the tensors that are distributed over processes (`DTensor`), and the
-head, which has `Placeholder` in their place. The import takes half a second, and is made where there
-are shards.
+head, which has a `Placeholder` for each of them. The import of this module takes half a second, and
+is made where there are shards.
 """
 
 from __future__ import annotations
