@@ -148,13 +148,15 @@ def _check_sharing(value: Any) -> None:
     totals: dict[int, int] = {}
     distinct = 0
     tensors: set[int] = set()
+    met: set[int] = set()
     pending = [(value, False)]
     while pending:
         outer, is_counted = pending.pop()
-        if id(outer) in totals:
-            continue
         inner = _items(outer)
         if not is_counted:
+            if id(outer) in met:
+                continue
+            met.add(id(outer))
             pending.append((outer, True))
             pending += ((item, False) for item in inner if type(item) in _CONTAINERS)
             continue
