@@ -25,7 +25,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -80,9 +80,9 @@ class CheckpointDirectory:
         failpoint("checkpoint.before_open")
         with self._new_file(trailer.names[0]) as (temporary, descriptor):
             failpoint("checkpoint.after_open")
-            with closing(Sealer(descriptor)) as sealer:
-                _serialise(payload, sealer)
-                sealer.finish(trailer)
+            sealer = Sealer(descriptor)
+            _serialise(payload, sealer)
+            sealer.finish(trailer)
             if os.fstat(descriptor).st_size != sealer.size:
                 raise OSError(errno.EIO, "the file has another size than what was written")
             failpoint("checkpoint.after_write")

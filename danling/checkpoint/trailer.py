@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
-from danling.checkpoint.digest import ParallelDigest
 from danling.errors import CheckpointError, ConfigError
 from danling.files import filesystem
 from danling.files.failpoints import failpoint
@@ -115,8 +114,6 @@ def _checked(values: Mapping[str, Any]) -> Trailer:
 class Sealer:
     """File object for `torch.save` that hashes what it writes, and ends it with a trailer.
 
-    A piece is hashed while it is written, on another thread.
-
     Attributes:
         error: The first error of the system; torch hides it behind one of its own.
         size: Bytes written so far.
@@ -126,7 +123,7 @@ class Sealer:
         self.error: OSError | None = None
         self.size = 0
         self._descriptor = descriptor
-        self._digest = ParallelDigest()
+        self._digest = hashlib.sha256()
         self._pending = bytearray()
 
     def write(self, data: bytes | memoryview) -> int:
@@ -142,10 +139,6 @@ class Sealer:
 
     def flush(self) -> None:
         """Part of a file object; `finish` writes what is left."""
-
-    def close(self) -> None:
-        """End the thread of the digest, after `finish` or an error."""
-        self._digest.close()
 
     def finish(self, trailer: Trailer) -> Trailer:
         """Writes the last record and the trailer, which is returned with the digest in it.
@@ -164,15 +157,13 @@ class Sealer:
         return sealed
 
     def _emit(self, data: bytes | bytearray | memoryview) -> None:
-        self._digest.begin(data)
         try:
             failpoint("checkpoint.before_write")
             filesystem.write(self._descriptor, data)
         except OSError as error:
             self.error = self.error or error
             raise
-        finally:  # torch may use the memory again
-            self._digest.wait()
+        self._digest.update(data)
         self.size += len(data)
 
 
