@@ -122,8 +122,8 @@ class Results(Callback):
             if self._metrics is not None:
                 self._metrics.close()
             metrics = MetricsFile(runner.paths.metrics)
-            abandoned = metrics.cut(runner.global_step, self._rows)
-            _set_aside(abandoned, runner)
+            runner.paths.metadata.mkdir(exist_ok=True)
+            metrics.cut(runner.global_step, self._rows, runner.paths.abandoned)
             self._metrics = metrics
         self._rows, self._lines, self._best = None, [], None
         self._flushed = time.monotonic()
@@ -151,14 +151,3 @@ class Results(Callback):
         self._best = None if best is None else dict(best)
         self._outdated = False
         self._rewritten = time.monotonic()
-
-
-def _set_aside(rows: list[dict[str, Any]], runner: Runner) -> None:
-    """Keep the rows of steps that the run went back behind."""
-    if not rows:
-        return
-    runner.paths.abandoned.parent.mkdir(exist_ok=True)
-    file = MetricsFile(runner.paths.abandoned)
-    for row in rows:
-        file.append(row)
-    file.close()

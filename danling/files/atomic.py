@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from danling.files import filesystem
+from danling.files import durable, filesystem
 from danling.files.failpoints import failpoint
 from danling.files.json import dumps
 
@@ -72,7 +72,7 @@ def write_bytes(
         failpoint("file.before_replace")
         filesystem.replace(temporary, target)
         if fsync:
-            filesystem.fsync_directory(target.parent)
+            durable.fsync_directory(target.parent)
     except BaseException as error:
         with suppress(OSError):
             filesystem.unlink(temporary)
@@ -105,6 +105,6 @@ def _create(path: Path, data: bytes, fsync: bool, private: bool) -> None:
             os.chmod(path, 0o600)
         filesystem.write(descriptor, data)
         if fsync:
-            filesystem.fsync_file(descriptor)
+            durable.fsync_file(descriptor, path.parent)
     finally:
         filesystem.close(descriptor)

@@ -198,7 +198,7 @@ class RunOnDisk:
         """How to go on with a run that differs in its length alone."""
         now = to_jsonable(self._config.semantic())
         for run in find_runs(root):
-            then = dict(run.data.get("hash_inputs", {}))
+            then = to_jsonable(run.data.get("hash_inputs", {}))
             lengths = {key: then.get(key) for key in LIMITS}
             same_code = run.data.get("experiment_uuid") == str(self.experiment_uuid)
             if same_code and then != now and then | {key: now[key] for key in LIMITS} == now:

@@ -6,9 +6,12 @@ import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from danling.errors import ConfigError
 from danling.run.metrics_file import MetricsFile, read_metrics
@@ -74,9 +77,10 @@ def test_the_cut_removes_later_steps_and_returns_them(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20, 30, 40)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    abandoned = file.cut(20)
+    removed = file.cut(20, abandoned=tmp_path / "abandoned.jsonl")
 
-    assert [row["global_step"] for row in abandoned] == [30, 40]
+    assert removed == 2
+    assert steps(tmp_path / "abandoned.jsonl") == [30, 40]
     assert steps(file.path) == [10, 20, 20]
     assert file.rows == 3
 
@@ -86,16 +90,16 @@ def test_the_cut_keeps_no_more_rows_than_there_were(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    abandoned = file.cut(20, rows=2)
+    removed = file.cut(20, rows=2)
 
-    assert len(abandoned) == 1
+    assert removed == 1
     assert steps(file.path) == [10, 20]
 
 
 def test_a_file_that_is_not_there_has_nothing_to_cut(tmp_path: Path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    assert file.cut(100, rows=7) == []
+    assert file.cut(100, rows=7) == 0
     assert not file.path.exists()
 
 
@@ -188,3 +192,70 @@ def test_a_row_costs_the_same_however_many_there_are(tmp_path: Path):
 
     assert last < 5 * first
     file.close()
+
+
+def test_a_large_file_is_cut_from_its_end_with_little_memory(tmp_path: Path):
+    """What is removed, 24 MB here, is copied and never held; what stays is counted, not parsed."""
+    path, aside = tmp_path / "metrics.jsonl", tmp_path / "abandoned.jsonl"
+    line = b'{"global_step": %d, "train/loss": 0.123456789, "optim/lr": 0.001}\n'
+    with open(path, "wb") as file:
+        file.writelines(line % step for step in range(1_000_000, 1_400_000))
+    size = path.stat().st_size // 400_000
+
+    tracemalloc.start()
+    removed = (metrics := MetricsFile(path)).cut(1_099_999, abandoned=aside)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (removed, metrics.rows) == (300_000, 100_000)
+    assert path.stat().st_size == 100_000 * size
+    assert aside.stat().st_size == 300_000 * size
+    assert aside.read_bytes().startswith(line % 1_100_000)
+    assert peak < 16 << 20
+
+
+DAMAGED_LINES = [
+    b"[" * 100_000,
+    b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    b"1" * 5000,
+    b'{"global_step": ' + b"1" * 5000 + b"}",
+    b"\xff\xfe",
+    b'"text"',
+    b'{"global_step": 1, "global_step": 2}',
+    b"\x00" * 100,
+    b"",
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED_LINES, ids=range(len(DAMAGED_LINES)))
+def test_a_damaged_line_is_skipped_with_a_warning_and_stays_where_it_is(
+    tmp_path: Path, damaged: bytes, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"global_step": 1}\n' + damaged + b'\n{"global_step": 2}\n')
+
+    assert steps(path) == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 1 damaged lines were skipped"
+    ]
+    file = MetricsFile(path)
+    assert file.cut(1) == 1
+    assert path.read_bytes() == b'{"global_step": 1}\n' + damaged + b"\n"
+    assert file.rows == 2
+
+
+@given(content=st.binary(max_size=300), step=st.integers(0, 3), rows=st.none() | st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_read_and_cut_without_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, step: int, rows: int | None
+):
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    path.write_bytes(b'{"global_step": 1}\n' + content)
+
+    list(read_metrics(path))
+    aside = path.with_name("abandoned.jsonl")
+    MetricsFile(path).cut(step, rows, aside)
+
+    kept, moved = path.read_bytes(), aside.read_bytes() if aside.exists() else b""
+    assert (kept + moved).rstrip(b"\n") == (b'{"global_step": 1}\n' + content).rstrip(b"\n")
+    assert kept.endswith(b"\n") or not kept
