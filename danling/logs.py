@@ -1,4 +1,4 @@
-"""The logger of a run: its own handlers, and nothing of anybody else's."""
+"""The logger of a run, and failures that are logged and end no training."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def open_logger(
     The root logger is neither used nor changed. Opening a logger again replaces its handlers.
 
     Args:
-        name: Of the logger; one per run.
-        path: A file to append to, which gets everything from DEBUG on; None for none.
+        name: The name of the logger; each run has its own.
+        path: A file to append to, which gets everything from DEBUG on; None for no file.
         console: Whether to write to stderr, around a progress bar that is there.
         level: The least level that goes to the console.
 
@@ -61,7 +61,7 @@ def open_logger(
 
 
 def close_logger(logger: logging.Logger) -> None:
-    """Take the handlers away and close them."""
+    """Remove the handlers of a logger and close them."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         _LIBRARY.removeHandler(handler)
@@ -70,7 +70,7 @@ def close_logger(logger: logging.Logger) -> None:
 
 
 class _FileHandler(logging.FileHandler):
-    """Appends to a file; when it cannot, says so once and lets the training go on."""
+    """Appends to a file; when that fails, warns once and lets the training go on."""
 
     def __init__(self, path: Path) -> None:
         half_line = _ends_in_a_half_line(path)
@@ -137,18 +137,18 @@ _LAST_RESORT.addHandler(_ConsoleHandler(logging.WARNING))
 
 
 class Attempts:
-    """Catches the failures of decoration, such as images for a page or rows for a server.
+    """Catches failures that are not worth a training, such as those of a page or a server.
 
     Errors of any kind are caught here and nowhere else: what the libraries of others raise when a
-    network is down, a disk full or a figure malformed cannot be listed, and none of it is worth a
-    training. The first failure is told in full, the number of all by `report`.
+    network is down, a disk full or a figure malformed cannot be listed. The first failure is logged
+    in full; `report` logs the number of all.
 
     Args:
-        what: Is attempted, for the messages.
+        what: What is attempted, for the messages.
         strict: Whether failures are raised all the same.
 
     Attributes:
-        failures: How many there were since the last report.
+        failures: The number of failures since the last report.
 
     Example:
         >>> attempts = Attempts("the page")
@@ -165,7 +165,7 @@ class Attempts:
 
     @contextmanager
     def caught(self, logger: logging.Logger) -> Iterator[None]:
-        """Catch an exception of the block, unless it is strict; never KeyboardInterrupt."""
+        """Catch and count an exception of the block, unless `strict`; never KeyboardInterrupt."""
         try:
             yield
         except Exception as error:
@@ -179,7 +179,7 @@ class Attempts:
                 )
 
     def report(self, logger: logging.Logger) -> None:
-        """Say how many failures there were, where it was more than the one told, and count anew."""
+        """Log the number of failures where there was more than one, and count from zero again."""
         if self.failures > 1:
             logger.warning("%s failed %d times", self.what, self.failures)
         self.failures = 0

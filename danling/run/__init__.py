@@ -7,7 +7,7 @@ Begin with `run`. It may import `files`, `identity`, `config`, `logs` and `error
 - `record`: `run.json`: ids, status, launches, code and environment.
 - `lock`: one process at a time works in a run's directory.
 - `search`: finding runs: those of a project, and the one that a restarted job goes on with.
-- `metrics_file`: `metrics.jsonl` and `metrics.csv`: a row per log, appended, and cut back on resume.
+- `metrics_file`: `metrics.jsonl` and `metrics.csv`: a row per log, cut back on resume.
 - `metrics_log`: one of these files, kept in step with a run and its checkpoints.
 """
 

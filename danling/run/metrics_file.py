@@ -212,7 +212,7 @@ class MetricsTable(MetricsFile):
         rows: int | None = None,
         aside: str | os.PathLike[str] | None = None,
     ) -> int:
-        """As `MetricsFile.cut`; columns without a value go, so that they come again in their place."""
+        """As `MetricsFile.cut`; columns that have no value any more are removed, too."""
         removed = super().cut(global_step, rows, aside)
         if not self.path.exists():
             return removed
