@@ -9,11 +9,39 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-__all__ = ["Attempts", "close_logger", "open_logger"]
+__all__ = ["Attempts", "close_logger", "console", "in_notebook", "number", "open_logger"]
 
 
 _LIBRARY = logging.getLogger("danling")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    active = None if shell is None else shell.get_ipython()
+    return type(active).__name__ == "ZMQInteractiveShell"
+
+
+def console() -> TextIO | None:
+    """The stream of the moment for lines and bars: stderr, but stdout in a notebook.
+
+    A notebook shows what comes on stderr in red, as if it were an error.
+    """
+    return sys.stdout if in_notebook() else sys.stderr
+
+
+def number(value: float) -> str:
+    """A number as it is shown in lines and bars, in at most seven characters but for a sign.
+
+    Example:
+        >>> [number(value) for value in (0.26517, 31.415926, 1387.886, 2e-5, 0.0)]
+        ['0.2652', '31.416', '1387.9', '2.0e-05', '0.0000']
+    """
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.5g}" if 10 <= abs(value) < 1e5 else f"{value:.1e}"
 
 
 def open_logger(
@@ -30,7 +58,7 @@ def open_logger(
     Args:
         name: The name of the logger; each run has its own.
         path: A file to append to, which gets everything from DEBUG on; None for no file.
-        console: Whether to write to stderr, around a progress bar that is there.
+        console: Whether to write to the console, above a progress bar that is there.
         level: The least level that goes to the console.
 
     Raises:
@@ -90,7 +118,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes to the stderr of the moment, above the progress bars of tqdm."""
+    """Writes to the console of the moment, above the progress bars of tqdm."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -115,14 +143,14 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def _write_line(line: str) -> None:
-    tqdm = sys.modules.get("tqdm")
-    if sys.stderr is None:
+    tqdm, stream = sys.modules.get("tqdm"), console()
+    if stream is None:
         return
-    if tqdm is not None:  # its `write` takes away the bars and puts them back
-        tqdm.tqdm.write(line, file=sys.stderr)
+    if tqdm is not None:  # its `write` removes the bars and draws them again
+        tqdm.tqdm.write(line, file=stream)
     else:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        stream.write(line + "\n")
+        stream.flush()
 
 
 def _ends_in_a_half_line(path: Path) -> bool:
