@@ -47,7 +47,7 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
         experiment_name: The start of the name of the band.
 
     Returns:
-        The directory of the band, whose name ends as that of the row of the HParams table does:
+        The directory of the band, whose name ends with the start of the row of the HParams table:
         `{experiment_name}-seeds-{digest}`. None where there is no band.
 
     Raises:
@@ -71,7 +71,7 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
             f"{len(siblings)} runs have {size >> 20} MiB of events, too much to read at the end of"
             " each: danling.tensorboard.bands.write_band(directory, runs) writes their band"
         )
-    target = directory.parent / run_name(experiment_name, f"seeds-{group.rpartition('-')[2]}")
+    target = directory.parent / run_name(experiment_name, f"seeds-{group.partition('-')[0]}")
     for _ in range(_TRIES):
         runs = _seeds(siblings)
         if len(runs) < 2:

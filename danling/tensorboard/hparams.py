@@ -95,7 +95,7 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
         experiment_id: The identity of the code.
 
     Returns:
-        The values, and the name of the row, `{experiment_id:.8}-seeds-{digest}`. It is as long as
+        The values, and the name of the row, `{digest}-seeds-{experiment_id:.8}`. It is as long as
         the id of a run, which `join_group` makes use of.
 
     Example:
@@ -111,7 +111,7 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
     shown = flatten(mask_values(semantic))
     values = {_column(key): value for key, value in shown.items() if key in were_set}
     digest = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
-    return values, f"{experiment_id[:8]:0<8}{_SEEDS}{digest[:11]}"
+    return values, f"{digest[:11]}{_SEEDS}{experiment_id[:8]:0<8}"
 
 
 def session_start(

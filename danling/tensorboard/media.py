@@ -156,7 +156,8 @@ def histogram(tag: str, values: Tensor) -> Summary.Value:
     from tensorboard.plugins.histogram.metadata import create_summary_metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    flat = torch.as_tensor(values).detach().flatten().float()
+    tensor = torch.as_tensor(values).detach()
+    flat = (tensor.to_dense() if tensor.is_sparse else tensor).flatten().float()
     flat = flat[flat.isfinite()]
     low, high = (flat.min().item(), flat.max().item()) if flat.numel() else (0.0, 0.0)
     if low == high:  # one value, or none: a bin of no width around it

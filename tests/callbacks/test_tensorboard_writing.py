@@ -295,7 +295,7 @@ def test_a_band_that_cannot_be_written_is_a_warning(make_runner):
 
     def be_in_the_way(runner: Any) -> None:
         _, group = of_config(runner.config, runner.experiment_id)
-        (runner.dir.parent / f"other-seeds-{group[-11:]}").write_text("a file")
+        (runner.dir.parent / f"other-seeds-{group[:11]}").write_text("a file")
 
     runner.callbacks.append(LambdaCallback(on_train_end=be_in_the_way))
     runner.train()
