@@ -36,15 +36,17 @@ def points_of(directory: Path) -> list[list[Any]]:
 
 def in_a_process(*arguments: str, status: int = 0) -> str:
     quiet = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
-    )
-    assert ended.returncode == status, ended.stderr
-    return ended.stdout
+    # files: a tracker's own process may outlive a killed one, and would hold a pipe open
+    with open("out", "w+") as out, open("err", "w+") as err:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
+            stdout=out,
+            stderr=err,
+            timeout=180,
+            env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
+        )
+    assert ended.returncode == status, Path("err").read_text()
+    return Path("out").read_text()
 
 
 @pytest.mark.exhaustive
