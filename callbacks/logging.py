@@ -238,7 +238,10 @@ def _next(runner: Runner) -> str:
         if "tensorboard" in [each.name for each in runner.callbacks]:
             return f"tensorboard --logdir {shlex.quote(root)}"
         return f"danling show {runner.uuid.hex[:8]}"
-    return f"{shlex.join(_command())} --resume {shlex.quote(_relative(runner.dir))}"
+    # a launcher's command is not known here, and a program in the command line is too long
+    is_known = runner.world_size == 1 and "-c" not in sys.orig_argv
+    command = shlex.join(_command()) if is_known else "the same command with"
+    return f"{command} --resume {shlex.quote(_relative(runner.dir))}"
 
 
 def _command() -> list[str]:
