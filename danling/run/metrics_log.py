@@ -36,6 +36,7 @@ class MetricsLog:
         >>> log.add(50, 0, {"train/loss": 0.5}, logging.getLogger())
         >>> log.state_dict()
         {'rows': 1}
+        >>> log.close(logging.getLogger())
     """
 
     def __init__(self, what: str) -> None:
