@@ -1,4 +1,4 @@
-"""The norm of the gradients."""
+"""The norms of gradients in the log."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ def layer_norms(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _norm(gradients: Iterable[Tensor]) -> Tensor:
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # the norms of a sparse gradient's values are those of the gradient, once they are coalesced
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(dense)
     whole = getattr(norm, "full_tensor", None)  # of a DTensor, whose parts are on other processes
     return norm if whole is None else whole()

@@ -1,35 +1,51 @@
-"""`metrics.jsonl`: one row per log, only ever appended, and cut back when a run is resumed."""
+"""The metrics of a run as files of rows: `metrics.jsonl`, which is the record, and `metrics.csv`.
+
+Both have a row per log, are only ever appended to, and are cut back when a run is resumed.
+"""
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, zip_longest
 from math import isfinite
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Final
 
 from danling.errors import ConfigError
+from danling.files.atomic import write_text
 from danling.files.json import dumps, loads
 
-__all__ = ["MetricsFile", "read_metrics"]
+__all__ = ["MetricsFile", "MetricsTable", "read_metrics"]
 
 
-_PIECE = 1 << 20
-_LONGEST = 1 << 24  # bytes of a row; no line of a file is held in memory that is longer
+_STEP: Final = re.compile(rb'\{"global_step": (\d{1,18})[,}]')
+"""How `MetricsFile` begins a row: its step is found without the rest of the row being parsed."""
+
+_LONGEST: Final = 1 << 24
+"""Bytes of a row: no longer line of a file is held in memory."""
+
 _logger = logging.getLogger(__name__)
+
+_FIRST_COLUMNS: Final = ("global_step", "epoch", "time")
 
 
 class MetricsFile:
     """A file of JSON rows: `append` keeps them in memory, `flush` writes them, whole lines at once.
 
-    A process that is killed loses the rows of the last flush interval, and at worst leaves a half
+    A process that is killed loses the rows of the last flush interval. At worst it leaves a half
     line at the end, which readers skip and `cut` removes. The cost of a row does not depend on how
     many there are.
 
     Args:
         path: The file; it is made by the first `flush`.
+
+    Attributes:
+        rows: The number of rows that were appended, with those that `cut` has found in the file.
 
     Example:
         >>> file = MetricsFile(getfixture("tmp_path") / "metrics.jsonl")
@@ -41,15 +57,14 @@ class MetricsFile:
         {"global_step": 100, "train/loss": "NaN"}
         >>> file.cut(50)
         1
-        >>> [row["global_step"] for row in read_metrics(file.path)]
-        [50]
     """
+
+    _HEADER_LINES: ClassVar = 0
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.rows = 0
-        """Rows appended, those in the file before included once `cut` has counted them."""
-        self._pending: list[bytes] = []
+        self._pending: list[Any] = []
         self._file: IO[bytes] | None = None
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -62,7 +77,7 @@ class MetricsFile:
             type(value) is int or (type(value) is float and isfinite(value))
             for value in row.values()
         )
-        # what is mostly so needs no copy to be made safe, which costs more than the text
+        # most rows need no copy that is safe for JSON, which costs more than the text itself
         line = json.dumps(row) if finite else dumps(row)
         self._pending.append(f"{line}\n".encode())
         self.rows += 1
@@ -78,9 +93,10 @@ class MetricsFile:
         if self._file is None:
             self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  # open as long as the run
         end = self._file.seek(0, os.SEEK_END)
-        data = b"".join(self._pending)
+        data = self._encoded()
         try:
-            _write(self._file, data)
+            while data:
+                data = data[self._file.write(data) :]
         except OSError:
             self._file.truncate(end)  # a full disk may have taken a part
             raise
@@ -95,29 +111,24 @@ class MetricsFile:
         try:
             self.flush()
         finally:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+            self._release()
 
     def cut(
         self,
         global_step: int,
         rows: int | None = None,
-        abandoned: str | os.PathLike[str] | None = None,
+        aside: str | os.PathLike[str] | None = None,
     ) -> int:
-        """Remove what was logged after a moment, to which a run went back.
-
-        The file is read from its end, in pieces: the time depends on what is removed, and the
-        memory on nothing.
+        """Remove what was logged after a moment to which a run went back.
 
         Args:
             global_step: Rows of later steps are removed.
-            rows: The number of rows there were at that moment, where it is known: an evaluation
-                may log after the checkpoint of the same step.
-            abandoned: A file to which the rows that are removed are appended first.
+            rows: The number of rows at that moment, where it is known: an evaluation may log after
+                the checkpoint of the same step.
+            aside: A file to whose end the removed rows are moved; None to drop them.
 
         Returns:
-            The number of rows that were removed.
+            The number of rows that were removed; a half line is none.
 
         Raises:
             OSError: A file cannot be read or written.
@@ -126,11 +137,115 @@ class MetricsFile:
         self.rows = 0
         if not self.path.exists():
             return 0
+        most = None if rows is None else rows + self._HEADER_LINES
         with open(self.path, "rb+") as file:
-            end, self.rows = _first_lines(file, _end_of_steps(file, global_step), rows)
-            removed = _copy_lines(file, end, abandoned)
+            end, kept = _kept(file, most, lambda line: self._is_kept(line, global_step))
+            self.rows = max(kept - self._HEADER_LINES, 0)
+            removed = _move_rest(file, end, aside)
             file.truncate(end)
         return removed
+
+    def _encoded(self) -> bytes:
+        """The pending rows as they are in the file."""
+        return b"".join(self._pending)
+
+    def _is_kept(self, line: bytes, global_step: int) -> bool:
+        """Whether a line stays; one that cannot be read does, where it is a whole line."""
+        found = _STEP.match(line)
+        if found and line.endswith(b"}\n"):
+            return int(found[1]) <= global_step
+        row = _parse(line)
+        if row is None:
+            return line.endswith(b"\n")
+        step = row.get("global_step")
+        return not isinstance(step, int) or step <= global_step
+
+    def _release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class MetricsTable(MetricsFile):
+    """The same as a table of comma-separated values, for spreadsheets and pandas.
+
+    Every row has all columns. A tag that comes later is a column at the end: the file is replaced,
+    in one step, by one whose earlier rows are filled up. That costs the time of writing the file
+    once per flush that has new tags, and nothing otherwise.
+
+    Example:
+        >>> table = MetricsTable(getfixture("tmp_path") / "metrics.csv")
+        >>> table.append({"global_step": 1, "epoch": 0, "time": 9.5, "train/loss": 0.5})
+        >>> table.flush()
+        >>> table.append({"global_step": 2, "epoch": 0, "time": 9.7, "train/late": 1.0})
+        >>> table.close()
+        >>> print(table.path.read_text(), end="")
+        global_step,epoch,time,train/loss,train/late
+        1,0,9.5,0.5,
+        2,0,9.7,,1.0
+    """
+
+    _HEADER_LINES: ClassVar = 1
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        self._columns = dict.fromkeys(_FIRST_COLUMNS)  # an ordered set
+        self._written = 0  # columns of the file
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; NaN is `nan`, and what is missing is empty."""
+        self._columns |= dict.fromkeys(row)
+        self._pending.append(dict(row))
+        self.rows += 1
+
+    def flush(self) -> None:
+        """Write the rows that are not in the file yet.
+
+        Raises:
+            OSError: They cannot be written: the file is as before, and the next flush tries again.
+        """
+        if self._pending and self._written < len(self._columns):
+            self._release()  # the file is another one afterwards
+            missing = "," * (len(self._columns) - self._written)
+            lines = [line.rstrip("\n") + missing + "\n" for line in self._lines()]
+            write_text(self.path, _csv([self._columns]) + "".join(lines))
+            self._written = len(self._columns)
+        super().flush()
+
+    def cut(
+        self,
+        global_step: int,
+        rows: int | None = None,
+        aside: str | os.PathLike[str] | None = None,
+    ) -> int:
+        """As `MetricsFile.cut`; columns that have no value any more are removed, too."""
+        removed = super().cut(global_step, rows, aside)
+        if not self.path.exists():
+            return removed
+        with open(self.path, encoding="utf-8", newline="") as file:
+            header, *kept = list(csv.reader(file)) or [list(_FIRST_COLUMNS)]
+        table = zip_longest(header, *kept, fillvalue="")
+        columns = [(tag, *cells) for tag, *cells in table if tag in _FIRST_COLUMNS or any(cells)]
+        whole = list(zip(*columns, strict=True))
+        write_text(self.path, _csv(whole))
+        self._columns = dict.fromkeys(whole[0])
+        self._written = len(self._columns)
+        return removed
+
+    def _encoded(self) -> bytes:
+        return _csv([row.get(tag, "") for tag in self._columns] for row in self._pending).encode()
+
+    def _is_kept(self, line: bytes, global_step: int) -> bool:
+        step = line.partition(b",")[0]
+        is_whole = line.endswith(b"\n")
+        return is_whole and (not step.isdigit() or int(step[:18]) <= global_step)
+
+    def _lines(self) -> list[str]:
+        """The rows of the file, without its header."""
+        if not self._written or not self.path.exists():
+            return []
+        with open(self.path, encoding="utf-8", newline="") as file:
+            return file.readlines()[1:]
 
 
 def read_metrics(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
@@ -179,94 +294,30 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _end_of_steps(file: IO[bytes], global_step: int) -> int:
-    """Where the rows of later steps begin; a half line at the end is one of them.
-
-    Steps never fall within a file, so that one row tells of all that are after it: a piece whose
-    first row goes is not parsed. A line that cannot be read stays, unless the row before it goes.
-    """
-    end = high = file.seek(0, os.SEEK_END)
-    while high > 0:
-        low = _line_start(file, high)
-        file.seek(low)
-        if low and _is_later(file.readline(_LONGEST), global_step):
-            end = high = low
-            continue
-        file.seek(low)
-        place = high
-        for line in reversed(_split(file.read(high - low))):
-            place -= len(line)
-            if _is_later(line, global_step):
-                end = place
-            elif _step(line) is not None:
-                return end
-        high = low
-    return end
+def _kept(file: IO[bytes], most: int | None, is_kept: Callable[[bytes], bool]) -> tuple[int, int]:
+    """Where the lines that stay end, and how many they are."""
+    end = count = 0
+    for line in _lines(file):
+        if count == most or not is_kept(line):
+            break
+        end += len(line)
+        count += 1
+    return end, count
 
 
-def _line_start(file: IO[bytes], high: int) -> int:
-    """The place of a line about a piece before another place."""
-    for length in (_PIECE, _LONGEST):
-        low = high - length
-        if low <= 0:
-            return 0
-        file.seek(low)
-        low += len(file.readline(length))
-        if low < high:
-            return low
-    return high - _LONGEST  # within a line that is longer than any row
-
-
-def _step(line: bytes) -> int | None:
-    row = _parse(line)
-    step = None if row is None else row.get("global_step")
-    return step if type(step) is int else None
-
-
-def _is_later(line: bytes, global_step: int) -> bool:
-    """Whether a line is to go: of a later step, or not ended."""
-    step = _step(line)
-    return not line.endswith(b"\n") if step is None else step > global_step
-
-
-def _split(piece: bytes) -> list[bytes]:
-    """Lines that end in a line feed alone."""
-    *whole, last = piece.split(b"\n")
-    return [line + b"\n" for line in whole] + ([last] if last else [])
-
-
-def _first_lines(file: IO[bytes], end: int, limit: int | None) -> tuple[int, int]:
-    """Where the first lines before `end` end, at most `limit` of them, and their number."""
-    file.seek(0)
-    place = count = 0
-    while place < end and (piece := file.read(min(_PIECE, end - place))):
-        found = piece.count(b"\n")
-        if limit is not None and count + found >= limit:
-            last = -1
-            for _ in range(limit - count):
-                last = piece.index(b"\n", last + 1)
-            return place + last + 1, limit
-        count += found
-        place += len(piece)
-    return place, count
-
-
-def _copy_lines(file: IO[bytes], start: int, path: str | os.PathLike[str] | None) -> int:
-    """Append what is after `start` to another file, if there is one, and count its lines."""
-    if file.seek(0, os.SEEK_END) == start:
-        return 0
+def _move_rest(file: IO[bytes], start: int, aside: str | os.PathLike[str] | None) -> int:
+    """Count the whole lines from a place on, and copy them to the end of another file."""
     file.seek(start)
-    piece, count, last = b"", 0, b""
-    with open(os.devnull if path is None else path, "ab") as copy:
-        while piece := file.read(_PIECE):
-            copy.write(piece)
-            count += piece.count(b"\n")
-            last = piece[-1:]
-        if last not in (b"", b"\n"):  # a half line: what is appended later begins a line
-            copy.write(b"\n")
-    return count
+    lines = (line for line in _lines(file) if line.endswith(b"\n"))
+    first = next(lines, None)
+    if first is None or aside is None:
+        return (first is not None) + sum(1 for _ in lines)
+    Path(aside).parent.mkdir(parents=True, exist_ok=True)
+    with open(aside, "ab") as target:
+        return sum(target.write(line) > 0 for line in chain([first], lines))
 
 
-def _write(file: IO[bytes], data: bytes) -> None:
-    while data:
-        data = data[file.write(data) :]
+def _csv(rows: Iterable[Iterable[Any]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()

@@ -53,3 +53,11 @@ def test_groups_have_their_names_and_optimizers_too(make_runner):
         "optim/weight_decay/generator/1": 0.0,
     }
     assert "optim/lr/generator/weights" in rows[0]
+
+
+def test_groups_of_one_name_have_a_value_each():
+    groups = [{"name": "a", "momentum": 0.1}, {"name": "a", "momentum": 0.2}, {"momentum": 0.3}]
+
+    values = dict(LearningRateMonitor()._values(groups))
+
+    assert values == {"momentum/a-0": 0.1, "momentum/a-1": 0.2, "momentum/2": 0.3}

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from danling.errors import ConfigError
-from danling.run.metrics_file import MetricsFile, read_metrics
+from danling.run.metrics_file import MetricsFile, MetricsTable, read_metrics
 
 
 def steps(path: Path) -> list[int]:
@@ -77,10 +77,10 @@ def test_the_cut_removes_later_steps_and_returns_them(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20, 30, 40)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    removed = file.cut(20, abandoned=tmp_path / "abandoned.jsonl")
+    removed = file.cut(20, aside=tmp_path / "metadata" / "abandoned.jsonl")
 
     assert removed == 2
-    assert steps(tmp_path / "abandoned.jsonl") == [30, 40]
+    assert steps(tmp_path / "metadata" / "abandoned.jsonl") == [30, 40]
     assert steps(file.path) == [10, 20, 20]
     assert file.rows == 3
 
@@ -90,9 +90,7 @@ def test_the_cut_keeps_no_more_rows_than_there_were(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    removed = file.cut(20, rows=2)
-
-    assert removed == 1
+    assert file.cut(20, rows=2) == 1
     assert steps(file.path) == [10, 20]
 
 
@@ -194,24 +192,82 @@ def test_a_row_costs_the_same_however_many_there_are(tmp_path: Path):
     file.close()
 
 
-def test_a_large_file_is_cut_from_its_end_with_little_memory(tmp_path: Path):
-    """What is removed, 24 MB here, is copied and never held; what stays is counted, not parsed."""
-    path, aside = tmp_path / "metrics.jsonl", tmp_path / "abandoned.jsonl"
-    line = b'{"global_step": %d, "train/loss": 0.123456789, "optim/lr": 0.001}\n'
-    with open(path, "wb") as file:
-        file.writelines(line % step for step in range(1_000_000, 1_400_000))
-    size = path.stat().st_size // 400_000
+def test_only_the_row_s_step_is_read_when_a_file_is_cut(tmp_path: Path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    written(path, *range(1000))
+    parsed: list[bytes] = []
+    monkeypatch.setattr("danling.run.metrics_file._parse", parsed.append)
 
-    tracemalloc.start()
-    removed = (metrics := MetricsFile(path)).cut(1_099_999, abandoned=aside)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    assert MetricsFile(path).cut(499) == 500
+    assert parsed == []
 
-    assert (removed, metrics.rows) == (300_000, 100_000)
-    assert path.stat().st_size == 100_000 * size
-    assert aside.stat().st_size == 300_000 * size
-    assert aside.read_bytes().startswith(line % 1_100_000)
-    assert peak < 16 << 20
+
+@pytest.mark.parametrize("line", [b"[" * 100_000 + b"\n", b"\xff\xfe\n", b'{"global_step": "x"}\n'])
+def test_a_damaged_line_stays_and_hides_no_other(tmp_path: Path, line: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"global_step": 1}\n' + line + b'{"global_step": 2}\n{"global_step": 3}\n')
+
+    removed = MetricsFile(path).cut(2)
+
+    assert removed == 1
+    assert path.read_bytes() == b'{"global_step": 1}\n' + line + b'{"global_step": 2}\n'
+
+
+# The table
+
+
+def cells(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def row(step: int, **values: float) -> dict[str, float]:
+    return {"global_step": step, "epoch": 0, "time": 1.5, **values}
+
+
+def test_a_new_tag_fills_up_the_rows_before_it(tmp_path: Path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    for step, tag in enumerate("abca"):
+        table.append(row(step, **{tag: 1.0}))
+        table.flush()
+    table.close()
+
+    assert cells(table.path) == [
+        ["global_step", "epoch", "time", "a", "b", "c"],
+        ["0", "0", "1.5", "1.0", "", ""],
+        ["1", "0", "1.5", "", "1.0", ""],
+        ["2", "0", "1.5", "", "", "1.0"],
+        ["3", "0", "1.5", "1.0", "", ""],
+    ]
+
+
+def test_a_table_that_was_cut_back_is_the_undisturbed_one_when_it_goes_on(tmp_path: Path):
+    undisturbed = MetricsTable(tmp_path / "undisturbed.csv")
+    undisturbed.append(row(1, a=1.0))
+    undisturbed.append(row(2, b=2.0))
+    undisturbed.close()
+    whole = undisturbed.path.read_bytes()
+    killed = tmp_path / "killed.csv"
+
+    for length in range(len(whole) + 1):  # a process may be killed anywhere in a write
+        killed.write_bytes(whole[:length])
+        table = MetricsTable(killed)
+        table.cut(1)
+        if table.rows == 0:
+            table.append(row(1, a=1.0))
+        table.append(row(2, b=2.0))
+        table.close()
+        assert killed.read_bytes() == whole, length
+
+
+def test_a_table_is_cut_to_the_number_of_rows_too(tmp_path: Path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    for value in (1.0, 2.0):
+        table.append(row(1, a=value))
+    table.close()
+
+    assert MetricsTable(table.path).cut(1, rows=1) == 1
+    assert cells(table.path)[1:] == [["1", "0", "1.5", "1.0"]]
 
 
 DAMAGED_LINES = [
