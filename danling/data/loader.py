@@ -111,12 +111,40 @@ class Loader:
             raise TypeError(f"nobody knows how many batches {self.split!r} has")
         return length
 
+    @property
+    def is_length_exact(self) -> bool:
+        """Whether an epoch ends where its length says; else it ends where the data does."""
+        return self._source.is_length_exact
+
     def batches_in(self, epoch: int) -> int | None:
-        """Batches of this epoch on this rank: not `length` after a resume with other ranks."""
-        items = self._source.items
-        if items is None or self._origin.epoch != epoch:
-            return self.length
-        return self._origin.batch + self._source.sharding.count(items - self._origin.offset)
+        """The number of batches of this epoch on this rank; None when nobody knows.
+
+        It is not `length` after a resume with other ranks, and where a sampler that is told the
+        epoch says another length then.
+        """
+        items, sharding = self._source.items_in(epoch), self._source.sharding
+        if items is None:
+            return None
+        if self._origin.epoch != epoch:
+            return sharding.count(items)
+        return self._origin.batch + sharding.count(items - self._origin.offset)
+
+    def samples_of(self, batch_index: int) -> int | None:
+        """The number of samples that were read for a batch of the epoch that is being read.
+
+        It is known where the loader makes the batches of samples, or a batch sampler says which,
+        and from when the batch is handed out until a few batches later; else it is None.
+
+        Example:
+            >>> from danling.data.prepare import Placement, prepare_loader
+            >>> loader = prepare_loader("val", [1.0, 2.0, 3.0], batched=False, training=False,
+            ...     settings={"batch_size": 2}, seed=0, shuffle=False,
+            ...     placement=Placement(torch.device("cpu")))
+            >>> [loader.samples_of(index) for index, _ in enumerate(loader.iterate(epoch=0))]
+            [2, 1]
+        """
+        epoch = self._origin.epoch
+        return self._source.samples_at(epoch, self._offset(epoch, batch_index))
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on; batches before it are not read.
@@ -186,6 +214,7 @@ class Loader:
             return reasons
         if fixed or (elastic_changes and not elastic):
             raise self._refusal(state, fixed, elastic_changes)
+        self._source.take_up(state)
         if batch and isinstance(self._source, StreamSource):
             self._take_up(self._source, state)
         self._origin = _Origin(epoch, batch, offset)

@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from danling.data.loader import Loader, Resume
-from danling.data.readers import IterableReader, WorkerInit
+from danling.data.readers import CountingCollate, IterableReader, WorkerInit
 from danling.data.sampling import Sharding, is_of_torch, length_of, order_of
 from danling.data.sources import IndexedSource, ListSource, Source, StreamSource
 from danling.errors import DataError, did_you_mean
@@ -240,11 +240,12 @@ def _iterable(place: _Split, given: DataLoader[Any]) -> Loader:
     if isinstance(dataset, IterableReader):
         dataset = dataset.dataset
     size, generator = given.batch_size, torch.Generator()
+    collate = given.collate_fn
     ours: DataLoader[Any] = DataLoader(
         IterableReader(dataset, place.own_seed, place.keyed),
         batch_size=size,
         drop_last=given.drop_last,
-        collate_fn=given.collate_fn,
+        collate_fn=collate if size is None else CountingCollate(collate),
         generator=generator,
         **_options(place, given),
     )
@@ -270,6 +271,7 @@ def _stream(
         length=length,
         dataset=dataset,
         generator=generator,
+        counted=generator is not None and batches.batch_size is not None,
     )
     return place.loader(source, getattr(batches, "batch_size", None))
 

@@ -81,19 +81,20 @@ Feed = Iterator[tuple[Any, Window]]
 def open_feed(runner: LoopRunner, split: str) -> tuple[Feed, int | None]:
     """The batches of the open epoch that are left, and how many the whole epoch has.
 
-    No batch after the last one is asked for where their number is known.
+    No batch after the last one is asked for where their number is known, and not only claimed.
     """
     runner.remember_loader(split)
     loader, done = runner.loader(split), runner.batch_index
     check_samples(runner.world, loader)
     source = loader.iterate(runner.epoch, done)
     length = loader.batches_in(runner.epoch)
+    end = length if loader.is_length_exact else None
     if runner.distributed and length is None:
         source = _until_one_ends(runner, source)
-    feed = windowed(source, length, runner.accum_steps, done)
+    feed = windowed(source, end, runner.accum_steps, done)
     if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.heard:
         feed = _announced(runner, feed)
-    return feed if length is None else islice(feed, length - done), length
+    return feed if end is None else islice(feed, end - done), length
 
 
 def _announced(runner: LoopRunner, feed: Feed) -> Feed:

@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danling.callbacks import ModelCheckpoint
-from danling.data.randomness import mark, own_generators, own_keyed, seed_own
+from danling.data.generators import OwnGenerators, own_generators
+from danling.seed import generator_state
 from tests.support.resume_runs import STEPS, Noisy, Runner, failing, log, make_runner, weights
 
 KINDS = {
@@ -41,34 +42,22 @@ class Holder:
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_block_draws_what_its_key_says_and_leaves_no_trace(make: Any):
-    generator, untouched = make(), make()
-    draw(generator)
-    draw(untouched)
+def test_a_generator_draws_what_its_key_says(make: Any):
+    generator = make()
+    own = OwnGenerators([generator])
 
     drawn = []
     for key in (7, 8, 7):
-        with own_keyed([generator], key):
-            drawn.append(draw(generator))
+        own.seed(key)
+        drawn.append(draw(generator))
 
     assert drawn[0] == drawn[2] != drawn[1]
-    assert draw(generator) == draw(untouched)
-
-
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_mark_changes_when_something_is_drawn(make: Any):
-    generator = make()
-    before = mark([generator])
-
-    assert mark([generator]) == before
-    draw(generator)
-    assert mark([generator]) != before
 
 
 def test_generators_of_one_kind_draw_different_numbers():
     pair = [random.Random(), random.Random()]
 
-    seed_own(pair, 7)
+    OwnGenerators(pair).seed(7)
 
     assert pair[0].random() != pair[1].random()
 
