@@ -34,6 +34,7 @@ __all__ = ["CountingCollate", "IndexedReader", "IterableReader", "WorkerInit", "
 
 
 Collate = Callable[[Any], Any]
+KEYED_AHEAD = 16  # batches whose keyed states are made at a time, of 10 kB each
 
 
 class IndexedReader(Dataset[Any]):
@@ -48,16 +49,25 @@ class IndexedReader(Dataset[Any]):
         batched: Whether `indices` is a list of indices, or the one index of a ready-made batch.
         treatment: How randomness is treated.
         seed: The seed of this split.
+        step: The distance of the positions of two batches that follow each other.
     """
 
     def __init__(
-        self, dataset: Any, collate_fn: Collate, batched: bool, treatment: Treatment, seed: int
+        self,
+        dataset: Any,
+        collate_fn: Collate,
+        batched: bool,
+        treatment: Treatment,
+        seed: int,
+        step: int = 1,
     ) -> None:
         self.dataset = dataset
         self._collate = collate_fn
         self._batched = batched
         self._treatment = treatment
         self._seed = seed
+        self._step = step
+        self._keyed_states: dict[int, list[Any]] = {}  # of this epoch, by position
         self._draws = treatment == "keyed"
         self._epoch: int | None = None
         self._randomness: Randomness | None = None
@@ -102,23 +112,33 @@ class IndexedReader(Dataset[Any]):
             self._randomness = Randomness(self.dataset, self._collate)
         self._in_worker = get_worker_info() is not None
         self._epoch = epoch
+        self._keyed_states = {}
 
     def _read_keyed(self, randomness: Randomness, epoch: int, position: int, indices: Any) -> Any:
-        key = derive(self._seed, "batch", epoch, position)
         if self._in_worker:  # which has no other use for its generators
-            randomness.seed(key)
+            randomness.seed(derive(self._seed, "batch", epoch, position))
             batch = self._read(indices)
         else:
+            keyed = self._keyed_states.pop(position, None) or self._key(randomness, epoch, position)
             states = randomness.states()
             try:
-                randomness.seed(key)
+                randomness.put_back(keyed)
                 batch = self._read(indices)
             finally:
                 randomness.put_back(states)
         if not randomness.grew():
             return batch
         # The read made generators, which began anywhere: once more, with those seeded too.
+        self._keyed_states = {}
         return self._read_keyed(randomness, epoch, position, indices)
+
+    def _key(self, randomness: Randomness, epoch: int, position: int) -> list[Any]:
+        """The keyed states for the batch at a position; those of the next ones are made with it."""
+        positions = range(position, position + KEYED_AHEAD * self._step, self._step)
+        keys = (derive(self._seed, "batch", epoch, each) for each in positions)
+        states = randomness.keyed_states(keys)
+        self._keyed_states = dict(zip(positions, states, strict=True))
+        return self._keyed_states.pop(position)
 
     def _read(self, indices: Any) -> Any:
         if not self._batched:

@@ -128,7 +128,7 @@ class IndexedSource:
         )
         single = batched is False
         collate = collate_fn or (default_convert if single else default_collate)
-        self._reader = IndexedReader(dataset, collate, not single, treatment, seed)
+        self._reader = IndexedReader(dataset, collate, not single, treatment, seed, sharding.whole)
         self._worker_init = options.get("worker_init_fn")
         self._loader: DataLoader[Any] | None = None
         if self.workers or options.get("pin_memory"):
@@ -176,10 +176,11 @@ class IndexedSource:
 
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from item `offset` of the global order on."""
-        requests = self._ask(epoch, offset)
-        if self._loader is None:  # one call a batch where PyTorch's loader makes eight
-            return (self._reader.read(*request) for request in requests)
-        self._requests.iterator = requests
+        if self._loader is None:
+            return self._read(epoch, offset)
+        self._requests.iterator = (
+            (epoch, position, indices) for position, indices in self._shares(epoch, offset)
+        )
         # Making an iterator draws a seed for the workers, from here and not from the global stream.
         self._generator.manual_seed(derive(self._seed, "workers", epoch))
         if isinstance(self._worker_init, WorkerInit):
@@ -188,23 +189,36 @@ class IndexedSource:
 
     def samples_at(self, epoch: int, offset: int) -> int | None:
         """The number of samples in this rank's batch of the global batch at an offset."""
+        if self._batched is None and self.is_length_exact:
+            return len(self.sharding.positions(offset, self._order.length))
         return self._counts.get(epoch, offset)
 
-    def _ask(self, epoch: int, offset: int) -> Iterator[tuple[int, int, Any]]:
-        """What the reader is asked for: an epoch, a position in its order, and indices."""
-        order, whole, batched = self._order, self.sharding.whole, self._batched
-        counts = self._counts
+    def _read(self, epoch: int, offset: int) -> Iterator[Any]:
+        """The batches, read in this process: with fewer calls than PyTorch's loader makes."""
+        read = self._reader.read
+        for position, indices in self._shares(epoch, offset):
+            yield read(epoch, position, indices)
+
+    def _shares(self, epoch: int, offset: int) -> Iterator[tuple[int, Any]]:
+        """The position of each of this rank's batches, and the indices that it is made of."""
+        order = self._order
         shares = self.sharding.batches(
             order.items(epoch, offset), offset, lambda: order.items(epoch)
         )
+        if self._batched is None and self.is_length_exact:
+            return shares
+        return self._counted(epoch, offset, shares)
+
+    def _counted(
+        self, epoch: int, offset: int, shares: Iterator[tuple[int, list[Any]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """The shares, after the samples of each were noted."""
         for number, (position, items) in enumerate(shares):
-            if batched is None:
-                counts.add(epoch, offset + number * whole, len(items))
-                yield epoch, position, items
-                continue
-            if batched and (samples := length_of(items[0])) is not None:
-                counts.add(epoch, offset + number * whole, samples)
-            yield epoch, position, items[0]
+            indices = items if self._batched is None else items[0]
+            samples = None if self._batched is False else length_of(indices)
+            if samples is not None:
+                self._counts.add(epoch, offset + number * self.sharding.whole, samples)
+            yield position, indices
 
 
 def _treatment(pure: str, own_collate: bool, keyed: bool) -> tuple[str, Treatment]:

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danling.callbacks import ModelCheckpoint
 from danling.data.generators import OwnGenerators, own_generators
-from danling.seed import generator_state
 from tests.support.resume_runs import STEPS, Noisy, Runner, failing, log, make_runner, weights
 
 KINDS = {

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from danling.callbacks import LambdaCallback, ModelCheckpoint, Preemption
-from danling.data.loader import told
+from danling.data.loader import with_notes
 from danling.errors import DataError
 from tests.support.resume_runs import (
     STEPS,
@@ -145,9 +145,9 @@ def test_a_broken_pipe_is_the_end_of_a_worker_unless_the_dataset_raised_it(
 
     monkeypatch.setattr("danling.data.loader._NOTICING", 0.0)
     with pytest.raises(DataError, match="a DataLoader worker has ended while batch 1 of 'train'"):
-        list(told(broken("reset by peer"), "'train'", first=0))
+        list(with_notes(broken("reset by peer"), "'train'", first=0))
     with pytest.raises(kind, match="Caught"):
-        list(told(broken("Caught it in DataLoader worker process 0."), "'train'", first=0))
+        list(with_notes(broken("Caught it in DataLoader worker process 0."), "'train'", first=0))
 
 
 def test_an_error_names_the_batch_that_was_read():
@@ -156,7 +156,7 @@ def test_an_error_names_the_batch_that_was_read():
         raise ValueError("boom")
 
     with pytest.raises(ValueError, match="boom") as caught:
-        list(told(broken(), "epoch 3 of 'val' (Images, 2 workers)", first=7))
+        list(with_notes(broken(), "epoch 3 of 'val' (Images, 2 workers)", first=7))
 
     assert caught.value.__notes__ == [
         "while batch 9 of epoch 3 of 'val' (Images, 2 workers) was read"
