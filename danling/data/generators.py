@@ -1,9 +1,9 @@
 """The random generators that an object keeps for itself, as augmentation libraries do.
 
 Seeding the generators of the process does not reach them: they remember what was drawn from them,
-and begin anew in a new process. They are found by following references, from an object to its
-attributes, slots and class, and from a function to its defaults, its closure and the module-level
-names that its code uses.
+and begin anew in a new process. They are found by following references: from an object to its
+attributes, and in code that is not of an installed library also to its slots and its class, and
+from a function to its defaults, its closure and the module-level names that its code uses.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import functools
 import random
 import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -31,14 +32,15 @@ _LONGEST = 64  # a list of transforms, not one of a million samples
 _DEEPEST = 8
 _MOST = 10_000  # things that are looked at
 _OPAQUE = (str, bytes, int, float, ModuleType, torch.Tensor, torch.nn.Module)
-_FOREIGN = sys.stdlib_module_names | {"accelerate", "danling", "numpy", "torch"}
+_OF_LIBRARIES = sys.stdlib_module_names | {"accelerate", "danling", "numpy", "torch"}
+_MOST_WATCHED = 64  # places that are looked at in every batch
 _FRUITLESS = 3  # changes of a container without a new generator, until it is no longer watched
 
 
 def own_generators(*things: object, besides: tuple[type, ...] = ()) -> list[Generator]:
     """The generators that things keep, each once; those of the process itself are left out.
 
-    What is in long lists, in modules of the standard library, numpy and torch, and in models is not
+    What is in long lists, in models, and in the classes and functions of installed libraries is not
     looked for.
 
     Args:
@@ -98,12 +100,13 @@ class OwnGenerators:
             self._words.append(self._numbers.get(key, place.path))
         self._found = search.found  # kept alive: known by their id
         self.states = list(self._known.values())
-        self._places = [(place.holder, place.key, place.value) for place in search.open]
-        self._sizes = [
+        places = [(place.holder, place.key, place.value) for place in search.open]
+        sizes = [
             (container, len(container))
             for container in search.containers
             if self._restless[id(container)] < _FRUITLESS
         ]
+        self._places, self._sizes = places[:_MOST_WATCHED], sizes[:_MOST_WATCHED]
         return is_new
 
     def changed(self) -> bool:
@@ -124,12 +127,22 @@ class OwnGenerators:
 
 
 class _Place(NamedTuple):
-    """Where a value was found: `holder.get(key)` gives what is there now."""
+    """Where a value was found.
+
+    Attributes:
+        path: The way to it.
+        value: What was found there.
+        holder: What has it: `holder.get(key)` gives what is there now. None where the value cannot
+            be replaced.
+        key: The key of the value in its holder.
+        is_users: Whether it is in code of the user, which may make a generator there later.
+    """
 
     path: str
     value: Any
-    holder: Any = {}  # noqa: RUF012  # of what cannot be replaced; nobody changes it
+    holder: Any = None
     key: Any = None
+    is_users: bool = True
 
 
 @dataclass
@@ -163,10 +176,13 @@ def _search(things: tuple[object, ...], besides: tuple[type, ...], whole: bool) 
         below: list[_Place] = []
         for place in level:
             value = place.value
-            if value is None or is_generator(value):
-                if place.holder:
+            if value is None:
+                if place.holder is not None and place.is_users:
                     result.open.append(place)
-                if value is not None and not _is_of_process(value):
+            elif is_generator(value):
+                if place.holder is not None:
+                    result.open.append(place)
+                if not _is_of_process(value):
                     result.found.setdefault(id(value), place)
             elif id(value) not in seen and not isinstance(value, opaque) and len(seen) < _MOST:
                 seen[id(value)] = value
@@ -199,41 +215,56 @@ def _is_of_process(generator: Generator) -> bool:
 
 def _places(place: _Place, containers: list[Sized], whole: bool) -> list[_Place]:
     """What a thing is made of, as far as it is worth looking."""
-    path, thing = place.path, place.value
+    path, thing, is_users = place.path, place.value, place.is_users
     if isinstance(thing, MethodType):
-        function = [_Place(f"{path}.function", thing.__func__)] if whole else []
-        return [_Place(f"{path}.self", thing.__self__), *function]
+        parts: list[Any] = [thing.__self__, *([thing.__func__] if whole else [])]
+        return _numbered(place, parts)
     if isinstance(thing, functools.partial):
-        parts = [thing.func, *thing.args, *thing.keywords.values()]
-        return [_Place(f"{path}.{number}", part) for number, part in enumerate(parts)]
-    if isinstance(thing, dict):
-        containers.append(thing)
-        return _items(path, thing) if len(thing) <= _LONGEST else []
-    if isinstance(thing, list | tuple | set | deque):
-        containers.append(thing)
-        parts = list(thing) if len(thing) <= _LONGEST else []
-        return [_Place(f"{path}.{number}", part) for number, part in enumerate(parts)]
+        return _numbered(place, [thing.func, *thing.args, *thing.keywords.values()])
+    if isinstance(thing, dict | list | tuple | set | deque):
+        if is_users:
+            containers.append(thing)
+        if len(thing) > _LONGEST:
+            return []
+        return _items(path, thing, is_users) if isinstance(thing, dict) else _numbered(place, thing)
     if isinstance(thing, FunctionType):
-        return [] if _is_foreign(thing) else list(_of_function(path, thing))
+        return [] if _is_of_library(thing) else list(_of_function(path, thing))
     if isinstance(thing, type):
         return list(_of_class(path, thing))
+    return _of_object(path, thing, containers, whole)
+
+
+def _of_object(path: str, thing: object, containers: list[Sized], whole: bool) -> list[_Place]:
+    """The attributes of an object, and its slots and class where they are of the user."""
+    is_users = not _is_of_library(type(thing))
     attributes = getattr(thing, "__dict__", None)
-    if isinstance(attributes, dict):
+    if not isinstance(attributes, dict):
+        attributes = {}
+    elif is_users:
         containers.append(attributes)
-    places = _items(path, attributes or {})
-    if whole:
+    places = _items(path, attributes, is_users)
+    if whole and is_users:
         places += [*_of_slots(path, thing), _Place(f"{path}.class", type(thing))]
     return places
 
 
-def _items(path: str, mapping: Mapping[Any, Any]) -> list[_Place]:
-    return [_Place(f"{path}.{key}", value, mapping, key) for key, value in mapping.items()]
+def _items(path: str, mapping: Mapping[Any, Any], is_users: bool) -> list[_Place]:
+    return [
+        _Place(f"{path}.{key}", value, mapping, key, is_users) for key, value in mapping.items()
+    ]
+
+
+def _numbered(place: _Place, parts: Iterable[Any]) -> list[_Place]:
+    return [
+        _Place(f"{place.path}.{number}", part, is_users=place.is_users)
+        for number, part in enumerate(parts)
+    ]
 
 
 def _of_class(path: str, kind: type) -> Iterator[_Place]:
     """The attributes of a class and of its bases, with the functions of its methods."""
     for base in kind.__mro__:
-        if _is_foreign(base):
+        if _is_of_library(base):
             continue
         for name, value in vars(base).items():
             inner = value
@@ -242,7 +273,7 @@ def _of_class(path: str, kind: type) -> Iterator[_Place]:
             elif isinstance(value, property):
                 inner = value.fget
             if inner is not value or not name.startswith("__") or isinstance(value, FunctionType):
-                yield _Place(f"{path}.{name}", inner, vars(base) if inner is value else {}, name)
+                yield _Place(f"{path}.{name}", inner, vars(base) if inner is value else None, name)
 
 
 def _of_slots(path: str, thing: object) -> Iterator[_Place]:
@@ -258,14 +289,14 @@ def _of_function(path: str, function: FunctionType) -> Iterator[_Place]:
     """The defaults of a function, its closure, and the module-level names that its code uses."""
     for number, value in enumerate(function.__defaults__ or ()):
         yield _Place(f"{path}.default {number}", value)
-    yield from _items(path, function.__kwdefaults__ or {})
+    yield from _items(path, function.__kwdefaults__ or {}, is_users=True)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         holder = _Cell(cell)
         yield _Place(f"{path}.{name}", holder.get(name), holder, name)
     module, names = function.__globals__, _names(function.__code__)
     for name in names:
         value = module.get(name)
-        if isinstance(value, ModuleType) and value.__name__.partition(".")[0] not in _FOREIGN:
+        if isinstance(value, ModuleType) and not _library(value.__name__):
             inside = vars(value)
             for inner in names:
                 if inner in inside:
@@ -280,8 +311,17 @@ def _names(code: CodeType) -> list[str]:
     return list(dict.fromkeys([*code.co_names, *inner]))
 
 
-def _is_foreign(thing: type | FunctionType) -> bool:
-    return str(thing.__module__).partition(".")[0] in _FOREIGN
+def _is_of_library(thing: type | FunctionType) -> bool:
+    return _library(str(thing.__module__))
+
+
+@functools.cache
+def _library(module: str) -> bool:
+    """Whether a module is of the standard library or of an installed one."""
+    if module.partition(".")[0] in _OF_LIBRARIES:
+        return True
+    path = getattr(sys.modules.get(module), "__file__", None) or ""
+    return bool({"site-packages", "dist-packages"} & set(Path(path).parts))
 
 
 class _Slots:
