@@ -52,11 +52,10 @@ def own_generators(*things: object, besides: tuple[type, ...] = ()) -> list[Gene
         ...     def __init__(self):
         ...         self.random = random.Random(0)
         >>> class Pictures:
-        ...     shared = random.Random(1)
         ...     def __init__(self):
         ...         self.transforms = [Crop(), Crop()]
         >>> len(own_generators(Pictures()))
-        3
+        2
     """
     return [each.value for each in _search(things, besides, whole=True).found.values()]
 

@@ -40,6 +40,7 @@ def permute(indices: Tensor, population: int, key: int) -> Tensor:
         Numbers of type int64 with shape (n,), each below `population`.
 
     Example:
+        >>> import torch
         >>> permute(torch.arange(6), 6, key=1).sort().values.tolist()
         [0, 1, 2, 3, 4, 5]
         >>> whole = permute(torch.arange(10**6), 10**6, key=1)
@@ -64,6 +65,7 @@ def draw(indices: Tensor, population: int, key: int) -> Tensor:
         key: A number of 63 bits.
 
     Example:
+        >>> import torch
         >>> bool((draw(torch.arange(1000), 7, key=1) < 7).all())
         True
     """
