@@ -29,6 +29,7 @@ __all__ = [
     "OPTIONS",
     "SETTINGS",
     "STATE_KEYS",
+    "WORKER_KEYS",
     "Settings",
     "key_of_other_libraries",
     "near_miss",
@@ -49,7 +50,7 @@ STATE_KEYS = (
 """Keys that tell the state of a run: the runner binds them, nobody sets them."""
 
 _ON_DEVICES = NotInRunId("cpu", "device_placement", "log_with", "project_dir")
-_ON_WORKERS = NotInRunId(
+WORKER_KEYS = (
     "multiprocessing_context",
     "num_workers",
     "persistent_workers",
@@ -58,6 +59,7 @@ _ON_WORKERS = NotInRunId(
     "prefetch_factor",
     "timeout",
 )
+"""Keys of `dataloader` that say how batches are read, and change nothing in them."""
 
 
 def local_folder(value: str, path: str) -> str:
@@ -175,7 +177,7 @@ class Settings(Declared):
     # arguments of accelerate.Accelerator
     accelerate: Annotated[Options, _ON_DEVICES] = {}  # noqa: RUF012
     # arguments of the data loaders; a mapping under a split's name is for that split
-    dataloader: Annotated[Options, _ON_WORKERS] = {}  # noqa: RUF012
+    dataloader: Annotated[Options, NotInRunId(*WORKER_KEYS)] = {}  # noqa: RUF012
     # auto, latest, best or a checkpoint: the run to go on with
     resume: Annotated[bool | str, NotInRunId] = False
     # whether a run may go on with another number of processes

@@ -506,11 +506,12 @@ class AccelerateRunner(BaseRunner):
     def _windows(self, split: str, epoch: OpenEpoch) -> Iterator[tuple[Any, Window]]:
         """The batches of the open epoch that are left, each with its place in its window.
 
-        No batch after the last one is asked for where their number is known.
+        No batch after the last one is asked for where their number is known, and not only claimed.
         """
         loader, done = self.data.take_up(split), epoch.begin(split, self.batch_index)
         batches = loader.iterate(self.epoch, done)
-        epoch.length = length = loader.batches_in(self.epoch)
+        epoch.length = loader.batches_in(self.epoch)
+        length = epoch.length if loader.is_length_exact else None
         if self.distributed and length is None:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done)

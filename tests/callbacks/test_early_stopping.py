@@ -261,7 +261,9 @@ def score_sequences() -> list[list[float]]:
     return sequences
 
 
-def stops_at(stopping: EarlyStopping, scores: list[float], mode: str) -> int | None:
+def stops_at(
+    stopping: EarlyStopping, scores: list[float], mode: Literal["min", "max"]
+) -> int | None:
     for index, score in enumerate(scores):
         stopping.check(score, index, mode)
         if stopping.verdict(mode) is not None:
@@ -270,14 +272,17 @@ def stops_at(stopping: EarlyStopping, scores: list[float], mode: str) -> int | N
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_it_stops_where_lightning_s_does(mode: str):
+def test_it_stops_where_lightning_s_does(mode: Literal["min", "max"]):
     torch = pytest.importorskip("torch")
     lightning = pytest.importorskip("lightning.pytorch.callbacks")
     sign = 1 if mode == "min" else -1
     ends = []
     for number, falling in enumerate(score_sequences()):
         scores = [sign * score for score in falling]
-        options = {"patience": 1 + number % 6, "min_delta": [0.0, 1 / 64, 5 / 64][number % 3]}
+        options: dict[str, Any] = {
+            "patience": 1 + number % 6,
+            "min_delta": [0.0, 1 / 64, 5 / 64][number % 3],
+        }
         if number % 5 == 0:
             options |= {"stopping_threshold": sign * 0.25, "divergence_threshold": sign * 1.125}
         theirs = lightning.EarlyStopping("val/loss", mode=mode, **options)
@@ -292,14 +297,17 @@ def test_it_stops_where_lightning_s_does(mode: str):
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_it_stops_where_keras_s_does(mode: str, monkeypatch: pytest.MonkeyPatch):
+def test_it_stops_where_keras_s_does(mode: Literal["min", "max"], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras")
     sign = 1 if mode == "min" else -1
     ends = []
     for number, falling in enumerate(score_sequences()):
         scores = [sign * score for score in falling]
-        options = {"patience": 1 + number % 6, "min_delta": [0.0, 1 / 64, 5 / 64][number % 3]}
+        options: dict[str, Any] = {
+            "patience": 1 + number % 6,
+            "min_delta": [0.0, 1 / 64, 5 / 64][number % 3],
+        }
         options["baseline"] = sign * 0.75 if number % 2 else None
         theirs = keras.callbacks.EarlyStopping("val_loss", mode=mode, **options)
         theirs.set_model(SimpleNamespace(stop_training=False))
@@ -359,4 +367,4 @@ def test_a_value_that_is_never_logged_is_an_error(make_runner):
 )
 def test_a_choice_that_there_is_not_is_an_error(argument: str, value: str):
     with pytest.raises(CallbackError, match=argument):
-        EarlyStopping(**{argument: value})
+        EarlyStopping(**{argument: value})  # type: ignore[arg-type]  # it is wrong on purpose

@@ -69,9 +69,11 @@ def test_by_default_only_the_total_is_logged(make_runner):
 def test_sparse_gradients_have_their_norm():
     embedding = torch.nn.Embedding(6, 3, sparse=True)
     embedding(torch.tensor([1, 1, 4])).pow(2).sum().backward()
-    assert embedding.weight.grad.is_sparse
+    gradient = embedding.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse
 
     norms = layer_norms(torch.nn.Sequential(embedding))
 
-    expected = embedding.weight.grad.to_dense().norm()
+    expected = gradient.to_dense().norm()
     assert norms["grad_norm/0"].item() == pytest.approx(expected.item())

@@ -56,7 +56,11 @@ def test_groups_have_their_names_and_optimizers_too(make_runner):
 
 
 def test_groups_of_one_name_have_a_value_each():
-    groups = [{"name": "a", "momentum": 0.1}, {"name": "a", "momentum": 0.2}, {"momentum": 0.3}]
+    groups: list[dict[str, Any]] = [
+        {"name": "a", "momentum": 0.1},
+        {"name": "a", "momentum": 0.2},
+        {"momentum": 0.3},
+    ]
 
     values = dict(LearningRateMonitor()._values(groups))
 

@@ -237,7 +237,7 @@ def twice(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"a/data/1", b"a/data/0"))
 
 
-ARCHIVES: dict[str, Make] = {
+ARCHIVES: dict[str, Any] = {
     "records that overlap": overlapping,
     "two records of one name": twice,
     "two folders": archive(with_format(b"N"), {"b/data.pkl": b"\x80\x02N."}),

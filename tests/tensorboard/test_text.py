@@ -118,7 +118,7 @@ class WithDefaults(Config):
 
 
 def test_only_what_differs_from_the_defaults_is_a_change():
-    text = changes_text(WithDefaults(optim={"lr": 0.5}, max_epochs=3, monitor_mode="min"))
+    text = changes_text(WithDefaults({"optim.lr": 0.5}, max_epochs=3, monitor_mode="min"))
 
     assert text.splitlines()[2:] == ["| max_epochs | 3 | None |", "| optim.lr | 0.5 | 0.1 |"]
 
