@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from danling.callbacks.lambda_callback import LambdaCallback

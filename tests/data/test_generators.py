@@ -291,7 +291,7 @@ def test_a_cache_that_grows_is_not_searched_for_ever():
     own, searches = OwnGenerators(dataset), 0
 
     for number in range(20):
-        dataset.cache[number] = number
+        dataset.cache[number] = number  # type: ignore[attr-defined]  # it is made late
         if own.changed():
             searches += 1
             assert not own.look()

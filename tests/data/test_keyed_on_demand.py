@@ -18,7 +18,7 @@ from danling.data.prepare import Placement, prepare_loader
 BATCHES, SIZE = 720, 2
 LATE = 700  # the batch from which on a dataset draws
 
-DRAWS = {
+DRAWS: dict[str, Any] = {
     "python": random.random,
     "python gauss": lambda: random.gauss(0, 1),
     "numpy": np.random.random,
@@ -146,12 +146,12 @@ def test_a_read_that_draws_and_fails_leaves_the_generators_alone():
 
 
 def test_another_bit_generator_of_numpy_is_watched_too():
-    before = np.random.get_bit_generator()
-    np.random.set_bit_generator(np.random.MT19937(1))
+    before = np.random.get_bit_generator()  # type: ignore[attr-defined]  # it is public
+    np.random.set_bit_generator(np.random.MT19937(1))  # type: ignore[attr-defined]  # likewise
     try:
         first, again = (read(loader_of(Drawing("numpy", 4, 40))) for _ in range(2))
     finally:
-        np.random.set_bit_generator(before)
+        np.random.set_bit_generator(before)  # type: ignore[attr-defined]  # likewise
 
     assert first == again == read(loader_of(Drawing("numpy", 4, 40)))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -457,7 +458,7 @@ def test_so_is_a_sampler_of_the_user():
 def test_a_training_uses_all_samples_of_them(source):
     import danling as dl
 
-    seen = []
+    seen: list[float] = []
 
     class Counting(dl.AccelerateRunner):
         def train_step(self, batch):
@@ -467,12 +468,13 @@ def test_a_training_uses_all_samples_of_them(source):
 
     model = torch.nn.Linear(1, 1)
     name = "dataloaders" if isinstance(source, DataLoader) else "datasets"
+    data: dict[str, Any] = {name: {"train": source}}
     runner = Counting(
         {"seed": 0, "max_epochs": 2, "dataloader": {"batch_size": 2}, "accelerate": {"cpu": True}},
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
         default_callbacks=False,
-        **{name: {"train": source}},
+        **data,
     )
     runner.train()
 

@@ -19,6 +19,7 @@ from danling.tensorboard.text import (
 )
 
 TOKEN = "hf_" + "a1B2" * 8
+LAUNCH = {"end_time": None, "exit_reason": None}
 
 
 def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch):
@@ -48,7 +49,11 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch):
 def test_a_run_that_goes_on_with_other_code_shows_that_code(tmp_path: Path):
     (tmp_path / "metadata").mkdir()
     (tmp_path / "metadata" / "code-2.patch").write_text("+later\n")
-    record = {"schema": 1, "code": {"commit": "1f"}, "launches": [{}, {"code": {"commit": "2e"}}]}
+    record = {
+        "schema": 1,
+        "code": {"commit": "1f"},
+        "launches": [LAUNCH, LAUNCH | {"code": {"commit": "2e"}}],
+    }
     (tmp_path / "run.json").write_text(json.dumps(record))
 
     text = run_texts(Config(), RunPaths(tmp_path), None)["run/6_code"]
