@@ -10,7 +10,7 @@ from danling.run.metrics_file import MetricsTable
 from danling.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["CSVLogger"]
 

@@ -12,7 +12,7 @@ from danling.errors import CallbackError, did_you_mean
 from danling.metrics.history import is_better
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["EarlyStopping"]
 
@@ -180,7 +180,7 @@ class EarlyStopping(Monitor):
         self._finished = False
         if runner.global_step == 0:
             self._record, self._weights = _Record(), None
-        kind = runner.accelerator.distributed_type.value
+        kind = runner.distributed_type
         if self.restore_best_weights and kind in _SHARDED:
             raise CallbackError(
                 f"EarlyStopping(restore_best_weights=True): with {kind} no process has all of the "

@@ -11,7 +11,7 @@ from torch import Tensor
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["GradientNormMonitor"]
 
@@ -39,7 +39,7 @@ class GradientNormMonitor(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Have the norm computed, which the runner then logs; an engine gives it after the step."""
-        if not runner.optimization.readable:
+        if not runner.gradients_are_readable:
             return
         _ = runner.grad_norm
         if self.per_layer and (runner.global_step + 1) % runner.config.log_interval == 0:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["LearningRateMonitor"]
 

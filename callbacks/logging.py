@@ -17,7 +17,7 @@ from danling.identity.redaction import mask, mask_argv
 from danling.logs import close_logger, number
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Logging"]
 
@@ -204,7 +204,7 @@ class _Table:
 
 def _surroundings(runner: Runner) -> str:
     processes = "1 process" if runner.world_size == 1 else f"{runner.world_size} processes"
-    precision = runner.accelerator.mixed_precision
+    precision = runner.precision
     parts = [str(runner.device), processes, "fp32" if precision == "no" else precision]
     if runner.batch_size is not None:
         parts.append(f"batch size {runner.batch_size}")

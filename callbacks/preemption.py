@@ -19,7 +19,7 @@ from danling.callback import Callback, Priority
 from danling.errors import CallbackError
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Preemption"]
 

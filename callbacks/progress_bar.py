@@ -18,7 +18,7 @@ from danling.errors import CallbackError
 from danling.logs import console, in_notebook, number
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["ProgressBar"]
 
@@ -136,7 +136,7 @@ class ProgressBar(Callback):
     def _open_other(self, runner: Runner, split: str) -> None:
         self._close_other()
         if runner.is_main_process and _can_draw() and not os.environ.get("TQDM_DISABLE"):
-            self._other = _Bar(runner.loader(split).length, 0, "batch", split, leave=False)
+            self._other = _Bar(runner.batches_of(split), 0, "batch", split, leave=False)
             self._batches = 0
 
     def _count_batch(self) -> None:

@@ -13,7 +13,7 @@ from danling.run.metrics_file import MetricsFile
 from danling.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Results"]
 

@@ -17,7 +17,7 @@ from danling.logs import Attempts
 from danling.run.record import RunFile
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["RunRecord"]
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor
 
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["TensorBoard"]
 
@@ -134,7 +134,7 @@ class TensorBoard(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Have the norm of the gradients computed where the step will be logged, with the norm."""
-        if (runner.global_step + 1) % self._log_interval == 0 and runner.optimization.readable:
+        if (runner.global_step + 1) % self._log_interval == 0 and runner.gradients_are_readable:
             _ = runner.grad_norm
 
     def on_step(self, runner: Runner) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Tracker"]
 

@@ -157,6 +157,7 @@ class AccelerateRunner(BaseRunner):
         self.accelerator = self.make_accelerator()
         self.device = self.accelerator.device
         self.precision = str(self.accelerator.mixed_precision)
+        self.distributed_type = str(self.accelerator.distributed_type.value)
         return make_world(self.accelerator)
 
     def make_accelerator(self) -> Accelerator:
@@ -309,6 +310,10 @@ class AccelerateRunner(BaseRunner):
             DataError: There is no such split.
         """
         return self.data.loader(split, evaluating=evaluating)
+
+    def batches_of(self, split: str) -> int | None:
+        """The number of batches of a split on this process; None where it is unknown."""
+        return self.loader(split, evaluating=split != "train").length
 
     def metrics_of(self, split: str) -> dict[str, Any]:
         """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
