@@ -5,10 +5,9 @@ from __future__ import annotations
 if __name__ != "danling.callbacks":  # under a second name every class would exist twice
     raise ImportError("import danling.callbacks instead: this folder is that package")
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from danling.errors import did_you_mean
+from danling import lazy_names
 
 if TYPE_CHECKING:
     from danling.callbacks.csv_logger import CSVLogger
@@ -69,14 +68,8 @@ _MODULES = {
     "Tracker": "tracker",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        near = did_you_mean(name, __all__)
-        raise AttributeError(f"module 'danling.callbacks' has no attribute {name!r}: {near}")
-    value = getattr(import_module(f"danling.callbacks.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["DeviceStatsMonitor"]
 

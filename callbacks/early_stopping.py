@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from danling.callbacks.monitor import Monitor
 from danling.errors import CallbackError, did_you_mean
+from danling.metrics.history import is_better
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["EarlyStopping"]
 
@@ -22,7 +24,8 @@ class EarlyStopping(Monitor):
     """Stop the training when a monitored value has stopped improving.
 
     Saves the time after the best epoch, and ends a run that diverged. A check is a result that has
-    the monitored value: one per evaluation, or one per epoch for a `train/...` value. The counts
+    the monitored value: one per evaluation, or one per epoch for a `train/...` value; with
+    `check_on="log"` each logged value is a check, every `log_interval` steps. The counts
     are saved in checkpoints: a resumed run stops where the uninterrupted one does, and resuming a
     run that has stopped trains nothing. Why it stopped is in `runner.stop_reason`.
 
@@ -33,10 +36,15 @@ class EarlyStopping(Monitor):
         patience: How many checks without improvement in a row stop the training; with 1 the first
             one does.
         min_delta: How much better a score must be than the best to count as an improvement.
+        min_delta_mode: Whether `min_delta` is a difference (`"abs"`) or a share of the best score
+            (`"rel"`): 0.01 is then one per cent.
+        baseline: A score that must be beaten, too, for the count of checks to begin again: a
+            training that does not get better than this stops after `patience` checks.
+        check_on: Whether a check is a `"result"`, or a `"log"` of the value as well.
         stopping_threshold: Stop as soon as the score is better than this: it is good enough.
         divergence_threshold: Stop as soon as the score is worse than this: it will not recover.
-        check_finite: Stop when the score is NaN or infinite. Without, it is a check that did not
-            improve.
+        check_finite: Whether to stop when the score is NaN or infinite. Else it is a check that
+            did not improve.
         start_from_epoch: Do not check during this many epochs, while the training warms up.
         restore_best_weights: Leave the model with the weights of the best check after the run. They
             are kept on the CPU, and in checkpoints, which grow by as much. Checkpoints hold the
@@ -53,8 +61,9 @@ class EarlyStopping(Monitor):
         >>> stopping.name, stopping.patience
         ('early_stopping', 2)
 
-    The rules are those of Lightning's `EarlyStopping`; `start_from_epoch` and
-    `restore_best_weights` are those of Keras'.
+    The rules are those of Lightning's `EarlyStopping`; `baseline`, `start_from_epoch` and
+    `restore_best_weights` are those of Keras', and `min_delta_mode` is the `threshold_mode` of
+    torch's `ReduceLROnPlateau`.
     """
 
     name = "early_stopping"
@@ -66,6 +75,9 @@ class EarlyStopping(Monitor):
         patience: int = 3,
         min_delta: float = 0.0,
         *,
+        min_delta_mode: Literal["abs", "rel"] = "abs",
+        baseline: float | None = None,
+        check_on: Literal["result", "log"] = "result",
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
         check_finite: bool = True,
@@ -82,7 +94,17 @@ class EarlyStopping(Monitor):
                 raise CallbackError(
                     f"EarlyStopping({argument}={value!r}): must be an integer of at least {least}"
                 )
+        for argument, choice, choices in (
+            ("min_delta_mode", min_delta_mode, ("abs", "rel")),
+            ("check_on", check_on, ("result", "log")),
+        ):
+            if choice not in choices:
+                near = did_you_mean(str(choice), choices)
+                raise CallbackError(f"EarlyStopping({argument}={choice!r}): {near}")
         self.patience = patience
+        self.min_delta_mode = min_delta_mode
+        self.baseline = baseline
+        self.check_on = check_on
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.check_finite = check_finite
@@ -118,25 +140,39 @@ class EarlyStopping(Monitor):
             return (
                 f"{monitor} = {score:.6g} is worse than the threshold {self.divergence_threshold:g}"
             )
-        if record.wait < self.patience:
+        just_improved = record.best_step == record.global_step  # without beating the baseline
+        if record.wait < self.patience or just_improved:
             return None
         checks = "1 check" if record.wait == 1 else f"{record.wait} checks"
         if record.best is None:
             return f"{monitor} was never finite in {checks}"
+        better = "improve" if self.baseline is None else f"get better than {self.baseline:g}"
+        if _beats(record.best, self.baseline, mode):
+            better = "improve"
         return (
-            f"{monitor} did not improve in {checks}, "
+            f"{monitor} did not {better} in {checks}, "
             f"the best is {record.best:.6g} at global step {record.best_step}"
         )
+
+    def is_better(
+        self, score: float | None, best: float | None, mode: Literal["min", "max"]
+    ) -> bool:
+        """Whether a score beats the best by more than `min_delta`; NaN and infinities never do."""
+        if self.min_delta_mode == "abs" or best is None:
+            return super().is_better(score, best, mode)
+        delta = self.min_delta * abs(best)
+        return is_better(score, best + delta if mode == "max" else best - delta, mode)
 
     def check(self, score: float, global_step: int, mode: Literal["min", "max"]) -> bool:
         """Count one score; returns whether it is the best so far."""
         record = self._record
         record.score, record.global_step = score, global_step
         improved = self.is_better(score, record.best, mode)
+        record.wait += 1
         if improved:
-            record.best, record.best_step, record.wait = score, global_step, 0
-        else:
-            record.wait += 1
+            record.best, record.best_step = score, global_step
+            if self.baseline is None or super().is_better(score, self.baseline, mode):
+                record.wait = 0
         return improved
 
     def on_setup(self, runner: Runner) -> None:
@@ -144,7 +180,7 @@ class EarlyStopping(Monitor):
         self._finished = False
         if runner.global_step == 0:
             self._record, self._weights = _Record(), None
-        kind = runner.accelerator.distributed_type.value
+        kind = runner.distributed_type
         if self.restore_best_weights and kind in _SHARDED:
             raise CallbackError(
                 f"EarlyStopping(restore_best_weights=True): with {kind} no process has all of the "
@@ -161,21 +197,30 @@ class EarlyStopping(Monitor):
             raise CallbackError(f"EarlyStopping(monitor={monitor!r}): no split {split!r}, {near}")
         self._stop(runner, self.verdict(mode, monitor))
 
+    def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
+        """Check a logged value, where these are checked."""
+        monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
+        step, is_checked = runner.global_step, runner.epoch >= self.start_from_epoch
+        is_checked = is_checked and step > self._record.global_step
+        if self.check_on == "log" and monitor in metrics and is_checked:
+            self._check(runner, metrics[monitor], step, monitor, mode)
+
     def on_checkpoint(self, runner: Runner) -> None:
         """Check a new result; before the checkpoint of this moment, which holds the counts."""
         result = runner.latest_result
         if result is None or result["global_step"] <= self._record.global_step:
             return
         monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
+        if self.check_on == "log":
+            self.score(monitor, result)  # an error where there is no such value
+            return
         if monitor.startswith("train/") and not runner.epoch_complete:
             return
         score = self.score(monitor, result)
         started = result["epoch"] - ("train" in result)  # epochs complete when the epoch began
         if score is None or started < self.start_from_epoch:
             return
-        if self.check(score, result["global_step"], mode) and self.restore_best_weights:
-            self._weights = _copy_to_cpu(runner.unwrapped_model.state_dict())
-        self._stop(runner, self.verdict(mode, monitor))
+        self._check(runner, score, result["global_step"], monitor, mode)
 
     def on_train_end(self, runner: Runner) -> None:
         """Remember that the training ended without an exception."""
@@ -201,6 +246,13 @@ class EarlyStopping(Monitor):
         counts = dict(state)
         self._weights = counts.pop("weights", None)
         self._record = _Record(**counts)
+
+    def _check(
+        self, runner: Runner, score: float, step: int, monitor: str, mode: Literal["min", "max"]
+    ) -> None:
+        if self.check(score, step, mode) and self.restore_best_weights:
+            self._weights = _copy_to_cpu(runner.unwrapped_model.state_dict())
+        self._stop(runner, self.verdict(mode, monitor))
 
     def _stop(self, runner: Runner, reason: str | None) -> None:
         if reason is not None:

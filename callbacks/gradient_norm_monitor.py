@@ -1,4 +1,4 @@
-"""The norm of the gradients."""
+"""The norms of gradients in the log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["GradientNormMonitor"]
 
@@ -39,7 +39,7 @@ class GradientNormMonitor(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Have the norm computed, which the runner then logs; an engine gives it after the step."""
-        if not runner.optimization.readable:
+        if not runner.gradients_are_readable:
             return
         _ = runner.grad_norm
         if self.per_layer and (runner.global_step + 1) % runner.config.log_interval == 0:
@@ -64,6 +64,8 @@ def layer_norms(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _norm(gradients: Iterable[Tensor]) -> Tensor:
-    norm = torch.nn.utils.get_total_norm(gradients)
+    # the norms of a sparse gradient's values are those of the gradient, once they are coalesced
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(dense)
     whole = getattr(norm, "full_tensor", None)  # of a DTensor, whose parts are on other processes
     return norm if whole is None else whole()

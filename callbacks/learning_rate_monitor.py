@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from danling.callback import Callback
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["LearningRateMonitor"]
 
@@ -18,8 +18,9 @@ class LearningRateMonitor(Callback):
 
     The learning rate is logged by the runner anyway, as `optim/lr/...`; this adds what a one-cycle
     or a decoupled schedule moves besides: `optim/momentum/...` (of Adam its first beta) and
-    `optim/weight_decay/...`. The last part of a tag is the number of the group or its `"name"`, and
-    before it the name of the optimizer where there are several.
+    `optim/weight_decay/...`. The last part of a tag is the number of the group or its `"name"`,
+    with the number where several have one name; before it is the name of the optimizer where there
+    are several.
 
     Args:
         momentum: Whether to log the momentum.
@@ -48,8 +49,9 @@ class LearningRateMonitor(Callback):
                 runner.log("/".join(part for part in ("optim", kind, name, group) if part), value)
 
     def _values(self, groups: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
+        names = [group.get("name", index) for index, group in enumerate(groups)]
         for index, group in enumerate(groups):
-            key = group.get("name", index)
+            key = names[index] if names.count(names[index]) == 1 else f"{names[index]}-{index}"
             momentum = group.get("momentum", group.get("betas", [None])[0])
             if self.momentum and momentum is not None:
                 yield f"momentum/{key}", float(momentum)

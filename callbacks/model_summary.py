@@ -11,7 +11,7 @@ from danling.callback import Callback
 from danling.errors import CallbackError
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["ModelSummary", "summarize"]
 

@@ -21,7 +21,7 @@ from danling.errors import CallbackError
 from danling.run.record import TIME_BUDGET
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Preemption"]
 

@@ -1,4 +1,4 @@
-"""How far the training is: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a training: a bar on a terminal and in a notebook, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError
+from danling.logs import console, in_notebook, number
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["ProgressBar"]
 
+_COLUMNS = 80
+_REST = 60  # of a bar: the label, the counts, the times and the speed
+
 
 class ProgressBar(Callback):
-    """Show how far the training is, how fast it goes, and the latest loss and metrics.
+    """Show the progress of the training, its speed, and the latest loss and metrics.
 
-    On a terminal it is a bar of tqdm, with a second one during an evaluation or a prediction.
-    Elsewhere, as in the log file of a batch system, it is a plain line every 30 seconds, with the
-    time left. Both go to stderr, from the main process. They are drawn at intervals of time and
-    show the numbers that are logged
-    anyway: a step costs a look at the clock and never waits for the device. The variables of tqdm
-    work: `TQDM_DISABLE=1` shows nothing, `TQDM_MININTERVAL=1` draws once per second.
+    On a terminal this is a bar of tqdm on stderr, with a second one during an evaluation or a
+    prediction. In a notebook it is a widget where `ipywidgets` is installed. Elsewhere, as in the
+    log file of a batch system or on a terminal with `TERM=dumb`, it is a plain line every 30
+    seconds, with the time left. Only the main process shows it. The numbers are those that are
+    logged anyway, drawn at intervals of time: a step costs a look at the clock and never waits for
+    the device. The variables of tqdm work: `TQDM_DISABLE=1` shows nothing, `TQDM_MININTERVAL=1`
+    draws once per second.
 
     Args:
-        interval: Seconds between two plain lines.
+        interval: The number of seconds between two plain lines.
 
     Raises:
         CallbackError: The interval is not positive.
@@ -49,8 +55,8 @@ class ProgressBar(Callback):
         if not interval > 0:
             raise CallbackError(f"ProgressBar(interval={interval!r}): must be positive, in seconds")
         self.interval = interval
-        self._training: _Bar | _Lines | None = None
-        self._other: _Bar | None = None
+        self._training: _Bar | _Lines | None = None  # the training, in the form that fits
+        self._other: _Bar | None = None  # an evaluation or a prediction
         self._due = math.inf
         self._batches = 0
         self._numbers: dict[str, float] = {}
@@ -61,7 +67,7 @@ class ProgressBar(Callback):
         if not runner.is_main_process or os.environ.get("TQDM_DISABLE"):
             return
         total, done = runner.total_steps, runner.global_step
-        if _is_terminal():
+        if _can_draw():
             self._training = _Bar(total, done, "step", "")
         else:
             self._training = _Lines(total, done, self.interval)
@@ -129,8 +135,8 @@ class ProgressBar(Callback):
 
     def _open_other(self, runner: Runner, split: str) -> None:
         self._close_other()
-        if runner.is_main_process and _is_terminal() and not os.environ.get("TQDM_DISABLE"):
-            self._other = _Bar(runner.loader(split).length, 0, "batch", split, leave=False)
+        if runner.is_main_process and _can_draw() and not os.environ.get("TQDM_DISABLE"):
+            self._other = _Bar(runner.batches_of(split), 0, "batch", split, leave=False)
             self._batches = 0
 
     def _count_batch(self) -> None:
@@ -153,13 +159,13 @@ class ProgressBar(Callback):
 
 
 class _Bar:
-    """A bar of tqdm that is drawn whenever it is told to."""
+    """A bar of tqdm that is drawn at each call of `show`."""
 
     def __init__(
         self, total: int | None, done: int, unit: str, label: str, *, leave: bool = True
     ) -> None:
-        sized = _has_size()
-        self._bar: tqdm[Any] = tqdm(
+        sized = not in_notebook() and _has_size()
+        self._bar: tqdm[Any] = _tqdm()(
             total=total,
             initial=done,
             unit=unit,
@@ -169,7 +175,7 @@ class _Bar:
             dynamic_ncols=sized,
             ncols=None if sized else 80,
             nrows=None if sized else 24,
-            file=sys.stderr,
+            file=console(),
         )
         self.interval = self._bar.mininterval
         self.due = time.monotonic() + self.interval
@@ -179,7 +185,7 @@ class _Bar:
         if label is not None:
             self._bar.set_description_str(label, refresh=False)
         if numbers:
-            self._bar.set_postfix_str(_joined(numbers), refresh=False)
+            self._bar.set_postfix_str(_fitting(numbers, _width() - _REST), refresh=False)
         self._bar.update(done - self._bar.n)
         self.due = time.monotonic() + self.interval
 
@@ -205,18 +211,31 @@ class _Lines:
             left = (self._total - done) / average if average else math.inf
             parts[0] += f"/{self._total} ({done / self._total:.0%})"
             parts.append(f"{_duration(left)} left")
-        if numbers:
-            parts.append(_joined(numbers))
         self._last = (now, done)
+        line = f"{time.strftime('%H:%M:%S')} {', '.join(parts)}"
+        if shown := _fitting(numbers, _COLUMNS - len(f"{line}, ") - 1):
+            line += f", {shown}"
         with contextlib.suppress(OSError):  # its reader has gone; there is nobody left to tell
-            print(", ".join(parts), file=sys.stderr, flush=True)
+            print(line, file=console(), flush=True)
 
     def close(self) -> None:
         """There is nothing to close."""
 
 
-def _is_terminal() -> bool:
-    return sys.stderr is not None and sys.stderr.isatty()
+def _can_draw() -> bool:
+    """Whether a bar can be drawn: a dumb terminal has no way back to the start of a line."""
+    if in_notebook():
+        return find_spec("ipywidgets") is not None
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return is_terminal and os.environ.get("TERM") != "dumb"
+
+
+def _tqdm() -> type[tqdm[Any]]:
+    if in_notebook():
+        from tqdm.notebook import tqdm_notebook
+
+        return tqdm_notebook
+    return tqdm
 
 
 def _has_size() -> bool:
@@ -226,8 +245,19 @@ def _has_size() -> bool:
     return False
 
 
-def _joined(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+def _width() -> int:
+    return os.get_terminal_size(sys.stderr.fileno()).columns if _has_size() else _COLUMNS
+
+
+def _fitting(numbers: Mapping[str, float], width: int) -> str:
+    """The first of the numbers, as many as have room: half a number would be another number."""
+    text = ""
+    for name, value in numbers.items():
+        more = f"{text}, {name} {number(value)}".lstrip(", ")
+        if len(more) > width:
+            break
+        text = more
+    return text
 
 
 def _duration(seconds: float) -> str:

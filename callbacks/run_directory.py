@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from danling.callback import Callback, Priority
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["RunDirectory"]
 

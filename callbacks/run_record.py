@@ -19,7 +19,7 @@ from danling.logs import Attempts
 from danling.run.record import RunFile
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["RunRecord"]
 
@@ -97,7 +97,7 @@ class RunRecord(Callback):
         if not runner.is_main_process:
             return
         with self._attempts.caught(runner.logger):
-            runner.config.save(runner.paths.runner_yaml)
+            runner.config.save(runner.paths.runner_yaml, private=True)
         with self._attempts.caught(runner.logger):
             self._run = self._open(runner)
             self._record_code(self._run, runner)

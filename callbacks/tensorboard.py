@@ -15,7 +15,7 @@ from danling.logs import Attempts
 from danling.metrics.history import flatten
 from danling.tensorboard import bands, hparams, media, text
 from danling.tensorboard.event_file import EventWriter, cut_events
-from danling.tensorboard.pages import best_values, layout
+from danling.tensorboard.pages import best_values, layout, shown_tag
 from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
@@ -24,35 +24,40 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from torch import Tensor
 
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["TensorBoard"]
 
+_EPOCH = shown_tag("epoch/")
+
 
 class TensorBoard(Callback):
-    """Write what the pages of TensorBoard show into the run's directory, for a look at any time.
+    """Write what TensorBoard shows into the run's directory.
 
-    `tensorboard --logdir experiments` shows every run there. Without arguments it has
+    `tensorboard --logdir experiments` shows every run there, also while it is running. Without
+    arguments a run has
 
-    - every logged value under its tag, against the global step: `train/...`, `val/...`, `perf/...`,
-      `optim/...`, and as `best/...` what was evaluated for each result that was the best so far;
-    - the HParams table: the configuration with its types, the status of the run, its last and its
-      best values; runs that differ only in the seed are one row;
-    - on "Custom Scalars" a chart per metric with all its splits, and the mean of runs that differ
-      only in the seed, in the band of what there was, as a run `{experiment_name}-seeds-...`;
-    - as text the configuration, command line, code, environment, model, and a crash's traceback.
+    - every logged value against the global step. `train/...` and `val/...` have the tags of the
+      log; other groups of the library begin with `~`, which TensorBoard lists behind them:
+      `~optim/...`, `~perf/...`, and as `~best/...` the values of each result that was the best;
+    - a row of the HParams table: the configuration, the status of the run, its last and its best
+      values. Finished runs that differ only in the seed are one row, with their means;
+    - on "Custom Scalars" a chart per metric with all its splits, and the mean of finished runs that
+      differ only in the seed, with their range, as a run `{experiment_name}-seeds-...`;
+    - texts: the configuration, what differs from the defaults, the command line, the model, the
+      environment, the code, and the traceback of a crash. Secrets are masked.
 
-    A resumed run goes on as if it had never stopped: points after the checkpoint are taken out of
+    A resumed run goes on as if it had never stopped: points after the checkpoint are removed from
     the files. Values reach the disk every 10 seconds, and at evaluations, checkpoints, errors and
-    the end. Anybody adds to the pages with `runner.log_image(...)` and the like. What cannot be
-    written or drawn is a warning; nothing here ends a training.
+    the end. `runner.log_image(...)` and the like add to the pages. What cannot be written or drawn
+    is a warning; nothing here ends a training.
 
     Args:
         epoch_axis: Whether results are also written against the epoch, as `epoch/val/loss`.
-        histograms: How often to write histograms of parameters and gradients, `"1 epoch"` or
-            `"500 steps"`: at the first step of the run, and at each that is due.
+        histograms: The period of histograms of parameters and gradients, `"1 epoch"` or
+            `"500 steps"`; the first ones are those of the first step. None for no histograms.
         graph: Whether to write the graph of the model, traced with the first batch.
-        flush_seconds: Longest time that a value waits in memory while the training goes on.
+        flush_seconds: The longest time in seconds that a value waits in memory.
 
     Raises:
         ConfigError: `histograms` is not a period.
@@ -87,6 +92,7 @@ class TensorBoard(Callback):
         self._evaluations, self._log_interval = 0, 1
         self._mark = (0, 0.0)  # step and time from which the speed is measured
         self._graph_is_due = False
+        self._group = ""  # the row of the HParams table that the run joins when it has finished
 
     # The run
 
@@ -95,7 +101,7 @@ class TensorBoard(Callback):
         self._forget()
 
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-        """Take what came after the checkpoint out of the files."""
+        """Remove what came after the checkpoint from the files."""
         if runner.in_run:
             self._open(runner)
 
@@ -110,7 +116,7 @@ class TensorBoard(Callback):
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
         """Write the traceback."""
-        self._add(runner, lambda: media.text("run/exception", text.crash_text(error)))
+        self._add(runner, lambda: media.text(text.CRASH_TAG, text.crash_text(error)))
         self._try(runner, EventWriter.flush)
 
     def on_teardown(self, runner: Runner) -> None:
@@ -123,11 +129,12 @@ class TensorBoard(Callback):
 
     def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
         """Write the values, as one event."""
-        self._try(runner, lambda writer: writer.add_scalars(metrics, runner.global_step))
+        values = {shown_tag(tag): value for tag, value in metrics.items()}
+        self._try(runner, lambda writer: writer.add_scalars(values, runner.global_step))
 
     def on_before_step(self, runner: Runner) -> None:
-        """Ask for the norm of the gradients where the step will be logged: so it will be, too."""
-        if (runner.global_step + 1) % self._log_interval == 0 and runner.optimization.readable:
+        """Have the norm of the gradients computed where the step will be logged, with the norm."""
+        if (runner.global_step + 1) % self._log_interval == 0 and runner.gradients_are_readable:
             _ = runner.grad_norm
 
     def on_step(self, runner: Runner) -> None:
@@ -232,7 +239,7 @@ class TensorBoard(Callback):
         known, step = self._last_steps, runner.global_step
 
         def keep(tag: str, at: int) -> bool:
-            default = runner.epoch if tag.startswith("epoch/") else step
+            default = runner.epoch if tag.startswith(_EPOCH) else step
             return not tag.startswith(hparams.TAG_PREFIX) and at <= known.get(tag, default)
 
         with self._attempts.caught(runner.logger):
@@ -247,8 +254,8 @@ class TensorBoard(Callback):
                 flush_seconds=self.flush_seconds,
             )
             self._graph_is_due = self.graph and not last_steps
-            values, group = hparams.of_config(runner.config, runner.experiment_id)
-            self._writer.add([hparams.session_start(values, group, time.time())], step)
+            values, self._group = hparams.of_config(runner.config, runner.experiment_id)
+            self._writer.add([hparams.session_start(values, runner.id, time.time())], step)
 
     def _try(self, runner: Runner, write: Callable[[EventWriter], None]) -> None:
         if self._writer is not None:
@@ -266,6 +273,8 @@ class TensorBoard(Callback):
             writer.add(hparams.session_end(runner.status, time.time()), runner.global_step)
         finally:
             writer.close()
+        if runner.status in hparams.SUCCESSFUL:
+            hparams.join_group(runner.dir, self._group)
         if writer.nonfinite:
             runner.logger.warning("TensorBoard: points that are not finite: %s", writer.nonfinite)
         if writer.dropped:
@@ -275,7 +284,7 @@ class TensorBoard(Callback):
 
     def _write_texts(self, runner: Runner, writer: EventWriter) -> None:
         model = runner.unwrapped_model if isinstance(runner.unwrapped_model, nn.Module) else None
-        texts = text.run_texts(runner.config.to_dict(), runner.paths, model)
+        texts = text.run_texts(runner.config, runner.paths, model)
         new = writer.newer(texts, runner.global_step)
         writer.add([media.text(tag, markdown) for tag, markdown in new.items()], runner.global_step)
         writer.flush()
@@ -285,7 +294,7 @@ class TensorBoard(Callback):
         if runner.is_best:
             writer.add_scalars(writer.newer(best_values(values), step), step)
         if self.epoch_axis and runner.epoch_complete:
-            by_epoch = {f"epoch/{tag}": value for tag, value in values.items()}
+            by_epoch = {f"{_EPOCH}{tag}": value for tag, value in values.items()}
             writer.add_scalars(writer.newer(by_epoch, runner.epoch), runner.epoch)
         writer.flush()
 
@@ -295,6 +304,6 @@ class TensorBoard(Callback):
             return
         self._last_histogram = now
         for name, parameter in runner.unwrapped_model.named_parameters():
-            self.log_histogram(runner, f"weights/{name}", parameter)
+            self.log_histogram(runner, shown_tag(f"weights/{name}"), parameter)
             if parameter.grad is not None:
-                self.log_histogram(runner, f"gradients/{name}", parameter.grad)
+                self.log_histogram(runner, shown_tag(f"gradients/{name}"), parameter.grad)

@@ -13,7 +13,7 @@ from danling.errors import CallbackError
 from danling.runner.steps import sample_count
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["PEAK_TFLOPS", "ThroughputMonitor", "peak_tflops"]
 
@@ -128,9 +128,7 @@ class ThroughputMonitor(Callback):
         if self.flops_per_sample is not None:
             tflops = self.flops_per_sample * window.samples / seconds / 1e12
             rates["tflops"] = tflops * runner.world_size
-            peak = self.peak_tflops or peak_tflops(
-                runner.device, runner.accelerator.mixed_precision
-            )
+            peak = self.peak_tflops or peak_tflops(runner.device, runner.precision)
             if peak is not None:
                 rates["mfu"] = tflops / peak
         return rates

@@ -12,6 +12,7 @@ from danling.callback import Callback
 from danling.files.atomic import write_json
 from danling.identity.redaction import mask_values
 from danling.logs import Attempts
+from danling.run.metrics_file import read_metrics
 from danling.tensorboard import media
 from danling.tensorboard.hparams import flatten
 from danling.trackers import KINDS, Identity, check_kind, show_image, start_tracker
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    from danling.runner.accelerate import AccelerateRunner as Runner
+    from danling.runner.base import BaseRunner as Runner
 
 __all__ = ["Tracker"]
 
@@ -45,14 +46,17 @@ class Tracker(Callback):
 
     `runner.log_image` and `runner.log_figure` show pictures there; in an outage they are left out.
 
-    What a run that is resumed has abandoned cannot be taken back from a tracker; the page of a run
-    that crashed shows those values, too.
+    A run that is resumed goes on after the last point that the tracker has of it: no point is
+    there twice, and those that a killed process could not hand over are sent from `metrics.jsonl`.
+    Offline Weights & Biases, MLflow and DVCLive can tell what they have. Others cannot: a warning
+    before the training says that points may be missing or be there twice. What a resumed run has
+    abandoned cannot be taken back from any of them.
 
     Args:
         tracker: `"wandb"`, `"mlflow"`, `"aim"`, `"comet_ml"`, `"clearml"`, `"dvclive"`, `"swanlab"`
             or `"trackio"`; or a `GeneralTracker` of Accelerate's of your own.
-        project: Name of the group of runs; None for the `experiment_name` of the configuration.
-        options: Arguments of Accelerate's tracker, as `{"entity": "team"}` for wandb.
+        project: The name of the group of runs; None for the `experiment_name` of the configuration.
+        options: The arguments of Accelerate's tracker, as `{"entity": "team"}` for wandb.
         strict: Whether a failure of the tracker ends the training.
 
     Raises:
@@ -91,6 +95,7 @@ class Tracker(Callback):
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._has_told = False
+        self._last_steps: dict[str, int] = {}  # that the tracker has of a run that goes on
 
     def on_setup(self, runner: Runner) -> None:
         """Forget another run; the tracker starts when it is known whether this one goes on."""
@@ -163,6 +168,10 @@ class Tracker(Callback):
             self._tries, self._lost = 0, self._lost + 1
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
+        last = self._last_steps
+        metrics = {tag: value for tag, value in metrics.items() if last.get(tag, -1) < step}
+        if not metrics.keys() - {"epoch"}:
+            return
         if self.kind == "wandb":  # drops rows whose step is not after its last one
             self._tracker.log({"global_step": step, **metrics})
         else:
@@ -185,12 +194,29 @@ class Tracker(Callback):
         else:
             self._tracker = start_tracker(self.kind, identity, self.options)
             drawn = KINDS[self.kind].id_of(self._tracker)
-            if drawn is not None:
+            if self.kind in known:
+                self._catch_up(runner, identity)
+            else:
                 listing.parent.mkdir(exist_ok=True)
                 write_json(listing, known | {self.kind: drawn})
         if identity.known_id is None:  # MLflow takes no second value of a parameter
             values = flatten(mask_values(runner.config.to_dict()))
             self._tracker.store_init_configuration(values)
+
+    def _catch_up(self, runner: Runner, identity: Identity) -> None:
+        """Send what the tracker lacks of the run up to here, and later nothing that it has."""
+        steps = KINDS[self.kind].last_steps(self._tracker, identity)
+        if steps is None:
+            runner.logger.warning(
+                "%s cannot tell which points it has of this run: some may be missing or be there "
+                "twice; metrics.jsonl has each once",
+                self.name,
+            )
+            return
+        self._last_steps = steps
+        if runner.paths.metrics.exists():
+            rows = [_sent(row) for row in read_metrics(runner.paths.metrics)]
+            self._rows = deque([*rows, *self._rows], maxlen=_MAX_ROWS)
 
     def _end(self, status: str) -> None:
         if self.own is not None and self._tracker is not None:
@@ -199,8 +225,14 @@ class Tracker(Callback):
             KINDS[self.kind].end(self._tracker, status)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _sent(row: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """A row of metrics.jsonl as it is sent, in which NaN and infinities are numbers."""
+    metrics = {tag: float(row[tag]) for tag in row if tag not in ("global_step", "time")}
+    return row["global_step"], metrics
+
+
+def _read(path: Path) -> dict[str, str | None]:
     if not path.exists():
         return {}
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    known: dict[str, str | None] = json.loads(path.read_text(encoding="utf-8"))
     return known

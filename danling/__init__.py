@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from danling import errors
 
+__version__ = "1.0.0.dev0"
+
 if TYPE_CHECKING:
     from danling.callback import Callback, Priority
     from danling.checkpoint.reading import read_checkpoint
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from danling.runner.base import BaseRunner
     from danling.seed import seed_everything
     from danling.triggers import Every
-
-    __version__: str
 
 __all__ = [
     "AccelerateRunner",
@@ -75,24 +75,15 @@ _MODULES = {
 } | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = _installed_version()
-    elif name in _MODULES:
-        value = getattr(_imported(f"danling.{_MODULES[name]}"), name)
-    else:
-        near = errors.did_you_mean(name, __all__)
-        raise AttributeError(f"module 'danling' has no attribute {name!r}: {near}")
-    globals()[name] = value
-    return value
-
-
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` for a package: each name is imported from its module on first use (PEP 562).
+    """Return a `__getattr__` for a package that imports a name on its first use (PEP 562).
+
+    A package hides it from type checkers (`if not TYPE_CHECKING:`): to them, a package with a
+    `__getattr__` has every name, the misspelled ones too.
 
     Args:
         package: The full name of the package.
-        modules: The module below it that has the name, for each name.
+        modules: For each name, the module below the package that has it.
     """
 
     def look_up(name: str) -> Any:
@@ -117,14 +108,9 @@ def _imported(name: str) -> ModuleType:
             gc.enable()
 
 
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _MODULES)
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _installed_version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("danling")
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "0+unknown"

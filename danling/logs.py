@@ -1,4 +1,4 @@
-"""The logger of a run: its own handlers, and nothing of anybody else's."""
+"""The logger of a run, and failures that are logged and end no training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,47 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-__all__ = ["Attempts", "close_logger", "open_logger", "write_held"]
+__all__ = [
+    "Attempts",
+    "close_logger",
+    "console",
+    "in_notebook",
+    "number",
+    "open_logger",
+    "write_held",
+]
 
 
 _LIBRARY = logging.getLogger("danling")
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = sys.modules.get("IPython")
+    active = None if shell is None else shell.get_ipython()
+    return type(active).__name__ == "ZMQInteractiveShell"
+
+
+def console() -> TextIO | None:
+    """The stream of the moment for lines and bars: stderr, but stdout in a notebook.
+
+    A notebook shows what comes on stderr in red, as if it were an error.
+    """
+    return sys.stdout if in_notebook() else sys.stderr
+
+
+def number(value: float) -> str:
+    """A number as it is shown in lines and bars, in at most seven characters but for a sign.
+
+    Example:
+        >>> [number(value) for value in (0.26517, 31.415926, 1387.886, 2e-5, 0.0)]
+        ['0.2652', '31.416', '1387.9', '2.0e-05', '0.0000']
+    """
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:.5g}" if 10 <= abs(value) < 1e5 else f"{value:.1e}"
 
 
 def open_logger(
@@ -29,9 +65,9 @@ def open_logger(
     The root logger is neither used nor changed. Opening a logger again replaces its handlers.
 
     Args:
-        name: Of the logger; one per run.
-        path: A file to append to, which gets everything from DEBUG on; None for none.
-        console: Whether to write to stderr, around a progress bar that is there.
+        name: The name of the logger; each run has its own.
+        path: A file to append to, which gets everything from DEBUG on; None for no file.
+        console: Whether to write to the console, above a progress bar that is there.
         level: The least level that goes to the console.
         held: Whether the file is left alone until `write_held`, and what was said by then kept for
             it: a start that is refused must not change the run that it was about.
@@ -71,7 +107,7 @@ def write_held(logger: logging.Logger) -> None:
 
 
 def close_logger(logger: logging.Logger) -> None:
-    """Take the handlers away and close them."""
+    """Remove the handlers of a logger and close them."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         _LIBRARY.removeHandler(handler)
@@ -80,7 +116,7 @@ def close_logger(logger: logging.Logger) -> None:
 
 
 class _FileHandler(logging.FileHandler):
-    """Appends to a file; when it cannot, says so once and lets the training go on."""
+    """Appends to a file; when that fails, warns once and lets the training go on."""
 
     def __init__(self, path: Path, held: bool) -> None:
         self._half_line = _ends_in_a_half_line(path)  # left by a process that was killed
@@ -124,7 +160,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes to the stderr of the moment, above the progress bars of tqdm."""
+    """Writes to the console of the moment, above the progress bars of tqdm."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -149,14 +185,14 @@ class _ConsoleFormatter(logging.Formatter):
 
 
 def _write_line(line: str) -> None:
-    tqdm = sys.modules.get("tqdm")
-    if sys.stderr is None:
+    tqdm, stream = sys.modules.get("tqdm"), console()
+    if stream is None:
         return
-    if tqdm is not None:  # its `write` takes away the bars and puts them back
-        tqdm.tqdm.write(line, file=sys.stderr)
+    if tqdm is not None:  # its `write` removes the bars and draws them again
+        tqdm.tqdm.write(line, file=stream)
     else:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        stream.write(line + "\n")
+        stream.flush()
 
 
 def _ends_in_a_half_line(path: Path) -> bool:
@@ -171,18 +207,18 @@ _LAST_RESORT.addHandler(_ConsoleHandler(logging.WARNING))
 
 
 class Attempts:
-    """Catches the failures of decoration, such as images for a page or rows for a server.
+    """Catches failures that are not worth a training, such as those of a page or a server.
 
     Errors of any kind are caught here and nowhere else: what the libraries of others raise when a
-    network is down, a disk full or a figure malformed cannot be listed, and none of it is worth a
-    training. The first failure is told in full, the number of all by `report`.
+    network is down, a disk full or a figure malformed cannot be listed. The first failure is logged
+    in full; `report` logs the number of all.
 
     Args:
-        what: Is attempted, for the messages.
+        what: What is attempted, for the messages.
         strict: Whether failures are raised all the same.
 
     Attributes:
-        failures: How many there were since the last report.
+        failures: The number of failures since the last report.
 
     Example:
         >>> attempts = Attempts("the page")
@@ -199,7 +235,7 @@ class Attempts:
 
     @contextmanager
     def caught(self, logger: logging.Logger) -> Iterator[None]:
-        """Catch an exception of the block, unless it is strict; never KeyboardInterrupt."""
+        """Catch and count an exception of the block, unless `strict`; never KeyboardInterrupt."""
         try:
             yield
         except Exception as error:
@@ -213,7 +249,7 @@ class Attempts:
                 )
 
     def report(self, logger: logging.Logger) -> None:
-        """Say how many failures there were, where it was more than the one told, and count anew."""
+        """Log the number of failures where there was more than one, and count from zero again."""
         if self.failures > 1:
             logger.warning("%s failed %d times", self.what, self.failures)
         self.failures = 0

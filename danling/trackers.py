@@ -6,7 +6,9 @@ resumed nor one that failed, and for half of the trackers no images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import csv
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 from danling.errors import CallbackError, did_you_mean
 
-__all__ = ["KINDS", "Identity", "Kind", "check_kind", "show_image", "start_tracker"]
+__all__ = ["GOES_ON", "KINDS", "Identity", "Kind", "check_kind", "show_image", "start_tracker"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ def _nothing(tracker: Any) -> None:
     return None
 
 
+def _untold(tracker: Any, run: Identity) -> None:
+    return None
+
+
 def _as_it_is(tracker: Any, run: Identity) -> None:
     return None
 
@@ -65,6 +71,8 @@ class Kind:
         show: Shows an image of PIL under a tag at a step.
         end: Ends the run with its status, "finished" or "failed" for example.
         id_of: What the tracker calls the run, where it draws the name itself.
+        last_steps: The step of the last point of each tag that the tracker has of a run that goes
+            on; None where it cannot tell.
         package: What pip installs.
     """
 
@@ -73,6 +81,7 @@ class Kind:
     begin: Callable[[Any, Identity], None] = _as_it_is
     show: Callable[[Any, str, Any, int], None] = show_image
     id_of: Callable[[Any], str | None] = _nothing
+    last_steps: Callable[[Any, Identity], dict[str, int] | None] = _untold
     package: str | None = None
 
 
@@ -129,6 +138,43 @@ def _finish(tracker: Any, status: str) -> None:
 # Weights & Biases
 
 
+def _last_steps_wandb(tracker: Any, run: Identity) -> dict[str, int] | None:
+    """From the files of the offline runs; what is on a server cannot be told from here."""
+    if not getattr(tracker.run.settings, "_offline", False):
+        return None
+    record_class = import_module("wandb.proto.wandb_internal_pb2").Record
+    steps: dict[str, int] = {}
+    for path in sorted(run.directory.glob("wandb/offline-run-*/run-*.wandb")):
+        for data in _leveldb_records(path.read_bytes()[7:]):
+            items = record_class.FromString(data).history.item
+            row = {item.key or item.nested_key[0]: item.value_json for item in items}
+            if "global_step" in row:
+                steps |= dict.fromkeys(row, int(float(row["global_step"])))
+    return steps
+
+
+def _leveldb_records(data: bytes, block: int = 1 << 15) -> Iterator[bytes]:
+    """The whole records of LevelDB's log format, in which wandb's files are after 7 bytes.
+
+    https://github.com/google/leveldb/blob/main/doc/log_format.md; checksums are not compared.
+    """
+    place, parts = 0, []
+    while True:
+        room = block - (place + 7) % block  # the 7 bytes before count in the first block
+        place += room if room < 7 else 0
+        if place + 7 > len(data):
+            return
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        place += 7
+        if place + size > len(data):
+            return  # the process was killed in the middle of it
+        parts.append(data[place : place + size])
+        place += size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield b"".join(parts)
+            parts = []
+
+
 def _wandb(run: Identity) -> dict[str, Any]:
     return {"id": run.uuid, "name": run.name, "resume": "allow", "dir": str(run.directory)}
 
@@ -152,6 +198,12 @@ def _end_wandb(tracker: Any, status: str) -> None:
 
 def _mlflow(run: Identity) -> dict[str, Any]:
     return {"run_name": run.name, "run_id": run.known_id}
+
+
+def _last_steps_mlflow(tracker: Any, run: Identity) -> dict[str, int]:
+    client, run_id = import_module("mlflow").MlflowClient(), tracker.active_run.info.run_id
+    tags = client.get_run(run_id).data.metrics
+    return {tag: max(p.step for p in client.get_metric_history(run_id, tag)) for tag in tags}
 
 
 def _show_mlflow(tracker: Any, tag: str, image: Any, step: int) -> None:
@@ -227,6 +279,16 @@ def _dvclive(run: Identity) -> dict[str, Any]:
     return {**options, "save_dvc_exp": False, "dvcyaml": False}
 
 
+def _last_steps_dvclive(tracker: Any, run: Identity) -> dict[str, int]:
+    folder = run.directory / "dvclive" / "plots" / "metrics"
+    steps = {}
+    for path in folder.rglob("*.tsv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [int(row["step"]) for row in csv.DictReader(file, delimiter="\t")]
+        steps[path.relative_to(folder).with_suffix("").as_posix()] = max(rows, default=-1)
+    return steps
+
+
 def _show_dvclive(tracker: Any, tag: str, image: Any, step: int) -> None:
     tracker.live.log_image(f"{tag}/{step}.png", image)
 
@@ -282,15 +344,22 @@ KINDS: Mapping[str, Kind] = {
         id_of=lambda tracker: str(tracker.task.id),
     ),
     "comet_ml": Kind(_comet, _end_comet, begin=_begin_comet, show=_show_comet),
-    "dvclive": Kind(_dvclive, _end_dvclive, show=_show_dvclive),
+    "dvclive": Kind(_dvclive, _end_dvclive, show=_show_dvclive, last_steps=_last_steps_dvclive),
     "mlflow": Kind(
         _mlflow,
         _end_mlflow,
         show=_show_mlflow,
         id_of=lambda tracker: str(tracker.active_run.info.run_id),
+        last_steps=_last_steps_mlflow,
     ),
     "swanlab": Kind(_swanlab, _end_swanlab),
     "trackio": Kind(_trackio, _end_trackio, show=_show_trackio),
-    "wandb": Kind(_wandb, _end_wandb, begin=_begin_wandb, show=_show_wandb),
+    "wandb": Kind(
+        _wandb, _end_wandb, begin=_begin_wandb, show=_show_wandb, last_steps=_last_steps_wandb
+    ),
 }
 """The trackers by the name that Accelerate has for them."""
+
+GOES_ON: Mapping[str, str] = {"dvclive": "3.49.1", "mlflow": "3.17.2", "wandb": "0.31.0"}
+"""Trackers, with their versions, in which a killed and resumed run was seen to be one run with each
+point once: offline, and with SIGKILL. A test does it again where they are installed."""

@@ -62,7 +62,7 @@ def train_digits(root: Path) -> Path:
             runner = make_digits_runner(str(root / "runs"), seed, optim={"lr": rate})
             runner.callbacks.remove("log_attempt")
             runner.train()
-            (labels / f"lr={rate} seed={seed}").symlink_to(runner.dir)
+            (labels / f"lr={rate} seed={seed} {runner.run_id[:8]}").symlink_to(runner.dir)
         [band] = set(runner.dir.parent.glob("digits-seeds-*")) - bands
         bands.add(band)
         (labels / f"lr={rate} seeds").symlink_to(band)
@@ -76,7 +76,7 @@ def main(folder: Path) -> None:
         logs = train_digits(Path(root))
         with Server(logs, fast=True, runs=8) as server:
             for run in server.get("runs"):
-                tag = "seeds/val/loss/mean" if run.endswith("seeds") else "val/loss"
+                tag = "~seeds/val/loss/mean" if run.endswith("seeds") else "val/loss"
                 server.wait_until(
                     lambda run=run, tag=tag: server.scalars(run, tag)[-1][0] == LAST_STEP
                 )

@@ -1,3 +1,5 @@
+"""The logger of a run, and failures that are logged once, counted, and end no training."""
+
 from __future__ import annotations
 
 import io
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from danling.logs import close_logger, open_logger
+from danling.logs import Attempts, close_logger, open_logger
+
+LOGGER = logging.getLogger("danling.test")
 
 
 def test_a_line_is_once_in_the_file_and_once_on_the_console(
@@ -141,3 +145,41 @@ def test_what_the_library_says_is_in_the_log_of_the_run(
     assert len(shown) == (0 if configured else 1)
     assert stream.getvalue().count("latest.pth is damaged") == configured
     assert (tmp_path / "run.log").read_text().endswith("WARNING  latest.pth is damaged\n")
+
+
+# Attempts
+
+
+def test_only_the_first_failure_is_logged_and_then_their_number(caplog):
+    attempts = Attempts("the page")
+
+    for step in range(3):
+        with attempts.caught(LOGGER):
+            raise ConnectionError(f"no route at {step}")
+    attempts.report(LOGGER)
+
+    assert caplog.messages == [
+        "the page failed, and the training goes on: ConnectionError: no route at 0",
+        "the page failed 3 times",
+    ]
+    assert attempts.failures == 0
+
+
+def test_an_attempt_that_succeeds_says_nothing(caplog):
+    attempts = Attempts("the page")
+
+    with attempts.caught(LOGGER):
+        pass
+    attempts.report(LOGGER)
+
+    assert caplog.messages == []
+
+
+def test_a_failure_of_a_strict_attempt_is_raised():
+    with pytest.raises(OSError, match="full"), Attempts("the page", strict=True).caught(LOGGER):
+        raise OSError("full")
+
+
+def test_an_interrupt_is_never_caught():
+    with pytest.raises(KeyboardInterrupt), Attempts("the page").caught(LOGGER):
+        raise KeyboardInterrupt

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-LEFT_OUT = shutil.ignore_patterns(
-    *(".*_cache", ".git", ".venv", "__pycache__", "*.egg-info", "build", "dist", "experiments")
+import danling
+from tests.support.environments import (
+    ROOT,
+    WAYS,
+    Environment,
+    build,
+    copy_checkout,
+    make_environment,
 )
 
+INSTALLED = [way for way in WAYS if way != "checkout"]
+TRAINING = """\
+import danling as dl
+import torch
+from danling.callbacks import EarlyStopping
 
-def build(source: Path, out: Path) -> tuple[Path, Path]:
-    """The sdist of `source`, and the wheel made from that sdist."""
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)],
-        check=True,
-        capture_output=True,
-    )
-    return next(out.glob("*.tar.gz")), next(out.glob("*.whl"))
+data = torch.utils.data.TensorDataset(torch.randn(32, 4), torch.randn(32, 1))
+model = torch.nn.Linear(4, 1)
+runner = dl.AccelerateRunner(
+    dl.Config(seed=0, max_epochs=2),
+    model=model,
+    criterion=torch.nn.MSELoss(),
+    optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    datasets={"train": data, "val": data},
+    callbacks=[EarlyStopping(patience=3)],
+)
+runner.train()
+print(dl.__version__, runner.epoch, (runner.dir / "checkpoints" / "best.pth").exists())
+"""
 
 
 def package_files() -> set[str]:
@@ -38,34 +50,13 @@ def package_files() -> set[str]:
 @pytest.fixture(scope="module", params=["checkout", "checkout without symlinks"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     source = tmp_path_factory.mktemp("source") / "danling"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=LEFT_OUT)
-    if request.param == "checkout without symlinks":  # what git makes of a link on Windows
-        (source / "danling" / "callbacks").unlink()
-        (source / "danling" / "callbacks").write_text("../callbacks")
+    copy_checkout(source, symlinks=request.param == "checkout")
     return build(source, tmp_path_factory.mktemp("dist"))
 
 
-@pytest.fixture
-def installed(built: tuple[Path, Path], tmp_path: Path) -> Path:
-    """A directory for `sys.path` with the wheel's contents, away from the checkout."""
-    site = tmp_path / "site"
-    with zipfile.ZipFile(built[1]) as wheel:
-        wheel.extractall(site)
-    return site
-
-
-def run(program: str, site: Path, cwd: Path) -> str:
-    """Run `program` as a user's script in `cwd` would run, with the wheel installed."""
-    script = cwd / "program.py"
-    script.write_text(f"import sys; sys.path.insert(1, {str(site)!r})\n{program}")
-    return subprocess.run(
-        [sys.executable, str(script)],
-        check=True,
-        capture_output=True,
-        cwd=cwd,
-        env={"PATH": "/usr/bin:/bin"},
-        text=True,
-    ).stdout.strip()
+@pytest.fixture(scope="module", params=WAYS)
+def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    return make_environment(tmp_path_factory.mktemp("environment"), request.param)
 
 
 def test_the_wheel_holds_exactly_the_packages_of_the_tree(built: tuple[Path, Path]):
@@ -75,17 +66,29 @@ def test_the_wheel_holds_exactly_the_packages_of_the_tree(built: tuple[Path, Pat
     assert files == package_files()
 
 
-def test_the_sdist_holds_what_a_build_and_the_tests_need(built: tuple[Path, Path]):
+def test_the_sdist_holds_what_a_build_and_the_tests_need_and_no_more(built: tuple[Path, Path]):
     with tarfile.open(built[0]) as sdist:
-        files = {name.partition("/")[2] for name in sdist.getnames()}
+        files = {
+            name.partition("/")[2] for name in sdist.getnames() if sdist.getmember(name).isfile()
+        }
 
     sources = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("callbacks", "examples", "tests")
-        for path in (ROOT / folder).rglob("*.py")
+        for folder in ("callbacks", "danling", "examples", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and not path.is_relative_to(ROOT / "danling" / "callbacks")  # the link
+        and not path.is_relative_to(ROOT / "tests" / "benchmarks")
     }
-    documents = {"CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"}
-    assert files >= sources | documents | {".ci/run", "constraints.txt", "pyproject.toml"}
+    beside = {
+        *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md"),
+        *("build_backend.py", "constraints.txt", "pyproject.toml"),
+    }
+    of_the_repository = {"tests/test_docs.py", "tests/test_workflows.py"}
+    made_by_setuptools = {name for name in files if name.startswith("danling.egg-info/")}
+    made_by_setuptools |= {"PKG-INFO", "setup.cfg"}
+    assert files - made_by_setuptools == sources - of_the_repository | beside
 
 
 def test_the_wheel_depends_on_six_packages_and_no_more(built: tuple[Path, Path]):
@@ -99,29 +102,74 @@ def test_the_wheel_depends_on_six_packages_and_no_more(built: tuple[Path, Path])
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     }
     assert required == {"accelerate", "gitpython", "pyyaml", "tensorboard", "torch", "tqdm"}
+    assert f"Version: {danling.__version__}" in lines
 
 
-def test_an_installed_callback_is_the_one_of_the_wheel(installed: Path, tmp_path: Path):
+def test_a_user_s_script_trains(environment: Environment):
+    printed = environment.python_prints(TRAINING)
+
+    assert printed == f"{danling.__version__} 2 True"
+
+
+def test_the_callbacks_are_those_of_the_installation(environment: Environment):
     program = "import danling.callbacks.early_stopping as module; print(module.__file__)"
 
-    location = run(program, installed, tmp_path)
+    location = Path(environment.python_prints(program)).resolve()
 
-    assert location == str(installed / "danling" / "callbacks" / "early_stopping.py")
+    (site,) = environment.python.parent.parent.glob("lib/python*/site-packages")
+    installed = site / "danling" / "callbacks" / "early_stopping.py"
+    in_place = environment.source / "callbacks" / "early_stopping.py"
+    assert location == (installed if installed.exists() else in_place)
 
 
-def test_a_user_s_own_folder_named_callbacks_does_not_collide(installed: Path, tmp_path: Path):
-    own = tmp_path / "callbacks"
-    own.mkdir()
-    (own / "__init__.py").write_text("class EarlyStopping: pass")
+@pytest.mark.parametrize("environment", INSTALLED, indirect=True)
+def test_the_metadata_says_the_version(environment: Environment):
+    program = "from importlib.metadata import version; print(version('danling'))"
+
+    assert environment.python_prints(program) == danling.__version__
+
+
+@pytest.mark.parametrize("environment", INSTALLED, indirect=True)
+@pytest.mark.parametrize("files", [["__init__.py", "own.py"], ["own.py"]])
+def test_a_user_s_own_folder_named_callbacks_does_not_collide(
+    environment: Environment, files: list[str]
+):
+    folder = environment.home / f"project{len(files)}"
+    (folder / "callbacks").mkdir(parents=True)
+    for file in files:
+        (folder / "callbacks" / file).write_text("class EarlyStopping: pass")
     program = (
-        "from callbacks import EarlyStopping as Own\n"
+        f"import sys; sys.path[0] = {str(folder)!r}\n"
+        "from callbacks.own import EarlyStopping as Own\n"
         "from danling.callbacks import EarlyStopping\n"
         "print(Own.__module__, EarlyStopping.__module__)"
     )
 
-    modules = run(program, installed, tmp_path)
+    modules = environment.python_prints(program)
 
-    assert modules == "callbacks danling.callbacks.early_stopping"
+    assert modules == "callbacks.own danling.callbacks.early_stopping"
+
+
+@pytest.mark.parametrize("environment", INSTALLED, indirect=True)
+def test_an_installation_adds_no_other_name_than_danling(environment: Environment):
+    program = (
+        "from importlib.util import find_spec\n"
+        "print([name for name in ('build_backend', 'callbacks', 'tests', 'examples', 'docs')"
+        " if find_spec(name)])"
+    )
+
+    assert environment.python_prints(program) == "[]"
+
+
+@pytest.mark.parametrize("way", ["editable", "editable without symlinks"])
+def test_a_new_module_is_found_by_an_editable_install(way: str, tmp_path: Path):
+    environment = make_environment(tmp_path, way)
+    (environment.source / "danling" / "new.py").write_text("name = 'new'")
+    (environment.source / "callbacks" / "newer.py").write_text("name = 'newer'")
+
+    program = "from danling import new; from danling.callbacks import newer; print(newer.name)"
+
+    assert environment.python_prints(program) == "newer"
 
 
 def test_the_link_for_tools_that_read_the_checkout_points_to_the_folder():

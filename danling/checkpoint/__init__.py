@@ -7,12 +7,13 @@ import `files`, `distributed` and `errors`.
 - `commit`: how values in memory become names that survive a crash.
 - `catalog`: which checkpoints there are, read from the files themselves.
 - `trailer`: the end of a checkpoint file, by which it is recognised and checked.
-- `encoding`: what a checkpoint may hold, and how the rest is written with it.
-- `reading`: a checkpoint file, read by one process or by all, if it is whole and safe.
+- `archive`: what a file must be before torch may read it.
+- `encoding`: what a checkpoint may hold, and how other types are written with it.
+- `reading`: a checkpoint file is read, by one process or by all, if it is whole and safe.
 - `saving`: one save, from the state of a runner to the file.
 - `background`: saves on a thread of their own, one at a time, from copies.
 - `retention`: which of the numbered files stay.
-- `sharded`: checkpoints of which each process writes and reads its part.
+- `sharded`: checkpoints of which each process writes and reads a part.
 """
 
 from __future__ import annotations

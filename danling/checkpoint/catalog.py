@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from danling.checkpoint import archive
 from danling.checkpoint.commit import SUFFIX, is_regular
 from danling.checkpoint.reading import is_intact, trailer_of
 from danling.checkpoint.sharded.shards import directories
 from danling.checkpoint.trailer import Trailer, is_unsealed, read_trailer
 from danling.errors import CheckpointError
+from danling.files import filesystem
 
 __all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered"]
 
@@ -202,14 +204,16 @@ def _shards_of(path: Path) -> str | None:
     try:
         if not is_regular(path):
             return _UNKNOWN
-        with open(path, "rb") as file:
+        with filesystem.open_existing(path) as file:
             trailer = read_trailer(file)[0]
             if trailer is not None:
                 return trailer.shards
-            if not is_unsealed(file):
+            if not is_unsealed(file) or archive.problem(file) is not None:
                 return _UNKNOWN
-        head = torch.load(path, map_location="meta", weights_only=True)  # saved again by hand
-        return str(head["shards"]["directory"]) if "shards" in head else None
+            file.seek(0)
+            head = torch.load(file, map_location="meta", weights_only=True)  # saved again by hand
+        name = head["shards"]["directory"] if "shards" in head else None
+        return name if name is None or isinstance(name, str) else _UNKNOWN
     except Exception:  # torch raises all kinds of errors at bytes that it does not expect
         return _UNKNOWN
 

@@ -12,7 +12,8 @@ The steps, and why each is where it is:
    and damage done in place to one, with all its names, is survived.
 5. `fsync` of the directory makes the names durable. Until it returned nothing may be deleted.
 
-A file system without hard links gets copies, one without `fsync` none; either is logged once.
+A file system without hard links gets copies, and one without `fsync` goes on without (see
+`danling.files.durable`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import IO, Any, cast
 import torch
 
 from danling.checkpoint.trailer import Sealer, Trailer
-from danling.files import filesystem
+from danling.files import durable, filesystem
 from danling.files.failpoints import failpoint
 
 __all__ = ["SUFFIX", "TEMPORARY", "CheckpointDirectory", "is_regular"]
@@ -41,7 +42,6 @@ SUFFIX = ".pth"
 TEMPORARY = ".tmp."
 """Start of the names of files that are not committed; what has it may be removed at a start."""
 
-_NO_LINK = filesystem.UNSUPPORTED | {errno.EPERM, errno.EMLINK, errno.EXDEV}
 _CHUNK = 1 << 20
 _HEADROOM = 1.1  # of the size of the last checkpoint
 _logger = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ class CheckpointDirectory:
         self.path = path
         self._keep_previous = keep_previous
         self._count = itertools.count()
-        self._degraded: set[str] = set()
 
     def file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
@@ -70,7 +69,7 @@ class CheckpointDirectory:
             mode = os.lstat(self.path).st_mode
         except FileNotFoundError:
             filesystem.make_directory(self.path)
-            self._fsync_directory(self.path.parent)
+            durable.fsync_directory(self.path.parent, self.path)
             return
         if not stat.S_ISDIR(mode):
             what = "a symbolic link" if stat.S_ISLNK(mode) else "not a directory"
@@ -109,22 +108,17 @@ class CheckpointDirectory:
             if kept is not None:
                 self._discard(kept)
             raise
-        self._fsync_directory(self.path)
+        durable.fsync_directory(self.path)
         failpoint("checkpoint.after_directory_fsync")
 
     def settle(self) -> None:
         """Step 5, for names that were removed: what they led to may be deleted then."""
-        self._fsync_directory(self.path)
+        durable.fsync_directory(self.path)
 
     def link_temporary(self, source: Path) -> Path:
         """A second, temporary name of a file, or a copy of it where there are no links."""
         temporary = self._temporary(source.stem)
-        try:
-            filesystem.link(source, temporary)
-        except OSError as error:
-            self._degrade("hard links", error, _NO_LINK)
-            return self._copy(source)
-        return temporary
+        return temporary if durable.link(source, temporary) else self._copy(source)
 
     def preflight(self, size: int) -> None:
         """Finds out whether files can be written here, and warns where `size` bytes cannot."""
@@ -173,13 +167,10 @@ class CheckpointDirectory:
         if is_regular(previous) and previous.samefile(latest):
             return None  # a rename between two names of one file would do nothing
         temporary = self._temporary("previous")
-        try:
-            filesystem.link(latest, temporary)
-        except OSError as error:
-            self._degrade("hard links", error, _NO_LINK)
-            filesystem.replace(latest, previous)
-            return None
-        return temporary
+        if durable.link(latest, temporary):
+            return temporary
+        filesystem.replace(latest, previous)
+        return None
 
     def _alias(self, source: Path, target: Path) -> None:
         temporary = self.link_temporary(source)
@@ -209,7 +200,7 @@ class CheckpointDirectory:
         try:
             try:
                 yield temporary, descriptor
-                self._fsync_file(descriptor)
+                durable.fsync_file(descriptor, self.path)
             finally:
                 filesystem.close(descriptor)
             failpoint("checkpoint.after_fsync")
@@ -223,26 +214,6 @@ class CheckpointDirectory:
     def _discard(self, path: Path) -> None:
         with suppress(OSError):  # an error is already on its way, and a start removes the rest
             filesystem.unlink(path)
-
-    def _fsync_file(self, descriptor: int) -> None:
-        try:
-            filesystem.fsync_file(descriptor)
-        except OSError as error:
-            self._degrade("fsync of a file", error, filesystem.UNSUPPORTED)
-
-    def _fsync_directory(self, path: Path) -> None:
-        try:
-            filesystem.fsync_directory(path)
-        except OSError as error:
-            self._degrade("fsync of a directory", error, filesystem.UNSUPPORTED)
-
-    def _degrade(self, what: str, error: OSError, accepted: frozenset[int]) -> None:
-        """Goes on without a call that the file system lacks; any other error is raised."""
-        if error.errno not in accepted:
-            raise error
-        if what not in self._degraded:
-            self._degraded.add(what)
-            _logger.warning("%s has no %s (%s): going on without", self.path, what, error.strerror)
 
 
 def is_regular(path: Path) -> bool:

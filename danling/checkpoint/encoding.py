@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from enum import Enum
@@ -24,7 +24,7 @@ import torch
 from danling.errors import CheckpointError
 from danling.files.json import MAX_DEPTH
 
-__all__ = ["TAG", "Elsewhere", "decode", "encode"]
+__all__ = ["TAG", "Placeholder", "decode", "encode"]
 
 
 TAG = "__danling__"
@@ -35,7 +35,11 @@ _ATOMS = frozenset(
     | {torch.device}
 )
 _MAPPINGS = frozenset({dict, OrderedDict, Counter})
+_CONTAINERS = _MAPPINGS | {list, tuple}
 _TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_MAX_ITEM = 32  # bytes of a complex number of numpy's longest kind
+_MAX_SHARED = 2_000_000
+_TENSOR_ITEMS = 32  # that a tensor is made of in a file, at most
 _SHOWN_KEYS = 8  # of a path in a message
 _DATES: dict[str, type[datetime] | type[date] | type[time]] = {
     "datetime": datetime,
@@ -46,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class Placeholder:
     """Stands for a tensor whose data is in another file; it is read as a tensor on `meta`."""
 
     shape: torch.Size
@@ -77,6 +81,7 @@ def encode(value: Any) -> Any:
 builtins.builtin_function_or_method; a checkpoint holds tensors, numbers, strings, None, lists, \
 dicts, sets, numpy arrays, paths, dates and enums: return one of these from state_dict()
     """
+    _check_sharing(value)
     try:
         return _encode(value, 0)
     except _UnsupportedError as error:
@@ -92,6 +97,8 @@ def decode(value: Any) -> Any:
 
     Raises:
         CheckpointError: A tag is unknown: the file was written by a newer version.
+        ValueError: The value is not one that `encode` returned; other errors of Python's may say
+            so, too.
 
     Example:
         >>> decode(encode({"where": Path("runs")})) == {"where": Path("runs")}
@@ -102,6 +109,8 @@ def decode(value: Any) -> Any:
 
 def _decode(value: Any, depth: int) -> Any:
     kind = type(value)
+    if depth > MAX_DEPTH + 1 and kind in _CONTAINERS:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if kind in _MAPPINGS:
         if TAG in value:
             return _decode_tagged(value, depth)
@@ -128,6 +137,46 @@ def _encode(value: Any, depth: int) -> Any:
             _require_key(item, "the element")
         return value
     return _encode_other(value)
+
+
+def _check_sharing(value: Any) -> None:
+    """Refuses what `danling.checkpoint.archive` would: a walk that shared values make endless.
+
+    What a walk meets is counted with each container visited once. One that is in itself is left to
+    `_encode`, which has its path.
+    """
+    totals: dict[int, int] = {}
+    distinct = 0
+    tensors: set[int] = set()
+    met: set[int] = set()
+    pending = [(value, False)]
+    while pending:
+        outer, is_counted = pending.pop()
+        inner = _items(outer)
+        if not is_counted:
+            if id(outer) in met:
+                continue
+            met.add(id(outer))
+            pending.append((outer, True))
+            pending += ((item, False) for item in inner if type(item) in _CONTAINERS)
+            continue
+        tensors.update(id(item) for item in inner if type(item) in _TENSORS)
+        distinct += len(inner)
+        totals[id(outer)] = sum(
+            _TENSOR_ITEMS if type(item) in _TENSORS else totals.get(id(item), 0) + 1
+            for item in inner
+        )
+        if totals[id(outer)] > _MAX_SHARED + distinct + _TENSOR_ITEMS * len(tensors):
+            raise CheckpointError(
+                "cannot be saved: values are shared so often that a walk would meet more than "
+                f"{_MAX_SHARED} of them: save each once, and their numbers in its place"
+            )
+
+
+def _items(value: Any) -> Collection[Any]:
+    if type(value) in _MAPPINGS:
+        return value.values()  # type: ignore[no-any-return]
+    return value if type(value) in _CONTAINERS else ()
 
 
 def _encode_mapping(value: dict[Any, Any], depth: int) -> Any:
@@ -189,7 +238,7 @@ def _plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def _encode_other(value: Any) -> Any:
     kind = type(value)
-    if kind is Elsewhere:
+    if kind is Placeholder:
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if isinstance(value, Enum) and value.name in kind.__members__:
         return {TAG: "enum", "class": f"{kind.__module__}:{kind.__qualname__}", "value": value.name}
@@ -241,7 +290,10 @@ def _decode_tagged(value: dict[str, Any], depth: int) -> Any:
         import numpy as np
 
         array = content.numpy() if isinstance(content, torch.Tensor) else np.asarray(content)
-        typed = array.astype(value["dtype"], copy=False)
+        dtype = np.dtype(value["dtype"])
+        if dtype.itemsize > max(_MAX_ITEM, array.dtype.itemsize):
+            raise ValueError(f"a numpy value has items of {dtype.itemsize} bytes")
+        typed = array.astype(dtype, copy=False)
         return typed if kind == "numpy.ndarray" else typed[()]
     raise CheckpointError(f"a value of type {kind!r} was written by a newer version of DanLing")
 

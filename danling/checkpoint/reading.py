@@ -12,20 +12,22 @@ import hashlib
 import logging
 import os
 import stat
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from danling.checkpoint import archive
 from danling.checkpoint.encoding import decode
 from danling.checkpoint.sharded import deepspeed
-from danling.checkpoint.sharded.shards import damage, directory_of
+from danling.checkpoint.sharded.shards import damage, directory_of, total
 from danling.checkpoint.trailer import Trailer, is_unsealed, read_trailer
 from danling.distributed.world import World
 from danling.errors import CheckpointError
+from danling.files import filesystem
 
 __all__ = [
     "FORMAT",
@@ -42,6 +44,8 @@ FORMAT = 1
 """Version of the layout of a checkpoint; a higher one than this is refused."""
 
 _CHUNK = 1 << 20
+_NO_FORMAT = 1_000_000
+_SMALL = 1 << 26  # bytes that any file may ask for
 _logger = logging.getLogger(__name__)
 
 
@@ -77,7 +81,8 @@ def read_checkpoint(
     path = Path(path)
     with _opened(path) as file:
         trailer, size = read_trailer(file)
-        _check_archive(file, path)
+        if (problem := archive.problem(file)) is not None:
+            raise DamagedCheckpointError(f"{path} {problem}")
         if trailer is not None:
             _check_digest(file, size, trailer, path)
         elif is_unsealed(file):
@@ -88,13 +93,23 @@ def read_checkpoint(
         _check_run(loaded, trailer, run, path)
         if "shards" in loaded:
             directory = _check_shards(file, loaded["shards"], path)
-            if whole and "engine" in loaded:
-                loaded = deepspeed.read(None, loaded, directory, World())
-            elif whole:
-                from danling.checkpoint.sharded.dcp import read
-
-                loaded = read(loaded, directory)
+            if whole:
+                loaded = _with_shards(loaded, directory, path)
     return loaded
+
+
+def _with_shards(loaded: dict[str, Any], directory: Path, path: Path) -> dict[str, Any]:
+    try:
+        if "engine" in loaded:
+            return deepspeed.read(None, loaded, directory, World())
+        from danling.checkpoint.sharded.dcp import read
+
+        return read(loaded, directory)
+    except CheckpointError as error:
+        if error.errno is not None or isinstance(error.__cause__, ImportError):
+            raise
+        # their digests are right, so that it is not the disk that they cannot be read from
+        raise DamagedCheckpointError(f"{path} cannot be read with its shards: {error}") from error
 
 
 def is_intact(path: Path) -> bool:
@@ -120,13 +135,10 @@ def trailer_of(path: Path) -> Trailer | None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+def _opened(path: Path) -> Iterator[BufferedReader]:
     try:
-        # without O_NONBLOCK the open of a pipe waits for its writer, for ever
-        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with filesystem.open_existing(path) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise DamagedCheckpointError(f"{path} is not a regular file")
             if status.st_size == 0:
@@ -141,55 +153,32 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(error.errno, message, str(path)) from error
 
 
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Refuses what is no archive of torch, and one that would unpack to more than it is."""
-    file.seek(0)
-    if file.read(4) != b"PK\x03\x04":
-        raise DamagedCheckpointError(f"{path} is not a checkpoint: it is no zip archive of torch")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
-    size = os.fstat(file.fileno()).st_size
-    packed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > size:
-        raise DamagedCheckpointError(f"{path} is not a checkpoint: its records are compressed")
-
-
-def _check_digest(file: BinaryIO, size: int, trailer: Trailer, path: Path) -> None:
+def _check_digest(file: BufferedReader, size: int, trailer: Trailer, path: Path) -> None:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_CHUNK))
     file.seek(0)
-    while size > 0 and (count := file.readinto(buffer[: min(_CHUNK, size)])):  # type: ignore[attr-defined]  # of a BufferedReader
+    while size > 0 and (count := file.readinto(buffer[: min(_CHUNK, size)])):
         digest.update(buffer[:count])
         size -= count
     if digest.hexdigest() != trailer.sha256:
         raise DamagedCheckpointError(f"{path} is damaged: its content has another SHA-256")
 
 
-def _check_records(file: BinaryIO, path: Path) -> None:
+def _check_records(file: BufferedReader, path: Path) -> None:
     """Checks the CRC-32 of every record of a file that something else wrote."""
-    file.seek(0)
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if not any(member.CRC for member in archive.infolist()):
-                _logger.warning("%s is unverified: it was saved without checksums", path)
-                return
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
-    if broken is not None:
-        raise DamagedCheckpointError(f"{path} is damaged: record {broken!r} has another CRC-32")
+    if not archive.has_checksums(file):
+        _logger.warning("%s is unverified: it was saved without checksums", path)
+    elif (problem := archive.wrong_record(file)) is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: {problem}")
 
 
-def _check_shards(file: BinaryIO, record: Mapping[str, Any], path: Path) -> Path:
+def _check_shards(file: BufferedReader, manifest: Mapping[str, Any], path: Path) -> Path:
     try:
-        directory = directory_of(path, record)
-        problem = damage(directory, record)
+        directory = directory_of(path, manifest)
+        problem = damage(directory, manifest)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamagedCheckpointError(
-            f"{path} says of its shards what no head does: {error}"
+            f"{path} has a manifest of its shards that is none: {error}"
         ) from None
     if problem is not None:
         if not _is_still(file, path):  # the run has gone on, and removed them
@@ -198,21 +187,28 @@ def _check_shards(file: BinaryIO, record: Mapping[str, Any], path: Path) -> Path
     return directory
 
 
-def _is_still(file: BinaryIO, path: Path) -> bool:
+def _is_still(file: BufferedReader, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _load(file: BinaryIO, path: Path) -> dict[str, Any]:
+def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
     file.seek(0)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
         _refuse_other_formats(loaded, path)
         _check_format(loaded, path)
+        _check_tensors(loaded, os.fstat(file.fileno()).st_size)
         decoded: dict[str, Any] = decode(loaded)
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        if os.fstat(file.fileno()).st_size < _SMALL:
+            raise DamagedCheckpointError(f"{path} asks for more memory than there is") from error
+        raise CheckpointError(errno.ENOMEM, "there is no memory for it", str(path)) from error
+    except OSError:
         raise
     except Exception as error:  # torch raises all kinds of errors at bytes that it does not expect
         cause = str(error).strip().partition("\n")[0]
@@ -222,8 +218,40 @@ def _load(file: BinaryIO, path: Path) -> dict[str, Any]:
     return decoded
 
 
+def _check_tensors(loaded: Mapping[str, Any], size: int) -> None:
+    """Refuses tensors that are larger than what is in the file, but for those that are in shards.
+
+    Raises:
+        ValueError: One of them would take memory that the file does not account for.
+    """
+    seen: set[int] = set()
+    pending: list[Any] = [loaded]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, (list, tuple)):
+            pending += value
+        elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
+            allowed = _sharded_bytes(loaded) if value.is_meta else max(size, _SMALL)
+            if value.nbytes > allowed:
+                what = "is in no shard" if value.is_meta else "is larger than the file"
+                raise ValueError(f"a tensor of {value.nbytes} bytes {what}")
+
+
+def _sharded_bytes(loaded: Mapping[str, Any]) -> int:
+    """The bytes that the shards of a checkpoint have, of which it is not known yet that they do."""
+    if "shards" not in loaded:
+        return -1
+    # an engine keeps weights in half of the size that their place in the head says
+    return 2 * total(loaded["shards"])
+
+
 def _refuse_other_formats(loaded: Any, path: Path) -> None:
-    if isinstance(loaded, dict) and isinstance(loaded.get("format"), int):
+    if isinstance(loaded, dict) and type(loaded.get("format")) is int:
         return
     if isinstance(loaded, dict) and "pytorch-lightning_version" in loaded:
         what, way_out = "a checkpoint of Lightning", 'its weights are under "state_dict"'
@@ -238,13 +266,13 @@ def _refuse_other_formats(loaded: Any, path: Path) -> None:
 
 def _check_format(loaded: Mapping[str, Any], path: Path) -> None:
     version = loaded["format"]
+    if not 0 < version < _NO_FORMAT:
+        raise DamagedCheckpointError(f"{path} has a format that never existed")
     if version > FORMAT:
         raise CheckpointError(
             f"{path} has format {version}, written by a newer DanLing; this one reads up to "
             f"{FORMAT}: upgrade it, or continue the run where it was started"
         )
-    if version < 1:
-        raise DamagedCheckpointError(f"{path} has format {version}, which never existed")
 
 
 def _check_run(
@@ -253,7 +281,9 @@ def _check_run(
     recorded = loaded.get("run")
     found = recorded.get("uuid") if isinstance(recorded, dict) else None
     found = found or (trailer.run if trailer is not None else None)
-    if run is not None and found is not None and str(found) != run:
+    if found is not None and not isinstance(found, str):
+        raise DamagedCheckpointError(f"{path} names a run that is none")
+    if run is not None and found is not None and found != run:
         raise ForeignCheckpointError(f"{path} belongs to the run {found}, not to {run}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,7 +137,12 @@ class Saver:
         Raises:
             CheckpointError: It could not be written, and `on_error` is "raise".
         """
-        return self._guarded(partial(self._save, save, store, tidy))
+        with self._counting_failures():
+            if self._writer is None or not save.can_wait:
+                return [_commit(self._world, save, store, tidy)]
+            copied = save.copied(self._world)
+            self._writer.submit(partial(_commit, self._threads, copied, store, tidy))
+        return []
 
     def deliver(self, *, wait: bool = False) -> list[Path]:
         """The files that threads have written since the last call. A collective.
@@ -150,7 +156,9 @@ class Saver:
         writer = self._writer
         if writer is None or not (wait or not self._world.maximum([writer.busy])[0]):
             return []
-        return self._guarded(writer.collect)
+        with self._counting_failures():
+            return writer.collect()
+        return []
 
     def close(self) -> None:
         """Wait for the thread, and let it end."""
@@ -158,30 +166,21 @@ class Saver:
         if writer is not None:
             writer.drain()
 
-    def _save(
-        self, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None
-    ) -> list[Path]:
-        if self._writer is None or not save.can_wait:
-            return [self._commit(self._world, save, store, tidy)]
-        copied = save.copied(self._world)
-        self._writer.submit(partial(self._commit, self._threads, copied, store, tidy))
-        return []
-
-    @staticmethod
-    def _commit(
-        world: World, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None
-    ) -> Path:
-        path = save.commit(world, store)
-        if tidy is not None:
-            world.on_main(tidy)
-        return path
-
-    def _guarded(self, work: Callable[[], list[Path]]) -> list[Path]:
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
         try:
-            return work()
+            yield
         except CheckpointError as error:
             if self._on_error == "raise":
                 raise
             self.failures += 1
             _logger.warning("save failed (%d so far): %s", self.failures, error)
-            return []
+
+
+def _commit(
+    world: World, save: Save, store: CheckpointStore, tidy: Callable[[], object] | None
+) -> Path:
+    path = save.commit(world, store)
+    if tidy is not None:
+        world.on_main(tidy)
+    return path

@@ -36,7 +36,7 @@ from danling.checkpoint.reading import (
     ForeignCheckpointError,
     read_checkpoint,
 )
-from danling.checkpoint.sharded.shards import Record, new_directory, remove, total
+from danling.checkpoint.sharded.shards import Manifest, new_directory, remove, total
 from danling.checkpoint.trailer import Trailer
 from danling.errors import CheckpointError
 from danling.files import filesystem
@@ -93,7 +93,7 @@ class CheckpointStore:
         global_step: int,
         epoch: int,
         metrics: Mapping[str, float | None] | None = None,
-        shards: Record | None = None,
+        shards: Manifest | None = None,
     ) -> Path:
         """Writes a checkpoint once, under all of `names`; durable when it returns.
 
@@ -250,7 +250,7 @@ class CheckpointStore:
             entries = self.candidates() if expected_bytes is None else []
             self._files.preflight(entries[0].size if entries else expected_bytes or 0)
 
-    def _payload(self, checkpoint: Mapping[str, Any] | Snapshot, shards: Record | None) -> Any:
+    def _payload(self, checkpoint: Mapping[str, Any] | Snapshot, shards: Manifest | None) -> Any:
         if isinstance(checkpoint, Snapshot):
             payload = checkpoint.payload
         else:

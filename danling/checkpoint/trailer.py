@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
-from danling.errors import CheckpointError
+from danling.errors import CheckpointError, ConfigError
 from danling.files import filesystem
 from danling.files.failpoints import failpoint
+from danling.files.json import loads
 
 __all__ = ["Sealer", "Trailer", "is_unsealed", "read_trailer"]
 
@@ -28,6 +29,14 @@ _END = b"PK\x05\x06"  # signature of the last record of a zip archive
 _END_SIZE = 22  # bytes; the last two are the length of the comment
 _DIGEST_SIZE = 64  # hexadecimal digits
 _MAX_COMMENT = 0xFFFF
+_KINDS: dict[str, tuple[type, ...]] = {
+    "names": (list,),
+    "metrics": (dict,),
+    "sha256": (str,),
+    "run": (str, type(None)),
+    "shards": (str, type(None)),
+    **dict.fromkeys(("serial", "global_step", "epoch", "shards_size"), (int,)),
+}
 _BUFFER = 1 << 20  # bytes gathered before a write: torch.save writes eight times per tensor
 
 
@@ -77,10 +86,29 @@ class Trailer:
         line, digest = comment[:-_DIGEST_SIZE], comment[-_DIGEST_SIZE:]
         if hashlib.sha256(line).hexdigest().encode("ascii") != digest:
             return None
-        values: dict[str, Any] = json.loads(line)
-        values["names"] = tuple(values["names"])
-        values["metrics"] = {name: float(value) for name, value in values["metrics"].items()}
-        return cls(**values)
+        try:
+            values = loads(line)
+            return _checked(values)
+        except (ConfigError, AttributeError, LookupError, TypeError, ValueError, OverflowError):
+            return None
+
+
+def _checked(values: Mapping[str, Any]) -> Trailer:
+    """The trailer of these values, which are of the keys and types that we write.
+
+    Raises:
+        ValueError: They are not (or another error of Python's that says so).
+    """
+    wrong = [key for key, value in values.items() if not isinstance(value, _KINDS[key])]
+    wrong += [key for key in _KINDS if isinstance(values.get(key), bool)]
+    counts = [values.get(key, 0) for key in ("serial", "global_step", "epoch", "shards_size")]
+    names = values["names"]
+    if wrong or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"not of a trailer: {wrong}")
+    if not all(0 <= count < 1 << 63 for count in counts):
+        raise ValueError(f"not counts: {counts}")
+    metrics = {name: float(value) for name, value in values["metrics"].items()}
+    return Trailer(**{**values, "names": tuple(names), "metrics": metrics})
 
 
 class Sealer:

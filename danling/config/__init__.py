@@ -9,15 +9,27 @@ and `errors`.
 - `fields`: the keys that a class declares by annotation, as dataclasses do.
 - `settings`: the well-known keys, each with type, default, help and identity.
 - `frozen`: copies of values, and lists and dicts that refuse to be changed.
-- `files`: configurations in .yaml, .yml and .json files.
+- `files`: configurations in .yaml, .yml and .json files, and files that extend others.
+- `references`: `${optim.lr}` in files and on the command line.
 - `yaml`: YAML 1.2, and no key twice.
 - `scalars`: what an unquoted word means in YAML and on the command line.
+- `description`: the keys as data, with type, default, help and identity.
 - `command_line`: configurations from the command line, and the text of `--help`.
 """
 
 from __future__ import annotations
 
 from danling.config.config import Config
-from danling.config.fields import Field
+from danling.config.description import Key, describe_keys
+from danling.config.fields import Minimum, NotInRunId
+from danling.config.mapping import ABSENT, MissingKeyError
 
-__all__ = ["Config", "Field"]
+__all__ = [
+    "ABSENT",
+    "Config",
+    "Key",
+    "Minimum",
+    "MissingKeyError",
+    "NotInRunId",
+    "describe_keys",
+]

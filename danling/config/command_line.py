@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import io
 import os
 import re
 import shutil
 import sys
 import textwrap
-import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
+from danling.config.description import Key, describe_keys, section_of
 from danling.config.fields import REQUIRED, Field
-from danling.config.files import read_config_file, read_run_config
-from danling.config.settings import SETTINGS, Settings
+from danling.config.files import read_config_layers, read_run_layers
+from danling.config.mapping import TypedMapping
+from danling.config.references import References, escape
+from danling.config.settings import SETTINGS
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
 from danling.errors import ConfigError, did_you_mean
 from danling.files.json import dumps, to_plain
 
-if TYPE_CHECKING:
-    from danling.config.config import Config
-
-__all__ = ["config_help", "declared_flags", "field_comments", "parse_command_line", "section_of"]
+__all__ = ["config_help", "declared_flags", "parse_command_line"]
 
 
-_Config = TypeVar("_Config", bound="Config")
+_Config = TypeVar("_Config", bound=TypedMapping)
+_ASSIGNMENT = re.compile(r"[+~]{0,2}[A-Za-z_][\w.-]*=")
 _OWN_FLAGS = ("--config", "--help", "--print-config")
 
 
@@ -44,17 +42,25 @@ def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = Non
     """
     program = Path(sys.argv[0]).name or "python"
     try:
-        options = _read(list(sys.argv[1:] if arguments is None else arguments))
+        options = _read(_own_arguments() if arguments is None else list(arguments))
         if options.wants_help:
             print(config_help(cls, program), end="")
             raise SystemExit(0)
-        config = _build(cls, options)
+        config, origins = _build(cls, options)
         if options.prints_config:
-            print(dump_yaml(to_plain(config.resolved(), "config")), end="")
+            values = escape(to_plain(config.resolved(), "config"))
+            print("\n".join(_with_origins(values, origins)))
             raise SystemExit(0)
     except ConfigError as error:
         _leave(program, str(error))
     return config
+
+
+def _own_arguments() -> list[str]:
+    """The arguments of this process; a notebook's are its kernel's, not the user's."""
+    program = sys.argv[0]
+    in_kernel = "ipykernel" in program or "colab_kernel_launcher" in program
+    return [] if in_kernel else sys.argv[1:]
 
 
 @dataclass
@@ -96,7 +102,9 @@ def _grouped(arguments: list[str]) -> Iterator[tuple[str, list[str]]]:
     while position < len(arguments):
         flag = arguments[position]
         if not _is_flag(flag):
-            raise ConfigError(f"unexpected argument {flag!r}: values follow a --flag")
+            # A key without dashes is not taken: after a flag with several values it would be one.
+            way_out = f"write --{flag}" if _ASSIGNMENT.match(flag) else "values follow a --flag"
+            raise ConfigError(f"unexpected argument {flag!r}: {way_out}")
         flag, equals, value = flag.partition("=")
         values = [value] if equals else []
         position += 1
@@ -110,24 +118,68 @@ def _is_flag(argument: str) -> bool:
     return argument == "-h" or (argument.startswith("--") and len(argument) > 2)
 
 
-def _build(cls: type[_Config], options: _Options) -> _Config:
-    config = cls._blank("config")
-    sources = [(path, read_config_file(path)) for path in options.files]
+def _build(cls: type[_Config], options: _Options) -> tuple[_Config, dict[str, str]]:
+    """The configuration, and where each value in it comes from, by dotted key."""
+    config, references = cls._blank("config"), References()
+    origins: dict[str, str] = {}
+    layers = [layer for path in options.files for layer in read_config_layers(path)]
     if run := options.resumed:  # it goes on with its own configuration, and what is said here
-        sources.insert(0, (run, read_run_config(run)))
-    for path, content in sources:
+        layers = [*read_run_layers(run), *layers]
+    for layer in layers:
+        if options.prints_config:
+            lines = layer.lines()
+            for key in _leaves(layer.values):
+                place = f"{layer.path}:{lines[key]}" if key in lines else layer.path
+                _note(origins, key, place)
         try:
-            config._merge(content, cls._conversion())
+            config._merge(references.take(layer.values), cls._conversion())
         except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{layer.path}: {error}") from error
     for flag, values in options.flags:
         key, value = _meaning(cls, flag, values)
-        config._put(key, value, cls._conversion(is_text=True))
+        _note(origins, key, "command line")
+        for name, plain in references.take({key: value}).items():
+            config._put(name, plain, cls._conversion(is_text=True))
+    references.fill(config)
     config._require_complete()
-    return config
+    return config, origins
 
 
-def _meaning(cls: type[Config], flag: str, values: list[str]) -> tuple[str, Any]:
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def _note(origins: dict[str, str], key: str, place: str) -> None:
+    for inner in [known for known in origins if known.startswith(f"{key}.")]:
+        del origins[inner]
+    origins[key] = place
+
+
+def _with_origins(
+    values: Mapping[str, Any], origins: Mapping[str, str], path: str = "", place: str = "default"
+) -> list[str]:
+    """The lines of YAML, each value with a comment that says where it comes from."""
+    lines: list[str] = []
+    for key, value in values.items():
+        here = origins.get(path + key, place)
+        if isinstance(value, dict) and value:
+            lines += dump_yaml({key: {}}).replace(" {}", "").splitlines()
+            inner = _with_origins(value, origins, f"{path}{key}.", here)
+            lines += [f"  {line}" for line in inner]
+            continue
+        text = dump_yaml({key: value}).splitlines()
+        if len(text) == 1:
+            lines.append(f"{text[0]}  # {here}")
+        else:
+            lines += [f"# {here}", *text]
+    return lines
+
+
+def _meaning(cls: type[TypedMapping], flag: str, values: list[str]) -> tuple[str, Any]:
     """The key that a flag sets, and the text or the list of texts that it sets it to."""
     key = flag.removeprefix("--").replace("-", "_")
     declared = _find(cls, key)
@@ -136,7 +188,7 @@ def _meaning(cls: type[Config], flag: str, values: list[str]) -> tuple[str, Any]
         if negated is not None and _is_switch(negated) and not (declared and declared.name):
             return key.removeprefix("no_"), False
     if declared is None:
-        near = did_you_mean(f"--{key}", {*declared_flags(cls), *_OWN_FLAGS})
+        near = _nearest_flag(key, {*declared_flags(cls), *_OWN_FLAGS})
         raise ConfigError(f"unrecognised option {flag}; {near}")
     is_list = any(
         (get_origin(arm) or arm) in (list, tuple) for arm in union_arms(declared.annotation)
@@ -148,11 +200,20 @@ def _meaning(cls: type[Config], flag: str, values: list[str]) -> tuple[str, Any]
     return key, values[0] if len(values) == 1 else values
 
 
+def _nearest_flag(key: str, flags: Collection[str]) -> str:
+    """End of a message that names the flags with the same last part, or the nearest one."""
+    last = key.rpartition(".")[2].replace("_", "-")
+    same = sorted(flag for flag in flags if flag.rpartition(".")[2] == last and "." in flag)
+    if same:
+        return f"did you mean {' or '.join(map(repr, same))}?"
+    return did_you_mean(f"--{key}", flags)
+
+
 def _is_switch(declared: Field) -> bool:
     return any(arm in (bool, Any) for arm in union_arms(declared.annotation))
 
 
-def _find(cls: type[Config], key: str, is_top: bool = True) -> Field | None:
+def _find(cls: type[TypedMapping], key: str, is_top: bool = True) -> Field | None:
     """The field of a key; one without a name where any key is taken; None where it is not."""
     head, _, rest = key.partition(".")
     declared = cls._fields.get(head) or (SETTINGS.get(head) if is_top else None)
@@ -176,10 +237,9 @@ def _leave(program: str, problem: str) -> NoReturn:
 
 _COLUMN = 30
 _METAVARS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
-_LINTER = re.compile(r"^(noqa|type:|pylint:|pragma:|fmt:)")
 
 
-def config_help(cls: type[Config], program: str) -> str:
+def config_help(cls: type[TypedMapping], program: str) -> str:
     """Everything that can be given on the command line, one entry per key.
 
     Args:
@@ -193,45 +253,17 @@ def config_help(cls: type[Config], program: str) -> str:
     lines += ["options:"]
     lines += _entry("-h, --help", "show this text and leave")
     lines += _entry("--config FILE", "read keys from FILE; several are merged, flags come last")
-    lines += _entry("--print-config", "show the configuration as YAML and leave")
+    lines += _entry("--print-config", "show every value as YAML, say where it is from, and leave")
     for title, flags in zip(("keys:", "keys of every run:"), _all_flags(cls), strict=True):
         entries = [line for flag in flags for line in _entry(flag.usage, flag.help)]
         lines += ["", title, *entries] if entries else []
     return "\n".join(lines) + "\n"
 
 
-def declared_flags(cls: type[Config]) -> list[str]:
+def declared_flags(cls: type[TypedMapping]) -> list[str]:
     """The flags of all declared and well-known keys."""
     own, settings = _all_flags(cls)
     return [flag.usage.partition(" ")[0].replace("[no-]", "") for flag in own + settings]
-
-
-def section_of(declared: Field) -> type[Config] | None:
-    """The class of sections that a field takes, if it takes one."""
-    return next((arm for arm in union_arms(declared.annotation) if is_section(arm)), None)
-
-
-def field_comments(cls: type) -> dict[str, str]:
-    """Comments beside or above the annotated names of a class; none where there is no source."""
-    try:
-        source = textwrap.dedent(inspect.getsource(cls))
-        body = ast.parse(source).body[0]
-        comments = _comments(source)
-    except (OSError, TypeError, SyntaxError, IndexError, tokenize.TokenError):
-        return {}
-    found = {}
-    for node in body.body if isinstance(body, ast.ClassDef) else []:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-            text = " ".join(comments[line].text for line in lines if line in comments)
-            found[node.target.id] = text or _above(comments, node.lineno)
-    return {name: text for name, text in found.items() if text}
-
-
-@dataclass(frozen=True)
-class _Comment:
-    text: str
-    alone: bool
 
 
 @dataclass(frozen=True)
@@ -240,62 +272,21 @@ class _Flag:
     help: str
 
 
-def _comments(source: str) -> dict[int, _Comment]:
-    comments = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        text = token.string.lstrip("#: ").strip()
-        if token.type == tokenize.COMMENT and not _LINTER.match(text):
-            comments[token.start[0]] = _Comment(text, token.line.lstrip().startswith("#"))
-    return comments
-
-
-def _above(comments: Mapping[int, _Comment], line: int) -> str:
-    block: list[str] = []
-    while (comment := comments.get(line - 1)) and comment.alone:
-        block.insert(0, comment.text)
-        line -= 1
-    return " ".join(block)
-
-
-def _flags(
-    cls: type,
-    fields: Mapping[str, Field],
-    defaults: Mapping[str, Any],
-    prefix: str = "",
-    outer: tuple[type, ...] = (),
-) -> Iterator[_Flag]:
-    comments = _inherited_comments(cls)
-    for name, declared in fields.items():
-        value = defaults.get(name, declared.default)
-        section = section_of(declared)
-        if section is not None and section._fields and section not in outer:
-            inner = value if isinstance(value, Mapping) else section._blank(name)
-            nested = f"{prefix}{name}."
-            yield from _flags(section, section._fields, inner, nested, (*outer, section))
-        else:
-            yield _Flag(_usage(prefix + name, declared), _help(comments.get(name, ""), value))
-
-
-def _all_flags(cls: type[Config]) -> tuple[list[_Flag], list[_Flag]]:
+def _all_flags(cls: type[TypedMapping]) -> tuple[list[_Flag], list[_Flag]]:
     """The flags of the keys that the class declares, and of those of every run."""
-    settings = {name: found for name, found in SETTINGS.items() if name not in cls._fields}
-    own = list(_flags(cls, cls._fields, cls._blank("config"), outer=(cls,)))
-    return own, list(_flags(Settings, settings, {}))
+    own, settings = describe_keys(cls)
+    return list(map(_flag, own)), list(map(_flag, settings))
 
 
-def _inherited_comments(cls: type) -> dict[str, str]:
-    comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if base is Settings or "_fields" in vars(base):
-            comments |= field_comments(base)
-    return comments
+def _flag(key: Key) -> _Flag:
+    return _Flag(_usage(key.name, key.annotation), _help(key.help, key.default))
 
 
-def _usage(key: str, declared: Field) -> str:
+def _usage(key: str, annotation: Any) -> str:
     flag = key.replace("_", "-")
-    if union_arms(declared.annotation) == (bool,):
+    if union_arms(annotation) == (bool,):
         return f"--[no-]{flag}"
-    return f"--{flag} {_metavar(declared.annotation)}"
+    return f"--{flag} {_metavar(annotation)}"
 
 
 def _metavar(annotation: Any) -> str:

@@ -5,28 +5,45 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Never, Protocol, Self, get_origin, overload
 
 from danling.config.fields import REQUIRED, Field, Minimum, NotInRunId, declare_fields
-from danling.config.files import read_config_file, write_config_file
+from danling.config.files import Layer, read_config_layers, write_config_file
 from danling.config.frozen import copy_value, rebuild
 from danling.config.mapping import (
     ABSENT,
     MissingKeyError,
-    NestedMapping,
+    TypedMapping,
     difference,
     names_taken,
     without_keys,
 )
-from danling.config.settings import SETTINGS, STATE_KEYS, Settings, near_miss
-from danling.config.types import Conversion, Section
+from danling.config.references import References, escape
+from danling.config.settings import (
+    OPTIONS,
+    SETTINGS,
+    STATE_KEYS,
+    Settings,
+    key_of_other_libraries,
+    near_miss,
+)
+from danling.config.types import Conversion, Section, from_omegaconf
 from danling.errors import ConfigError
 from danling.files.json import to_jsonable, to_plain
 
 __all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]
 
 
-class Config(NestedMapping, Settings):
+MYPY = False
+
+
+class _Plain(Protocol):
+    """What `Config` is to a type checker, and no subclass of it: lists are invariant."""
+
+    def _same(self) -> list[Config]: ...
+
+
+class Config(TypedMapping, Settings):
     """A nested configuration with attribute access, `config.optim.lr`, and dotted keys.
 
     A plain `Config` takes any key, and warns where one looks like a misspelt well-known key
@@ -57,14 +74,46 @@ class Config(NestedMapping, Settings):
         danling.errors.ConfigError: config.optim has no key 'lrr'; did you mean 'lr'?
     """
 
-    _state: dict[str, Callable[[], Any]]
-    _drawn_seed: int | None
-    _is_open: ClassVar[bool] = True
+    if TYPE_CHECKING:
+        # Without annotations, so that a subclass may declare them narrower: max_epochs: int = 20
+        seed = Settings.seed
+        max_epochs = Settings.max_epochs
+        max_steps = Settings.max_steps
+        monitor = Settings.monitor
+        evaluate_every = Settings.evaluate_every
+        max_grad_norm = Settings.max_grad_norm
+        max_grad_value = Settings.max_grad_value
+        state_dict_type = Settings.state_dict_type
+        resume = Settings.resume
+
+        def _same(self) -> list[Self]: ...
+
+        # Any attribute of a plain config, none but its own of a subclass. The two type checkers
+        # see a wrong `self` in different forms; mypy takes the name MYPY as true.
+        if MYPY:
+
+            def __getattr__(self: _Plain, name: str) -> Any: ...
+            def __setattr__(self: _Plain, name: str, value: Any) -> None: ...
+            def __delattr__(self: _Plain, name: str) -> None: ...
+        else:
+
+            @overload
+            def __getattr__(self: _Plain, name: str) -> Any: ...
+            @overload
+            def __getattr__(self, name: Never) -> Any: ...
+            @overload
+            def __setattr__(self: _Plain, name: str, value: Any) -> None: ...
+            @overload
+            def __setattr__(self, name: Never, value: Any) -> None: ...
+            @overload
+            def __delattr__(self: _Plain, name: str) -> None: ...
+            @overload
+            def __delattr__(self, name: Never) -> None: ...
 
     def __init__(self, mapping: Mapping[str, Any] | None = None, /, **keys: Any) -> None:
         self._begin()
         values: Any
-        for values in (mapping or {}, keys):
+        for values in (from_omegaconf({} if mapping is None else mapping, self._path), keys):
             if not isinstance(values, Mapping):
                 kind = type(values).__name__
                 raise ConfigError(
@@ -144,29 +193,61 @@ class Config(NestedMapping, Settings):
             other = self._nested(other, self._path, self._conversion())
         return difference(self._flat(), other._flat())
 
+    def warn_unread(self) -> None:
+        """Name the keys that nobody has read in one warning, with the keys that they may be.
+
+        The runner calls it at the end of set-up, when everybody has read what he needs.
+
+        Example:
+            >>> import warnings
+            >>> with warnings.catch_warnings(record=True, action="always") as caught:
+            ...     Config(batch_size=32).warn_unread()
+            >>> print(caught[0].message)
+            nobody has read config.batch_size (did you mean 'dataloader.batch_size'?)
+        """
+        found = []
+        for key in self.unread():
+            meant = key_of_other_libraries(key) or near_miss(key)
+            found.append(self._where(key) + (f" (did you mean {meant!r}?)" if meant else ""))
+        if found:
+            warnings.warn(f"nobody has read {', '.join(found)}", UserWarning, stacklevel=2)
+
     # files and the command line
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a .yaml, .yml or .json file.
 
+        With the key `extends` a file is merged over other files, whose paths are relative to its
+        folder. A text `${optim.lr}` is the value of that key; `$${x}` is the text `${x}`.
+
         Raises:
             ConfigError: The file cannot be read, or a key or value in it is wrong; the message
                 names the file, and the line where its syntax is wrong.
         """
-        values = read_config_file(path)
+        config, references = cls._blank("config"), References()
+        layers = read_config_layers(path)
+        for layer in layers:
+            config._merge_layer(layer, references)
         try:
-            return cls(values)
+            references.fill(config)
+            config._require_complete()
         except ConfigError as error:
             raise ConfigError(f"{os.fspath(path)}: {error}") from error
+        return config
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, private: bool = False) -> None:
         """Write what was set to a .yaml, .yml or .json file, which is replaced in one step.
+
+        Args:
+            path: The file.
+            private: Whether its owner alone may read it: a configuration may hold secrets.
 
         Raises:
             ConfigError: A value cannot be saved, or the suffix is unknown.
         """
-        write_config_file(path, to_plain(self.to_dict(), self._path))
+        values = escape(to_plain(self.to_dict(), self._path))
+        write_config_file(path, values, private=private)
 
     @classmethod
     def parse(cls, arguments: Sequence[str] | None = None) -> Self:
@@ -210,12 +291,19 @@ class Config(NestedMapping, Settings):
 
     # how keys and values behave in a configuration
 
+    def _merge_layer(self, layer: Layer, references: References) -> None:
+        try:
+            self._merge(references.take(layer.values), self._conversion())
+        except ConfigError as error:
+            raise ConfigError(f"{layer.path}: {error}") from error
+
     @classmethod
     def _conversion(cls, is_text: bool = False) -> Conversion:
         return Conversion(Config, is_text)
 
     def _field(self, key: str) -> Field | None:
-        return super()._field(key) or (SETTINGS.get(key) if self._is_top else None)
+        known = SETTINGS.get(key) if self._is_top else OPTIONS.get(self._where(key))
+        return super()._field(key) or known
 
     def _is_set(self, key: str) -> bool:
         if not super()._is_set(key):
@@ -226,6 +314,9 @@ class Config(NestedMapping, Settings):
 
     def _is_plain_setting(self, key: str) -> bool:
         return self._is_top and key in SETTINGS and key not in self._fields
+
+    def _is_chosen(self, key: str, value: Any) -> bool:
+        return not self._is_plain_setting(key) and super()._is_chosen(key, value)
 
     def _known_keys(self) -> set[str]:
         return super()._known_keys() | (set(SETTINGS) if self._is_top else set())
@@ -261,22 +352,29 @@ class Config(NestedMapping, Settings):
         return super()._unset(key)
 
     def _semantic_values(self) -> dict[str, Any]:
-        values = dict(self.items())
+        values = dict(self._items())
         if self._is_top:
-            values = {name: self[name] for name in SETTINGS} | values
+            unset = {name: self._unset(name) for name in SETTINGS if name not in values}
+            values = unset | values
+            values = {name: values[name] for name in (*SETTINGS, *values)}
         if self._is_top and self.drawn_seed:
             values["seed"] = None
         kept: dict[str, Any] = {}
         for key, value in values.items():
             field = self._field(key)
-            if field is None or field.in_run_id:
-                kept[key] = rebuild(value, "", lambda section: section._semantic_values())
+            if field is not None and (not field.in_run_id or field.is_omitted(value)):
+                continue
+            kept[key] = rebuild(value, "", lambda section: section._semantic_values())
             if field and field.excluded_keys and isinstance(kept.get(key), dict):
                 kept[key] = without_keys(kept[key], field.excluded_keys)
         return kept
 
     def _flat(self) -> dict[str, Any]:
-        defaults = {key: field.default for key, field in SETTINGS.items() if field.default != {}}
+        unset = {key: field.default for key, field in SETTINGS.items()}
+        # an empty section has no values, an empty dict is one
+        defaults = {
+            k: v for k, v in unset.items() if v != {} or get_origin(SETTINGS[k].annotation) is dict
+        }
         return defaults | self.flatten() if self._is_top else self.flatten()
 
     def _restore(self, path: str, values: dict[str, Any]) -> None:

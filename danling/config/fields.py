@@ -12,17 +12,27 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, dataclass_transform, get_args, get_origin
 
 from danling.config.frozen import copy_value
 from danling.config.types import Conversion, require_supported
 from danling.errors import ConfigError
 from danling.files.json import short_repr
 
-__all__ = ["REQUIRED", "Field", "Minimum", "NotInRunId", "declare_fields"]
+__all__ = [
+    "REQUIRED",
+    "Checked",
+    "Declared",
+    "Field",
+    "Minimum",
+    "NewDefault",
+    "NotInRunId",
+    "declare_fields",
+    "first_argument",
+]
 
 
 class NotInRunId:
@@ -60,6 +70,25 @@ class Minimum:
     value: float
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Mark of a field whose converted value is passed through a function.
+
+    Attributes:
+        check: Takes the value and its path, and returns the value to keep or raises a
+            `ConfigError`.
+    """
+
+    check: Callable[[Any, str], Any]
+
+
+class NewDefault:
+    """Mark of a key that came later: its default is left out of the `run_id`.
+
+    So the runs that were made before the key was there keep their ids.
+    """
+
+
 class _Required:
     """The default of a field that has none."""
 
@@ -81,6 +110,8 @@ class Field:
         minimum: Smallest number that is valid, if there is one.
         in_run_id: Whether the value is part of the `run_id`.
         excluded_keys: Keys of the section that are not part of the `run_id`.
+        check: Function of value and path that returns the value to keep.
+        omits_default: Whether the default is left out of what the `run_id` is made of.
     """
 
     name: str
@@ -89,6 +120,8 @@ class Field:
     minimum: float | None = None
     in_run_id: bool = True
     excluded_keys: frozenset[str] = frozenset()
+    check: Callable[[Any, str], Any] | None = None
+    omits_default: bool = False
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is not None:
@@ -96,6 +129,10 @@ class Field:
         if self.default is REQUIRED:
             raise AttributeError(f"{owner.__name__}.{self.name} has no default")
         return copy_value(self.default)
+
+    def is_omitted(self, value: Any) -> bool:
+        """Whether the value is a default that the `run_id` is not made of."""
+        return self.omits_default and bool(value == self.default)
 
     def convert(self, value: Any, path: str, conversion: Conversion) -> Any:
         """The value in the field's type.
@@ -106,7 +143,20 @@ class Field:
         converted = conversion.convert(value, self.annotation, path)
         if self.minimum is not None and converted is not None and converted < self.minimum:
             raise ConfigError(f"{path}: expected at least {self.minimum:g}, got {converted!r}")
-        return converted
+        return self.check(converted, path) if self.check else converted
+
+
+def first_argument(*, default: None, kw_only: Literal[False]) -> Any:
+    """Tell type checkers that a constructor takes this value by position, as a mapping."""
+    return default
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(first_argument,))
+class Declared:
+    """Base of the classes whose annotated attributes are keys.
+
+    Type checkers know these as the keywords of the constructor (PEP 681).
+    """
 
 
 def declare_fields(
@@ -148,14 +198,24 @@ def _field(name: str, annotation: Any, default: Any, base: Field | None) -> Fiel
         annotation, *rest = get_args(annotation)
         marks = tuple(rest)
     minimum = next((mark.value for mark in marks if isinstance(mark, Minimum)), None)
+    check = next((mark.check for mark in marks if isinstance(mark, Checked)), None)
+    if check is None and base is not None and base.annotation == annotation:
+        check = base.check
+    is_new = NewDefault in marks
+    field = Field(name, annotation, default, minimum, check=check, omits_default=is_new)
     if not any(_is_not_in_run_id(mark) for mark in marks) and base is not None:
-        return Field(name, annotation, default, minimum, base.in_run_id, base.excluded_keys)
+        return replace(
+            field,
+            in_run_id=base.in_run_id,
+            excluded_keys=base.excluded_keys,
+            omits_default=base.omits_default,
+        )
     excluded = [
         mark.keys if isinstance(mark, NotInRunId) else frozenset[str]()
         for mark in marks
         if _is_not_in_run_id(mark)
     ]
-    return Field(name, annotation, default, minimum, all(excluded), frozenset().union(*excluded))
+    return replace(field, in_run_id=all(excluded), excluded_keys=frozenset().union(*excluded))
 
 
 def _is_not_in_run_id(mark: Any) -> bool:
@@ -200,4 +260,4 @@ def _with_default(cls: type, base: Field | None, name: str, value: Any) -> Field
             f"{cls.__qualname__}.{name} = {short_repr(value)} has no annotation; "
             f"write {name}: {type(value).__name__} = ..., or ClassVar where it is no key"
         )
-    return Field(name, base.annotation, value, base.minimum, base.in_run_id, base.excluded_keys)
+    return replace(base, name=name, default=value)

@@ -26,7 +26,7 @@ def copy_value(value: Any) -> Any:
 
 def plain_value(value: Any) -> Any:
     """The value with its sections as plain dicts."""
-    return rebuild(value, "", lambda section: section.to_dict())
+    return rebuild(value, "", lambda section: section._plain())
 
 
 def freeze_value(value: Any, path: str) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar, Final, Self, get_args
 
 from danling.config.fields import REQUIRED, Field
@@ -14,7 +14,6 @@ from danling.files.json import canonical_json, short_repr, to_jsonable
 __all__ = [
     "ABSENT",
     "MissingKeyError",
-    "NestedMapping",
     "TypedMapping",
     "difference",
     "flatten",
@@ -24,7 +23,10 @@ __all__ = [
 
 
 _ROOT = "config"
-_INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed"}
+_INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed", "_read"}
+
+ABSENT: Final = "(absent)"
+"""What stands in a difference for a key that one of the two does not have."""
 
 
 class MissingKeyError(ConfigError, KeyError, AttributeError):
@@ -42,15 +44,20 @@ class TypedMapping(Section):
 
     _fields: ClassVar[Mapping[str, Field]] = {}
     _reserved: ClassVar[frozenset[str]] = frozenset()
+    _is_open: ClassVar[bool] = True
     _values: dict[str, Any]
     _path: str
     _frozen: bool
+    _read: set[str]
+    _state: dict[str, Callable[[], Any]]
+    _drawn_seed: int | None
 
     # reading
 
     def __getitem__(self, key: Any) -> Any:
         head, _, rest = key.partition(".") if isinstance(key, str) else (key, "", "")
         value = self._values[head] if head in self._values else self._unset(head)
+        self._read.add(head)
         if not rest:
             return value
         if isinstance(value, Mapping) and (isinstance(value, Section) or rest in value):
@@ -120,6 +127,150 @@ class TypedMapping(Section):
         del self[key]
         return value
 
+    # the whole tree
+
+    def merge(self, other: Mapping[str, Any]) -> Self:
+        """Set the values of another mapping, section by section, and return this one.
+
+        Sections are merged; every other value is replaced.
+
+        Example:
+            >>> from danling import Config
+            >>> Config(optim={"lr": 0.1, "name": "sgd"}).merge({"optim": {"lr": 1.0}})
+            Config(optim=Config(lr=1.0, name='sgd'))
+        """
+        self._merge(other, self._conversion())
+        self._require_complete()
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts and lists with the values as they are."""
+        if not self._is_top:  # who takes a section as a whole has read it
+            self._mark_read()
+        return self._plain()
+
+    def resolved(self) -> dict[str, Any]:
+        """As `to_dict`, with the defaults of keys that are not set."""
+        return self.to_dict()
+
+    def flatten(self) -> dict[str, Any]:
+        """All values by dotted key; lists, dicts and empty sections are values.
+
+        Example:
+            >>> from danling import Config
+            >>> Config(optim={"lr": 0.1}, layers=[1, 2]).flatten()
+            {'optim.lr': 0.1, 'layers': [1, 2]}
+        """
+        return flatten(self)
+
+    @classmethod
+    def unflatten(cls, values: Mapping[str, Any]) -> Self:
+        """The configuration of values by dotted key: the inverse of `flatten`."""
+        config = cls._nested(values, _ROOT, cls._conversion())  # a dot in a key nests anyway
+        config._require_complete()
+        return config
+
+    def copy(self) -> Self:
+        """A deep copy that is not frozen."""
+        copied = type(self).__new__(type(self))
+        copied._restore(self._path, {key: copy_value(value) for key, value in self._values.items()})
+        copied._read = self._read  # what is read from either of them is read
+        return copied
+
+    def __copy__(self) -> Self:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self._path, "values": self._values, "frozen": self._frozen}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._restore(state["path"], state["values"])
+        self._frozen = state["frozen"]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether values cannot be set."""
+        return self._frozen
+
+    def freeze(self) -> Self:
+        """Refuse changes from now on, in sections, lists and dicts too."""
+        for key, value in self._values.items():
+            self._values[key] = freeze_value(value, self._where(key))
+        self._frozen = True
+        return self
+
+    def unfreeze(self) -> Self:
+        """Allow changes again."""
+        for key, value in self._values.items():
+            self._values[key] = thaw_value(value)
+        self._frozen = False
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Two configurations are equal if they would be saved alike."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        mine, others = plain_value(self), plain_value(other)
+        try:
+            return bool(to_jsonable(mine) == to_jsonable(others))
+        except ConfigError:  # they hold what cannot be saved
+            return bool(mine == others)
+
+    __hash__ = None  # type: ignore[assignment]  # as every mutable mapping
+
+    def __repr__(self) -> str:
+        items = [f"{key}={_repr(value)}" for key, value in self._items()]
+        line = f"{type(self).__name__}({', '.join(items)})"
+        if len(line) <= 88 and "\n" not in line:
+            return line
+        body = "".join(f"    {item},\n".replace("\n", "\n    ").rstrip(" ") for item in items)
+        return f"{type(self).__name__}(\n{body})"
+
+    # which values were read
+
+    def unread(self) -> list[str]:
+        """The keys that were set and that nobody has read so far, by dotted key.
+
+        A copy and its original are one in this. A declared key that has its default does not
+        count; of a section that nobody has looked at, only its own key is named.
+
+        Example:
+            >>> from danling import Config
+            >>> config = Config(optim={"lr": 0.1, "wd": 0.0}, width=3, model={"depth": 2})
+            >>> config.optim.lr
+            0.1
+            >>> config.unread()
+            ['optim.wd', 'width', 'model']
+        """
+        found: list[str] = []
+        for key, value in self._items():
+            if isinstance(value, TypedMapping) and value:
+                inner = [f"{key}.{name}" for name in value.unread()]
+                found += inner if key in self._read else [key] if inner else []
+            elif key not in self._read and self._is_chosen(key, value):
+                found.append(key)
+        return found
+
+    def _is_chosen(self, key: str, value: Any) -> bool:
+        field = self._field(key)
+        return field is None or not bool(value == field.default)
+
+    def _mark_read(self) -> None:
+        for key, value in self._values.items():
+            self._read.add(key)
+            if isinstance(value, TypedMapping):
+                value._mark_read()
+
+    def _items(self) -> list[tuple[str, Any]]:
+        """Keys and values that are set; looking at them this way does not read them."""
+        return [(key, self._values[key]) for key in self]
+
+    def _plain(self) -> dict[str, Any]:
+        return {key: plain_value(value) for key, value in self._items()}
+
     # what a kind of configuration defines
 
     @classmethod
@@ -157,7 +308,7 @@ class TypedMapping(Section):
         return section
 
     def _restore(self, path: str, values: dict[str, Any]) -> None:
-        self._values, self._path, self._frozen = values, path, False
+        self._values, self._path, self._frozen, self._read = values, path, False, set()
 
     def _begin(self, path: str = _ROOT) -> None:
         """Start with the defaults, converted anew so that instances share nothing."""
@@ -177,7 +328,9 @@ class TypedMapping(Section):
         return f"{self._path}.{key}"
 
     def _unknown(self, key: object) -> str:
-        near = did_you_mean(str(key), self._known_keys())
+        inside = [name for name in self.flatten() if name.endswith(f".{key}")]
+        near = f"did you mean {' or '.join(map(repr, inside))}?" if inside else ""
+        near = near or did_you_mean(str(key), self._known_keys())
         return f"{self._path} has no key {key!r}; {near}"
 
     def _set(self, key: Any, value: Any) -> None:
@@ -270,109 +423,11 @@ def names_taken(cls: type) -> frozenset[str]:
     return frozenset(taken) | _INTERNAL
 
 
-ABSENT: Final = "(absent)"
-"""What stands in a difference for a key that one of the two does not have."""
-
-
-class NestedMapping(TypedMapping):
-    """A tree of typed values."""
-
-    def merge(self, other: Mapping[str, Any]) -> Self:
-        """Set the values of another mapping, section by section, and return this one.
-
-        Sections are merged; every other value is replaced.
-
-        Example:
-            >>> from danling import Config
-            >>> Config(optim={"lr": 0.1, "name": "sgd"}).merge({"optim": {"lr": 1.0}})
-            Config(optim=Config(lr=1.0, name='sgd'))
-        """
-        self._merge(other, self._conversion())
-        self._require_complete()
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dicts and lists with the values as they are."""
-        return {key: plain_value(value) for key, value in self.items()}
-
-    def flatten(self) -> dict[str, Any]:
-        """All values by dotted key; lists, dicts and empty sections are values.
-
-        Example:
-            >>> from danling import Config
-            >>> Config(optim={"lr": 0.1}, layers=[1, 2]).flatten()
-            {'optim.lr': 0.1, 'layers': [1, 2]}
-        """
-        return flatten(self)
-
-    @classmethod
-    def unflatten(cls, values: Mapping[str, Any]) -> Self:
-        """The configuration of values by dotted key: the inverse of `flatten`."""
-        return cls(values)  # type: ignore[call-arg]  # a dot in a key nests anyway
-
-    def copy(self) -> Self:
-        """A deep copy that is not frozen."""
-        copied = type(self).__new__(type(self))
-        copied._restore(self._path, {key: copy_value(value) for key, value in self._values.items()})
-        return copied
-
-    def __copy__(self) -> Self:
-        return self.copy()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self.copy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self._path, "values": self._values, "frozen": self._frozen}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._restore(state["path"], state["values"])
-        self._frozen = state["frozen"]
-
-    @property
-    def frozen(self) -> bool:
-        """Whether values cannot be set."""
-        return self._frozen
-
-    def freeze(self) -> Self:
-        """Refuse changes from now on, in sections, lists and dicts too."""
-        for key, value in self._values.items():
-            self._values[key] = freeze_value(value, self._where(key))
-        self._frozen = True
-        return self
-
-    def unfreeze(self) -> Self:
-        """Allow changes again."""
-        for key, value in self._values.items():
-            self._values[key] = thaw_value(value)
-        self._frozen = False
-        return self
-
-    def __eq__(self, other: object) -> bool:
-        """Two configurations are equal if they would be saved alike."""
-        if not isinstance(other, Mapping):
-            return NotImplemented
-        mine, others = plain_value(self), plain_value(other)
-        try:
-            return bool(to_jsonable(mine) == to_jsonable(others))
-        except ConfigError:  # they hold what cannot be saved
-            return bool(mine == others)
-
-    __hash__ = None  # type: ignore[assignment]  # as every mutable mapping
-
-    def __repr__(self) -> str:
-        items = [f"{key}={_repr(value)}" for key, value in self.items()]
-        line = f"{type(self).__name__}({', '.join(items)})"
-        if len(line) <= 88 and "\n" not in line:
-            return line
-        body = "".join(f"    {item},\n".replace("\n", "\n    ").rstrip(" ") for item in items)
-        return f"{type(self).__name__}(\n{body})"
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values of a mapping and of the sections in it by dotted key."""
     flat: dict[str, Any] = {}
-    for key, value in values.items():
+    items = values._items() if isinstance(values, TypedMapping) else values.items()
+    for key, value in items:
         if isinstance(value, Section) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from danling.errors import ConfigError
+
 __all__ = ["FLOAT", "INT", "read_scalar"]
 
 
@@ -18,6 +20,9 @@ _NON_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 def read_scalar(text: str) -> Any:
     """What an unquoted scalar means in YAML 1.2.
 
+    Raises:
+        ConfigError: It is a number of more digits than Python reads.
+
     Example:
         >>> [read_scalar(text) for text in ("1e-3", "no", "true", "null", "010", "1:30")]
         [0.001, 'no', True, None, 10, '1:30']
@@ -29,8 +34,10 @@ def read_scalar(text: str) -> Any:
     try:
         if INT.match(text):
             return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
-    except ValueError:  # more digits than Python converts
-        return text
+    except ValueError as error:
+        raise ConfigError(
+            f"a number of {len(text)} digits is more than Python reads; put it in quotes"
+        ) from error
     if FLOAT.match(text):
         return float(text)
     if _NON_FINITE.match(text):

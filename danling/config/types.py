@@ -1,22 +1,20 @@
-"""Values, converted to the types of their fields without loss."""
+"""The types that a field may have, and the conversion of values to them without loss."""
 
 from __future__ import annotations
 
 import json
+import sys
 import types
 from abc import abstractmethod
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Self, Union, get_args, get_origin
 
 from danling.config.scalars import read_scalar
 from danling.errors import ConfigError, did_you_mean
 from danling.files.json import MAX_DEPTH, short_repr
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "MAPPING_TYPES",
@@ -26,10 +24,116 @@ __all__ = [
     "NestingError",
     "Section",
     "describe_type",
+    "from_omegaconf",
     "is_section",
     "require_supported",
     "union_arms",
 ]
+
+
+MAPPING_TYPES = (Mapping, MutableMapping)
+SCALAR_TYPES = (int, float, bool, str, Path, types.NoneType)
+UNION_TYPES = (Union, types.UnionType)
+_NAMES = {
+    bool: "true or false",
+    int: "an int",
+    float: "a float",
+    str: "a string",
+    Path: "a path",
+    types.NoneType: "null",
+    Any: "any value",
+}
+
+
+class Section(MutableMapping[str, Any]):
+    """A configuration as the value of a field."""
+
+    @classmethod
+    @abstractmethod
+    def _nested(cls, mapping: Mapping[str, Any], path: str, conversion: Conversion) -> Self:
+        """A section of this class with the values of a mapping."""
+
+
+def from_omegaconf(value: Any, path: str) -> Any:
+    """The plain value of an OmegaConf container; every other value as it is.
+
+    Raises:
+        ConfigError: A value in it is missing or refers to one that does not exist.
+    """
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    try:
+        library = sys.modules["omegaconf"].OmegaConf
+        return library.to_container(value, resolve=True, throw_on_missing=True)
+    except Exception as error:
+        kind = type(value).__name__
+        raise ConfigError(f"{path}: this {kind} cannot be read: {error}") from error
+
+
+def is_section(kind: Any) -> bool:
+    """Whether the type is a class of configurations."""
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def union_arms(annotation: Any) -> tuple[Any, ...]:
+    """The types that a value may have, without None."""
+    if get_origin(annotation) not in UNION_TYPES:
+        return (annotation,)
+    return tuple(arm for arm in get_args(annotation) if arm is not types.NoneType)
+
+
+def describe_type(annotation: Any) -> str:
+    """The type in words, for messages.
+
+    Example:
+        >>> describe_type(list[int] | None)
+        'a list of int or null'
+    """
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    if origin in UNION_TYPES:
+        return " or ".join(describe_type(argument) for argument in arguments)
+    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
+        return f"{len(arguments)} values ({', '.join(_bare(item) for item in arguments)})"
+    if origin in (list, tuple):
+        return "a list" + (f" of {_bare(arguments[0])}" if arguments else "")
+    if origin in (dict, *MAPPING_TYPES) or is_section(origin):
+        return "a mapping with string keys"
+    return _NAMES.get(annotation) or f"a {annotation.__name__}"
+
+
+def _bare(annotation: Any) -> str:
+    return describe_type(annotation).removeprefix("an ").removeprefix("a ")
+
+
+def require_supported(annotation: Any, where: str) -> None:
+    """Refuse a type whose values could not be saved and read back.
+
+    Raises:
+        ConfigError: The type, or one that it is made of, is not supported.
+    """
+    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if annotation is Any:
+        return
+    if origin is Literal:
+        if any(not isinstance(choice, (str, int, types.NoneType)) for choice in arguments):
+            raise ConfigError(f"{where}: a Literal of a config holds str, int and bool; use Enum")
+        return
+    if origin in (list, tuple, dict, *UNION_TYPES, *MAPPING_TYPES):
+        if origin in (dict, *MAPPING_TYPES) and arguments and arguments[0] is not str:
+            raise ConfigError(f"{where}: keys must be strings: dict[str, ...]")
+        for argument in arguments:
+            if argument is not Ellipsis:
+                require_supported(argument, where)
+        return
+    is_class = isinstance(origin, type)
+    if origin in SCALAR_TYPES or (is_class and issubclass(origin, (Enum, Section))):
+        return
+    raise ConfigError(
+        f"{where}: a config cannot save values of type {annotation!r}; use int, float, bool, str, "
+        "Path, Enum, Literal, Optional, list, tuple, dict, a Config class or Any"
+    )
 
 
 _REFUSED = object()
@@ -62,6 +166,7 @@ class Conversion:
             NestingError: The value contains itself or is nested too deeply.
         """
         origin = get_origin(annotation) or annotation
+        value = from_omegaconf(value, path)
         if annotation is Any:
             return self._untyped(value, path)
         if origin is Literal:
@@ -151,6 +256,9 @@ class Conversion:
                 return None
             # the more special reading of a text first: anything is a string
             arms.sort(key=lambda arm: (arm is str, arm is Path))
+            number = _number_of(value)
+            if type(number) in arms and int in arms:  # 1.0 is a float where it may be one
+                return self.convert(number, type(number), path)
         elif type(value) in arms:
             return self.convert(value, type(value), path)
         problems = []
@@ -213,7 +321,10 @@ def _number_of(text: str) -> int | float | None:
     """The number that a text is, in the notations of YAML, JSON files and Python."""
     if text in ("NaN", "nan", "Infinity", "inf", "-Infinity", "-inf"):
         return float(text)
-    return _number(read_scalar(text.strip()))
+    try:
+        return _number(read_scalar(text.strip()))
+    except ConfigError:  # it has too many digits
+        return None
 
 
 def _to_float(number: float) -> Any:
@@ -253,92 +364,3 @@ def _refuse(value: Any, annotation: Any, path: str) -> NoReturn:
     got = f"{short_repr(value)} ({type(value).__name__})"
     quotes = "; put it in quotes" if annotation is str and type(value) in (int, float, bool) else ""
     raise ConfigError(f"{path}: expected {describe_type(annotation)}, got {got}{quotes}")
-
-
-MAPPING_TYPES = (Mapping, MutableMapping)
-SCALAR_TYPES = (int, float, bool, str, Path, types.NoneType)
-UNION_TYPES = (Union, types.UnionType)
-_NAMES = {
-    bool: "true or false",
-    int: "an int",
-    float: "a float",
-    str: "a string",
-    Path: "a path",
-    types.NoneType: "null",
-    Any: "any value",
-}
-
-
-class Section(MutableMapping[str, Any]):
-    """A configuration as the value of a field."""
-
-    @classmethod
-    @abstractmethod
-    def _nested(cls, mapping: Mapping[str, Any], path: str, conversion: Conversion) -> Self:
-        """A section of this class with the values of a mapping."""
-
-
-def is_section(kind: Any) -> bool:
-    """Whether the type is a class of configurations."""
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def union_arms(annotation: Any) -> tuple[Any, ...]:
-    """The types that a value may have, without None."""
-    if get_origin(annotation) not in UNION_TYPES:
-        return (annotation,)
-    return tuple(arm for arm in get_args(annotation) if arm is not types.NoneType)
-
-
-def describe_type(annotation: Any) -> str:
-    """The type in words, for messages.
-
-    Example:
-        >>> describe_type(list[int] | None)
-        'a list of int or null'
-    """
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if origin is Literal:
-        return "one of " + ", ".join(repr(argument) for argument in arguments)
-    if origin in UNION_TYPES:
-        return " or ".join(describe_type(argument) for argument in arguments)
-    if origin is tuple and arguments and arguments[-1] is not Ellipsis:
-        return f"{len(arguments)} values ({', '.join(_bare(item) for item in arguments)})"
-    if origin in (list, tuple):
-        return "a list" + (f" of {_bare(arguments[0])}" if arguments else "")
-    if origin in (dict, *MAPPING_TYPES) or is_section(origin):
-        return "a mapping with string keys"
-    return _NAMES.get(annotation) or f"a {annotation.__name__}"
-
-
-def _bare(annotation: Any) -> str:
-    return describe_type(annotation).removeprefix("an ").removeprefix("a ")
-
-
-def require_supported(annotation: Any, where: str) -> None:
-    """Refuse a type whose values could not be saved and read back.
-
-    Raises:
-        ConfigError: The type, or one that it is made of, is not supported.
-    """
-    origin, arguments = get_origin(annotation) or annotation, get_args(annotation)
-    if annotation is Any:
-        return
-    if origin is Literal:
-        if any(not isinstance(choice, (str, int, types.NoneType)) for choice in arguments):
-            raise ConfigError(f"{where}: a Literal of a config holds str, int and bool; use Enum")
-        return
-    if origin in (list, tuple, dict, *UNION_TYPES, *MAPPING_TYPES):
-        if origin in (dict, *MAPPING_TYPES) and arguments and arguments[0] is not str:
-            raise ConfigError(f"{where}: keys must be strings: dict[str, ...]")
-        for argument in arguments:
-            if argument is not Ellipsis:
-                require_supported(argument, where)
-        return
-    is_class = isinstance(origin, type)
-    if origin in SCALAR_TYPES or (is_class and issubclass(origin, (Enum, Section))):
-        return
-    raise ConfigError(
-        f"{where}: a config cannot save values of type {annotation!r}; use int, float, bool, str, "
-        "Path, Enum, Literal, Optional, list, tuple, dict, a Config class or Any"
-    )

@@ -16,7 +16,7 @@ from danling.config.scalars import FLOAT, INT, read_scalar
 from danling.errors import ConfigError
 from danling.files.json import MAX_DEPTH, to_plain
 
-__all__ = ["dump_yaml", "load_yaml"]
+__all__ = ["dump_yaml", "key_lines", "load_yaml"]
 
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -59,6 +59,20 @@ def load_yaml(text: str, source: str = "YAML text") -> Any:
     except (yaml.YAMLError, UnicodeError) as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     return builder.document
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """The line of every key of a document that `load_yaml` has read, by dotted key."""
+    lines: dict[str, int] = {}
+
+    def visit(node: Any, path: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name = f"{path}{key.value}"
+            lines[name] = key.start_mark.line + 1
+            visit(value, f"{name}.")
+
+    visit(yaml.compose(text, Loader=_Loader), "")
+    return lines
 
 
 def dump_yaml(value: Any) -> str:
@@ -135,16 +149,22 @@ class _Builder:
     def _scalar_value(self, event: yaml.ScalarEvent) -> Any:
         if event.tag in (None, "!"):
             plain = event.tag is None and event.implicit[0]
-            return read_scalar(event.value) if plain else event.value
+            return self._read(event) if plain else event.value
         kind = _SCALAR_TYPES.get(event.tag.removeprefix(_TAG))
         if kind is None:
             raise self._tag_error(event)
-        value = event.value if kind is str else read_scalar(event.value)
+        value = event.value if kind is str else self._read(event)
         if kind is float and type(value) is int:
             value = float(value)
         if type(value) is not kind:
             raise self._error(event, f"{event.value!r} is not a {kind.__name__}")
         return value
+
+    def _read(self, event: yaml.ScalarEvent) -> Any:
+        try:
+            return read_scalar(event.value)
+        except ConfigError as error:
+            raise self._error(event, str(error)) from error
 
     def _alias(self, event: yaml.AliasEvent) -> None:
         name = event.anchor

@@ -1,14 +1,17 @@
 """Data: how the batches of a split are made, in an order that is a function of seed and epoch.
 
-Begin with `splits`, then `loader`. It may import `distributed`, `seed`, `transfer` and `errors`.
+Begin with `splits`, then `loader`. It may import `distributed`, `config`, `seed`, `transfer`
+and `errors`.
 
 - `splits`: the data of a runner by split, and the loaders made of it.
 - `prepare`: how the loader of a split is made: of a dataset, or of what the user made of one.
 - `loader`: `Loader`, batches as a pure function of (seed, epoch, position).
 - `sources`: where batches come from: a dataset read by index, a list of batches, a stream.
 - `sampling`: which samples a batch is made of, and each process's share of them.
-- `readers`: how a dataset is read, with its randomness keyed where it draws.
-- `randomness`: which generators data draws from, and how they are keyed and kept.
+- `permutation`: number i of a shuffled order, without the others.
+- `readers`: how a dataset is read, with what it draws keyed by (seed, epoch, position).
+- `randomness`: whether reading drew from a generator, and reading under a key.
+- `generators`: the random generators that a dataset or a sampler keeps for itself.
 """
 
 from __future__ import annotations

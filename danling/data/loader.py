@@ -5,7 +5,7 @@ What a loader promises depends on what it is given; its `kind` says which.
 | kind | given | resumed in the middle of an epoch it |
 | --- | --- | --- |
 | keyed | a dataset that is read by index | goes on at the next sample, randomness included |
-| deterministic | one that draws nothing, or a list of batches | does so, and pays nothing for it |
+| deterministic | one that is known, or says, to draw nothing; a list of batches | does so too |
 | unkeyed | `dataloader={"keyed": False}` | gives the same samples, but draws anew at random |
 | stateful | an iterable with `state_dict` | goes on from that state |
 | iterable | any other iterable | raises, unless `resume` is `"replay"` or `"epoch"` |
@@ -26,7 +26,7 @@ from danling.data.sources import Source, StreamSource
 from danling.errors import DataError, ResumeError
 from danling.transfer import transferred
 
-__all__ = ["Loader", "Resume", "told"]
+__all__ = ["Loader", "Resume", "with_notes"]
 
 
 Resume = Literal["exact", "replay", "epoch"]
@@ -54,17 +54,16 @@ class Loader:
     """The batches of a split, on this rank and on the device.
 
     Args:
-        split: Its name.
-        source: Of the batches.
-        batch_size: Samples of a batch on this rank; None where the user makes the batches.
-        seed: Of the run.
+        split: The name of the split.
+        source: The source of the batches.
+        batch_size: The number of samples of a batch on this rank; None where the user makes the
+            batches.
+        seed: The seed of the run.
         resume: What to do about a source that cannot begin in the middle.
-        device: Where batches go.
+        device: The device that batches go to.
 
     Attributes:
-        kind: What resuming it means, see the module.
-        samples: Items of an epoch over all ranks; None when nobody knows. A ready-made batch is one
-            item.
+        kind: What it means to resume this loader, as the table of the module says.
     """
 
     def __init__(
@@ -88,18 +87,21 @@ class Loader:
 
     @property
     def samples(self) -> int | None:
-        """Items of an epoch over all ranks; None when nobody knows."""
+        """The number of items of an epoch over all ranks; None when nobody knows.
+
+        An item is a sample, or a batch where the user makes the batches.
+        """
         return self._source.items
 
     @property
     def length(self) -> int | None:
-        """Batches of a whole epoch on this rank; None when nobody knows."""
+        """The number of batches of a whole epoch on this rank; None when nobody knows."""
         items = self._source.items
         return None if items is None else self._source.sharding.count(items)
 
     @property
     def lengths(self) -> list[int] | None:
-        """Batches of a whole epoch on each rank; they are the same in training."""
+        """The number of batches of a whole epoch on each rank; in training all are the same."""
         items, sharding = self._source.items, self._source.sharding
         if items is None:
             return None
@@ -111,12 +113,40 @@ class Loader:
             raise TypeError(f"nobody knows how many batches {self.split!r} has")
         return length
 
+    @property
+    def is_length_exact(self) -> bool:
+        """Whether an epoch ends where its length says; else it ends where the data does."""
+        return self._source.is_length_exact
+
     def batches_in(self, epoch: int) -> int | None:
-        """Batches of this epoch on this rank: not `length` after a resume with other ranks."""
-        items = self._source.items
-        if items is None or self._origin.epoch != epoch:
-            return self.length
-        return self._origin.batch + self._source.sharding.count(items - self._origin.offset)
+        """The number of batches of this epoch on this rank; None when nobody knows.
+
+        It is not `length` after a resume with other ranks, and where a sampler says another length
+        after it has heard of the epoch.
+        """
+        items, sharding = self._source.items_in(epoch), self._source.sharding
+        if items is None:
+            return None
+        if self._origin.epoch != epoch:
+            return sharding.count(items)
+        return self._origin.batch + sharding.count(items - self._origin.offset)
+
+    def samples_of(self, batch_index: int) -> int | None:
+        """The number of samples that were read for a batch of the epoch that is being read.
+
+        It is known where the loader makes the batches of samples, or a batch sampler says which,
+        and from when the batch is handed out until a few batches later; else it is None.
+
+        Example:
+            >>> from danling.data.prepare import Placement, prepare_loader
+            >>> loader = prepare_loader("val", [1.0, 2.0, 3.0], batched=False, training=False,
+            ...     settings={"batch_size": 2}, seed=0, shuffle=False,
+            ...     placement=Placement(torch.device("cpu")))
+            >>> [loader.samples_of(index) for index, _ in enumerate(loader.iterate(epoch=0))]
+            [2, 1]
+        """
+        epoch = self._origin.epoch
+        return self._source.samples_at(epoch, self._offset(epoch, batch_index))
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on; batches before it are not read.
@@ -128,20 +158,19 @@ class Loader:
         batches = self._source.batches(epoch, offset)
         if workers := self._source.workers:
             data = f"epoch {epoch} of {self.split!r} ({self._source.name}, {workers} workers)"
-            batches = told(batches, data, start)
+            batches = with_notes(batches, data, start)
         return transferred(batches, self._device)
 
     def positions(self, batch_index: int) -> list[int]:
-        """Where the items of a batch are in the global order of the epoch that is being read.
+        """The places of a batch's items in the global order of the epoch that is being read.
 
-        Sorted by position, the batches of all ranks are in the order of the dataset. A sample is an
-        item, or a batch where the user makes the batches.
+        Sorted by position, the batches of all ranks are in the order of the epoch.
         """
         offset = self._offset(self._origin.epoch, batch_index)
         return list(self._source.sharding.positions(offset, self._source.items))
 
     def state_dict(self, epoch: int, batch_index: int) -> dict[str, Any]:
-        """What it takes to go on after `batch_index` batches of an epoch; plain values."""
+        """The state to go on from after `batch_index` batches of an epoch, in plain values."""
         offset = self._offset(epoch, batch_index)
         sharding = self._source.sharding
         state: dict[str, Any] = {
@@ -163,7 +192,7 @@ class Loader:
         """Take up what `state_dict` gave, so that `iterate(epoch, batch_index)` goes on there.
 
         Args:
-            state: Of the same split.
+            state: The state of the same split.
             elastic: Whether another number of processes, or another batch size, covers the rest of
                 the epoch. Every remaining sample is then seen once.
 
@@ -186,6 +215,7 @@ class Loader:
             return reasons
         if fixed or (elastic_changes and not elastic):
             raise self._refusal(state, fixed, elastic_changes)
+        self._source.take_up(state)
         if batch and isinstance(self._source, StreamSource):
             self._take_up(self._source, state)
         self._origin = _Origin(epoch, batch, offset)
@@ -199,14 +229,14 @@ class Loader:
         return reasons + (self._source.doubts if batch else [])
 
     def _offset(self, epoch: int, batch: int) -> int:
-        """Items before a batch, in the global order of the epoch."""
+        """The number of items before a batch in the global order of the epoch."""
         origin, whole = self._origin, self._source.sharding.whole
         if origin.epoch == epoch and batch >= origin.batch:
             return origin.offset + (batch - origin.batch) * whole
         return batch * whole
 
     def _changes(self, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """What differs from the saved state: in vain, and where elastic helps."""
+        """What differs from the saved state: where nothing helps, and where elastic does."""
         now = self.state_dict(epoch=0, batch_index=0)
         fixed = [
             f"{name} {state.get(key)!r} -> {now.get(key)!r}"
@@ -258,21 +288,21 @@ class Loader:
 _NOTICING = 1.0  # seconds for the signal of a process that is ending
 
 
-def told(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
+def with_notes(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any]:
     """The batches; an error on the way to the next one says which one it was.
 
     What PyTorch raises for a worker that was killed, or that took too long, tells neither.
 
     Args:
-        batches: From a `DataLoader` with workers.
-        reading: Which data it is.
-        first: Number of the first batch.
+        batches: The batches of a `DataLoader` with workers.
+        reading: The name of the data.
+        first: The number of the first batch.
 
     Raises:
         DataError: A worker is gone, and PyTorch has not noticed it yet.
 
     Example:
-        >>> list(told(iter("ab"), "'train'", 0))
+        >>> list(with_notes(iter("ab"), "'train'", 0))
         ['a', 'b']
     """
     number = first

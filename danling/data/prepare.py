@@ -16,8 +16,9 @@ from torch.utils.data import (
     default_convert,
 )
 
+from danling.config.settings import WORKER_KEYS
 from danling.data.loader import Loader, Resume
-from danling.data.readers import IterableReader, WorkerInit
+from danling.data.readers import CountingCollate, IterableReader, WorkerInit
 from danling.data.sampling import Sharding, is_of_torch, length_of, order_of
 from danling.data.sources import IndexedSource, ListSource, Source, StreamSource
 from danling.errors import DataError, did_you_mean
@@ -28,16 +29,7 @@ __all__ = ["Loader", "Placement", "prepare_loader", "split_settings"]
 
 OWN_SETTINGS = {"keyed", "resume"}
 SAMPLING_SETTINGS = {"batch_size", "batch_sampler", "collate_fn", "drop_last", "sampler", "shuffle"}
-WORKER_SETTINGS = (
-    "multiprocessing_context",
-    "num_workers",
-    "persistent_workers",
-    "pin_memory",
-    "pin_memory_device",
-    "prefetch_factor",
-    "timeout",
-    "worker_init_fn",
-)
+WORKER_SETTINGS = (*WORKER_KEYS, "worker_init_fn")
 SETTINGS = OWN_SETTINGS | SAMPLING_SETTINGS | set(WORKER_SETTINGS)
 POLICIES = ("exact", "replay", "epoch")
 
@@ -50,7 +42,7 @@ def split_settings(
     Args:
         dataloader: `config.dataloader`: arguments of torch's `DataLoader`, `keyed` and `resume`,
             and a mapping of them under the name of a split.
-        split: Whose settings are wanted.
+        split: The split whose settings are wanted.
         splits: All splits there are, if a section for another one is to be an error.
 
     Raises:
@@ -80,7 +72,7 @@ def split_settings(
 
 
 class Placement(NamedTuple):
-    """Where this process stands."""
+    """The device and the rank of this process."""
 
     device: torch.device
     rank: int = 0
@@ -100,7 +92,7 @@ class _Split:
 
     @property
     def own_seed(self) -> int:
-        """Of all that is random in this split."""
+        """The seed of all that is random in this split."""
         return derive(self.seed, self.name)
 
     def sharding(self, size: int, drop_last: bool) -> Sharding:
@@ -137,17 +129,17 @@ def prepare_loader(
     they are.
 
     Args:
-        split: Its name; part of the seed of all that is random in it.
+        split: The name of the split; it is part of the seed of all that is random in it.
         source: A dataset with `__getitem__` and `__len__`, or only with `__iter__`. Or, if batched,
             a `DataLoader`, a list of batches, an iterable, or a function that returns one.
         batched: Whether it gives batches.
-        settings: From `split_settings`. `batch_size` is of one process. Of something that gives
-            batches only `keyed` and `resume` matter.
-        seed: Of the run.
+        settings: The settings, from `split_settings`. `batch_size` is that of one process. For
+            something that gives batches only `keyed` and `resume` matter.
+        seed: The seed of the run.
         shuffle: Whether a dataset that is read by index is shuffled, unless the settings say.
         training: Whether all ranks must get equally many batches, so that the last ones are padded.
             Without it every sample is seen once.
-        placement: Device and rank of this process.
+        placement: The device and the rank of this process.
 
     Raises:
         DataError: The source, or a setting, is wrong.
@@ -240,11 +232,12 @@ def _iterable(place: _Split, given: DataLoader[Any]) -> Loader:
     if isinstance(dataset, IterableReader):
         dataset = dataset.dataset
     size, generator = given.batch_size, torch.Generator()
+    collate = given.collate_fn
     ours: DataLoader[Any] = DataLoader(
         IterableReader(dataset, place.own_seed, place.keyed),
         batch_size=size,
         drop_last=given.drop_last,
-        collate_fn=given.collate_fn,
+        collate_fn=collate if size is None else CountingCollate(collate),
         generator=generator,
         **_options(place, given),
     )
@@ -270,6 +263,7 @@ def _stream(
         length=length,
         dataset=dataset,
         generator=generator,
+        counted=generator is not None and batches.batch_size is not None,
     )
     return place.loader(source, getattr(batches, "batch_size", None))
 

@@ -1,201 +1,180 @@
-"""Random generators that datasets and samplers keep for themselves, as augmentation libraries do.
+"""Randomness as a function of a key, instead of what was drawn before.
 
-Seeding the generators of the process does not reach them: they remember what was drawn from them,
-and begin anew in a new process.
+A dataset that draws at random would give other values after a resume, or with another number of
+workers, because generators remember everything that was drawn from them. So a batch that draws is
+read under generators that are seeded with a key, and they are put back afterwards.
+
+Most datasets draw nothing, and they cannot be told by looking. `Randomness` says whether a
+generator moved while something was read, which costs about 2 us. What follows from it is up to
+`readers`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
-import pickle
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import (
-    ConcatDataset,
-    StackDataset,
-    Subset,
-    TensorDataset,
-)
+from torch.utils.data import ConcatDataset, StackDataset, Subset, TensorDataset
 
+from danling.data.generators import OwnGenerators
 from danling.errors import DataError
-from danling.seed import derive, isolated_rng, seed_streams
+from danling.seed import isolated_rng, process_generators, seed_streams
 
-__all__ = [
-    "Generator",
-    "keyed_rng",
-    "mark",
-    "own_generators",
-    "own_keyed",
-    "purity",
-    "seed_own",
-    "state_of",
-    "watched",
-]
+__all__ = ["Purity", "Randomness", "Treatment", "drew", "keyed_rng", "purity", "watched"]
 
 
-Generator = Any
-"""`random.Random`, `torch.Generator`, `numpy.random.Generator` or `numpy.random.RandomState`."""
-
-_LONGEST = 64  # a list of transforms, not one of a million samples
-_DEEPEST = 8
-_OPAQUE = (str, bytes, int, float, type, ModuleType, FunctionType, torch.Tensor, torch.nn.Module)
-
-
-def own_generators(*things: object, besides: tuple[type, ...] = ()) -> list[Generator]:
-    """The generators in the attributes of things, and of what is in these; each once.
-
-    Those of the process itself are left out, and what is in long lists is not looked for.
+class Randomness:
+    """The generators that reading draws from: those of the process, and those of what is read.
 
     Args:
-        things: Where to look.
-        besides: Types that are passed over.
+        things: What is read, such as a dataset and the function that collates its samples.
 
     Example:
-        >>> class Crop:
-        ...     def __init__(self):
-        ...         self.random = random.Random(0)
-        >>> class Pictures:
-        ...     def __init__(self):
-        ...         self.transforms = [Crop(), Crop()]
-        >>> len(own_generators(Pictures()))
-        2
+        >>> import random
+        >>> randomness = Randomness()
+        >>> before = randomness.states()
+        >>> randomness.moved(before)
+        []
+        >>> first = random.random()
+        >>> randomness.moved(before)
+        ['python']
+        >>> randomness.put_back(before)
+        >>> random.random() == first
+        True
     """
-    found: dict[int, Generator] = {}
-    seen: set[int] = set()
-    level = list(things)
-    for _ in range(_DEEPEST):
-        below: list[object] = []
-        for thing in level:
-            if id(thing) in seen or isinstance(thing, (*_OPAQUE, *besides)):
-                continue
-            seen.add(id(thing))
-            if _is_generator(thing):
-                found[id(thing)] = thing
-            else:
-                below += _parts(thing)
-        level = below
-    return [generator for generator in found.values() if not _is_of_process(generator)]
+
+    def __init__(self, *things: object) -> None:
+        self._own = OwnGenerators(*things)
+        self._process = process_generators()
+        self._all = [*self._process, *self._own.states]
+
+    def states(self) -> list[Any]:
+        """The states of all generators as they are now."""
+        return [generator.state() for generator in self._all]
+
+    def moved(self, states: Sequence[Any]) -> list[str]:
+        """The libraries from whose generators something was drawn since these states were taken.
+
+        Numpy is among them when it was imported since then: its state before is not known.
+        """
+        found = []
+        for generator, state in zip(self._all, states, strict=True):
+            if generator.moved(state):
+                found.append(generator.library)  # nearly always nothing moved
+        if self._process is not process_generators():
+            found.append("numpy")
+        return found
+
+    def put_back(self, states: Sequence[Any]) -> None:
+        """Set the generators to the states that were taken last."""
+        for generator, state in zip(self._all, states, strict=True):
+            generator.put_back(state)
+        if self._process is not process_generators():
+            self._update()
+
+    def seed(self, key: int) -> None:
+        """Seed all generators, so that what is drawn from now on follows from the key."""
+        seed_streams(key)
+        if self._own.states:
+            self._own.seed(key)
+
+    def keyed_states(self, keys: Iterable[int]) -> list[list[Any]]:
+        """The states of all generators when they are seeded with each of the keys.
+
+        To make several at once is much faster than to seed before each batch, when the code and the
+        tables that seeding needs have long left the processor's cache.
+        """
+        before, keyed = self.states(), []
+        for key in keys:
+            self.seed(key)
+            keyed.append(self.states())
+        self.put_back(before)
+        return keyed
+
+    def grew(self) -> bool:
+        """Whether what is read keeps generators that it did not keep before."""
+        return self._own.changed() and self.look()
+
+    def look(self) -> bool:
+        """Search for generators again; returns whether there are new ones."""
+        is_new = self._own.look()
+        self._update()
+        return is_new
+
+    def _update(self) -> None:
+        self._process = process_generators()
+        self._all = [*self._process, *self._own.states]
 
 
 @contextmanager
-def own_keyed(generators: Sequence[Generator], key: int) -> Iterator[None]:
-    """Seed generators for a block, and put them back after it.
+def keyed_rng(key: int) -> Iterator[None]:
+    """Seed the generators of python, numpy and torch (CPU) for a block, and put them back after it.
 
     Example:
-        >>> own = [random.Random(3)]
-        >>> with own_keyed(own, 7):
-        ...     first = own[0].random()
-        >>> own[0].random() == random.Random(3).random() != first
+        >>> import random
+        >>> with keyed_rng(7):
+        ...     first = random.random()
+        >>> with keyed_rng(7):
+        ...     first == random.random()
         True
     """
-    states = [state_of(generator) for generator in generators]
-    try:
-        seed_own(generators, key)
+    with isolated_rng(devices=False):
+        seed_streams(key)
         yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            _put_back(generator, state)
 
 
-def seed_own(generators: Sequence[Generator], key: int) -> None:
-    """Seed generators, each with a number of its own that follows from the key."""
-    for number, generator in enumerate(generators):
-        seed = derive(key, "own", number)
-        if isinstance(generator, random.Random):
-            generator.seed(seed)
-        elif isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        elif hasattr(generator, "bit_generator"):
-            bits = generator.bit_generator
-            bits.state = type(bits)(seed).state
-        else:
-            generator.seed([seed & 0xFFFFFFFF, seed >> 32])
+@contextmanager
+def watched(name: str) -> Iterator[None]:
+    """Raise when a block that belongs to a deterministic dataset draws random numbers.
 
+    Args:
+        name: The name of the dataset's type.
 
-def state_of(generator: Generator) -> Any:
-    """What it takes to put a generator back."""
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if hasattr(generator, "bit_generator"):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def mark(generators: Sequence[Generator]) -> str:
-    """Of the states of generators: another one once something was drawn from one of them.
-
-    Example:
-        >>> own = [random.Random(0)]
-        >>> before = mark(own)
-        >>> _ = own[0].random()
-        >>> mark(own) == before
-        False
+    Raises:
+        DataError: Something was drawn.
     """
-    digest = hashlib.sha256()
-    for state in map(state_of, generators):
-        digest.update(pickle.dumps(state.tolist() if isinstance(state, torch.Tensor) else state))
-    return digest.hexdigest()
+    generators = process_generators()
+    states = [generator.state() for generator in generators]
+    yield
+    drawn = [
+        generator.library
+        for generator, state in zip(generators, states, strict=True)
+        if generator.moved(state)
+    ]
+    if drawn:
+        raise drew(name, drawn)
 
 
-def _put_back(generator: Generator, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif hasattr(generator, "bit_generator"):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
-
-
-def _is_generator(thing: object) -> bool:
-    if isinstance(thing, random.Random):
-        return not isinstance(thing, random.SystemRandom)
-    if isinstance(thing, torch.Generator):
-        return True
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(
-        thing, (numpy.random.Generator, numpy.random.RandomState)
+def drew(name: str, libraries: Sequence[str]) -> DataError:
+    """The error of a dataset that says it draws nothing, and does."""
+    return DataError(
+        f"{name} says deterministic = True, but reading a batch of it drew random numbers from "
+        f"{' and '.join(dict.fromkeys(libraries))}. Remove that attribute: what is drawn is then "
+        "keyed by (seed, epoch, batch), and comes back the same after a resume"
     )
 
 
-def _is_of_process(generator: Generator) -> bool:
-    if generator is getattr(random, "_inst", None) or generator is torch.default_generator:
-        return True
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and generator is getattr(numpy.random.mtrand, "_rand", None)
+# What is known of a dataset beforehand
 
 
-def _parts(thing: Any) -> list[object]:
-    """What a thing is made of, as far as it is worth looking."""
-    if isinstance(thing, MethodType):
-        return [thing.__self__]
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, dict):
-        return list(thing.values()) if len(thing) <= _LONGEST else []
-    if isinstance(thing, list | tuple | set):
-        return list(thing) if len(thing) <= _LONGEST else []
-    return list(getattr(thing, "__dict__", {}).values())
+Purity = Literal["known", "declared", "random", "unknown"]
+"""Whether reading draws: known not to, declared not to, declared to, or not known."""
 
+Treatment = Literal["free", "watched", "keyed", "trusted"]
+"""How randomness is treated while a batch is read.
 
-Purity = Literal["known", "declared", "unknown"]
-
-
-Treatment = Literal["keyed", "watched", "free"]
-
-
-_KEY_BYTES = 4 * 624  # of numpy's MT19937, followed by the position in it
+- `"free"`: it is left alone.
+- `"watched"`: it is keyed from the first batch on that draws.
+- `"keyed"`: it is keyed.
+- `"trusted"`: a draw is an error, because the dataset says that it draws nothing.
+"""
 
 
 def purity(dataset: object) -> Purity:
-    """Whether reading a dataset draws random numbers: known not to, declared not to, or unknown.
+    """Whether reading a dataset draws random numbers, as far as its type and attributes say.
 
     Example:
         >>> purity([1, 2, 3])
@@ -209,59 +188,13 @@ def purity(dataset: object) -> Purity:
     """
     declared = getattr(dataset, "deterministic", None)
     if isinstance(declared, bool):
-        return "declared" if declared else "unknown"
+        return "declared" if declared else "random"
     kind = type(dataset)
     if kind in (TensorDataset, list, tuple, range, torch.Tensor) or _is_array(dataset):
         return "known"
-    found = {purity(part) for part in _pieces(dataset)}
-    if not found or "unknown" in found:
-        return "unknown"
-    return "declared" if "declared" in found else "known"
-
-
-@contextmanager
-def keyed_rng(key: int) -> Iterator[None]:
-    """Seed the generators of python, numpy and torch (CPU) for a block, and put them back after it.
-
-    Example:
-        >>> with keyed_rng(7):
-        ...     first = random.random()
-        >>> with keyed_rng(7):
-        ...     first == random.random()
-        True
-    """
-    with isolated_rng(devices=False):
-        seed_streams(key)
-        yield
-
-
-@contextmanager
-def watched(name: str, python: bool = False) -> Iterator[None]:
-    """Raise when a block that belongs to a deterministic dataset draws random numbers.
-
-    Args:
-        name: Of the dataset's type.
-        python: Whether to look at python's generator as well, which takes 15 us instead of 2.
-
-    Raises:
-        DataError: It drew.
-    """
-    torch_before, numpy_before = _torch_mark(), _numpy_mark()
-    python_before = random.getstate() if python else None
-    yield
-    drawn = []
-    if _torch_mark() != torch_before:
-        drawn.append("torch")
-    if _numpy_mark() != numpy_before:
-        drawn.append("numpy")
-    if python and random.getstate() != python_before:
-        drawn.append("python")
-    if drawn:
-        raise DataError(
-            f"{name} says deterministic = True, but reading a batch of it drew random numbers from "
-            f"{' and '.join(drawn)}. Remove that attribute: what is drawn is then keyed by (seed, "
-            "epoch, batch), and comes back the same after a resume"
-        )
+    found = {purity(piece) for piece in _pieces(dataset)} or {"unknown"}
+    order: tuple[Purity, ...] = ("random", "unknown", "declared")
+    return next((each for each in order if each in found), "known")
 
 
 def _is_array(dataset: object) -> bool:
@@ -269,23 +202,8 @@ def _is_array(dataset: object) -> bool:
     return numpy is not None and type(dataset) is numpy.ndarray
 
 
-def _torch_mark() -> bytes:
-    state = torch.default_generator.get_state()
-    return ctypes.string_at(state.data_ptr(), state.numel())
-
-
-def _numpy_mark() -> bytes:
-    """The bits of numpy's global generator, read where they lie: `get_state` takes 24 us."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return b""
-    generator = numpy.random.get_bit_generator()
-    if type(generator) is not numpy.random.MT19937:
-        return b""
-    return ctypes.string_at(generator.ctypes.state_address, _KEY_BYTES + 4)
-
-
 def _pieces(dataset: object) -> Sequence[object]:
+    """The datasets that one of torch's is made of."""
     if type(dataset) is Subset:
         return [dataset.dataset]
     if type(dataset) is ConcatDataset:

@@ -14,9 +14,11 @@ from itertools import cycle, islice
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from danling.data.randomness import own_generators, seed_own
+from danling.data.generators import OwnGenerators
+from danling.data.permutation import draw, permute
 from danling.errors import DataError
 from danling.seed import derive, isolated_rng, rng_state, seed_streams, set_rng_state
 
@@ -35,16 +37,21 @@ __all__ = [
 
 T = TypeVar("T")
 CHUNK = 4096  # items whose python integers exist at a time
+STORED = 65536  # indices of an order that is stored: half a megabyte
 
 
 class Order(Protocol):
     """The items of an epoch, in order."""
 
     name: str
+    is_length_exact: bool
 
     @property
     def length(self) -> int | None:
-        """Items of an epoch; None where the sampler does not tell."""
+        """The number of items of an epoch; None where the sampler does not tell."""
+
+    def length_in(self, epoch: int) -> int | None:
+        """The same for one epoch, where epochs have different lengths."""
 
     def items(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The items of an epoch from number `start` on."""
@@ -54,9 +61,14 @@ class Sequential:
     """The indices 0, 1, ... in every epoch."""
 
     name = "sequential"
+    is_length_exact = True
 
     def __init__(self, length: int) -> None:
         self.length = length
+
+    def length_in(self, epoch: int) -> int:
+        """The number of indices, the same in every epoch."""
+        return self.length
 
     def items(self, epoch: int, start: int = 0) -> Iterator[int]:
         """The indices of an epoch from number `start` on."""
@@ -64,14 +76,22 @@ class Sequential:
 
 
 class Shuffled:
-    """A new permutation in every epoch, drawn from a generator that is seeded with (seed, epoch).
+    """A new permutation in every epoch, that is chosen by (seed, epoch).
+
+    Up to 65536 indices are shuffled as torch does it, which makes all orders equally likely, and
+    are stored. In a longer epoch index number i is computed when it is asked for, by a keyed
+    bijection: it takes no memory, and no time to begin anywhere.
 
     Args:
-        population: How many samples there are.
-        seed: Of the order.
-        length: Indices of an epoch; by default each sample once. More than `population` go through
-            further permutations.
-        replacement: Draw every index independently of the others.
+        population: The number of samples there are.
+        seed: The seed of the order.
+        length: The number of indices of an epoch; by default each sample once. More than
+            `population` go through further permutations.
+        replacement: Whether every index is drawn independently of the others.
+
+    Attributes:
+        is_stored: Whether the indices of an epoch are stored. It is set for a run that was begun
+            when orders of all lengths were.
 
     Example:
         >>> order = Shuffled(5, seed=0)
@@ -80,7 +100,12 @@ class Shuffled:
         [0, 1, 2, 3, 4]
         >>> list(order.items(epoch=0, start=3)) == first[3:]
         True
+        >>> large = Shuffled(10**12, seed=0)
+        >>> len(set(islice(large.items(epoch=0, start=10**11), 1000)))
+        1000
     """
+
+    is_length_exact = True
 
     def __init__(
         self, population: int, seed: int, length: int | None = None, replacement: bool = False
@@ -88,30 +113,52 @@ class Shuffled:
         self.population = population
         self.length = population if length is None else length
         self.name = "shuffled with replacement" if replacement else "shuffled"
+        self.is_stored = max(population, self.length) <= STORED
         self._seed = seed
         self._replacement = replacement
 
+    def length_in(self, epoch: int) -> int:
+        """The number of indices, the same in every epoch."""
+        return self.length
+
     def items(self, epoch: int, start: int = 0) -> Iterator[int]:
         """The indices of an epoch from number `start` on."""
-        generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
-        if self._replacement:
-            drawn = torch.randint(self.population, (self.length,), generator=generator)
-        else:
-            rounds = -(-self.length // self.population) if self.population else 0
-            drawn = torch.cat(
-                [torch.randperm(self.population, generator=generator) for _ in range(rounds)]
-                or [torch.empty(0, dtype=torch.int64)]
-            )
+        key = derive(self._seed, "order", epoch)
+        stored = self._stored(key) if self.is_stored else None
         for low in range(start, self.length, CHUNK):
-            yield from drawn[low : min(low + CHUNK, self.length)].tolist()
+            high = min(low + CHUNK, self.length)
+            chunk = self._computed(key, low, high) if stored is None else stored[low:high]
+            yield from chunk.tolist()
+
+    def _stored(self, key: int) -> Tensor:
+        generator = torch.Generator().manual_seed(key)
+        if self._replacement:
+            return torch.randint(self.population, (self.length,), generator=generator)
+        rounds = -(-self.length // self.population) if self.population else 0
+        drawn = [torch.randperm(self.population, generator=generator) for _ in range(rounds)]
+        return torch.cat(drawn or [torch.empty(0, dtype=torch.int64)])
+
+    def _computed(self, key: int, low: int, high: int) -> Tensor:
+        if self._replacement:
+            return draw(torch.arange(low, high), self.population, key)
+        parts = []
+        for number in range(low // self.population, -(-high // self.population)):
+            begin = number * self.population
+            part = torch.arange(max(low, begin), min(high, begin + self.population)) - begin
+            parts.append(permute(part, self.population, derive(key, "permutation", number)))
+        return torch.cat(parts)
 
 
 class Sampled:
-    """What a sampler or batch sampler of the user yields, under random streams of its own.
+    """What a sampler or batch sampler of the user yields, under generators of its own.
 
     It is read under generators seeded with (seed, epoch), which are put back whenever it is not
     being read, and so are generators of its own; `set_epoch` is called where it exists. A few
     thousand items are read at a time: an endless sampler is fine.
+
+    Attributes:
+        is_length_exact: Whether the length is one to rely on, as it is for samplers of torch. What
+            others claim is shown, and their items are read to the end.
 
     Raises:
         DataError: The sampler shards by itself, and the samples would be sharded twice.
@@ -119,6 +166,7 @@ class Sampled:
 
     def __init__(self, sampler: Iterable[Any], seed: int) -> None:
         self.name = type(sampler).__qualname__
+        self.is_length_exact = is_of_torch(sampler)
         self._sampler = sampler
         self._seed = seed
         if getattr(sampler, "num_replicas", 1) > 1:
@@ -132,14 +180,16 @@ class Sampled:
         """What `len` says of the sampler."""
         return length_of(self._sampler)
 
+    def length_in(self, epoch: int) -> int | None:
+        """What `len` says of the sampler after it was told the epoch."""
+        with isolated_rng(devices=False):
+            self._enter(epoch)
+            return self.length
+
     def items(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """What the sampler yields in an epoch, from number `start` on."""
         with isolated_rng(devices=False):
-            seed_streams(derive(self._seed, "sampler", epoch))
-            for part in (self._sampler, getattr(self._sampler, "sampler", None)):
-                set_epoch(part, epoch)
-            own = own_generators(self._sampler, besides=(Dataset,))
-            seed_own(own, derive(self._seed, "generator", epoch))
+            self._enter(epoch)
             iterator = islice(iter(self._sampler), start, None)
             chunk, streams = list(islice(iterator, CHUNK)), rng_state(devices=False)
         while chunk:
@@ -147,6 +197,14 @@ class Sampled:
             with isolated_rng(devices=False):
                 set_rng_state(streams)
                 chunk, streams = list(islice(iterator, CHUNK)), rng_state(devices=False)
+
+    def _enter(self, epoch: int) -> None:
+        """Seed all generators, and tell the sampler the epoch."""
+        seed_streams(derive(self._seed, "sampler", epoch))
+        for part in (self._sampler, getattr(self._sampler, "sampler", None)):
+            set_epoch(part, epoch)
+        own = OwnGenerators(self._sampler, besides=(Dataset,))
+        own.seed(derive(self._seed, "generator", epoch))
 
 
 @dataclass(frozen=True)
@@ -160,9 +218,9 @@ class Sharding:
     get fewer batches.
 
     Args:
-        size: Items of a batch on one rank.
-        rank: Of this process.
-        world_size: How many processes there are.
+        size: The number of items of a batch on one rank.
+        rank: The rank of this process.
+        world_size: The number of processes.
         training: Whether the last global batch is padded.
         drop_last: Whether a last global batch that is not whole is left out.
 
@@ -180,11 +238,11 @@ class Sharding:
 
     @property
     def whole(self) -> int:
-        """Items of a whole global batch."""
+        """The number of items of a whole global batch."""
         return self.size * self.world_size
 
     def count(self, items: int, rank: int | None = None) -> int:
-        """How many batches a rank, by default this one, gets from that many items."""
+        """The number of batches that a rank, by default this one, gets from that many items."""
         full, rest = divmod(max(items, 0), self.whole)
         if rest == 0 or self.drop_last:
             return full
@@ -201,8 +259,8 @@ class Sharding:
 
         Args:
             items: The order from `position` on.
-            position: Where in the epoch's order `items` begins.
-            restart: The epoch's order from its start, for padding.
+            position: The place in the epoch's order where `items` begins.
+            restart: A function that gives the epoch's order from its start, for padding.
         """
         whole, low, high = self.whole, *self._part(self.whole, self.rank)
         while group := list(islice(items, whole)):

@@ -1,4 +1,4 @@
-"""Where batches come from: a dataset read by index, or a list of batches; streams are in `stream`.
+"""Where batches come from: a dataset that is read by index, a list of batches, or a stream.
 
 A source gives this rank's batches of an epoch from any item of its global order on. An item is a
 sample where we make the batches, and a batch where the user does.
@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, default_collate, default_convert
 
-from danling.data.randomness import Treatment, keyed_rng, mark, own_generators, purity, watched
-from danling.data.readers import Collate, IndexedReader, as_it_is
-from danling.data.sampling import Order, Sharding, length_of, set_epoch
+from danling.data.generators import own_generators
+from danling.data.randomness import Treatment, keyed_rng, purity, watched
+from danling.data.readers import Collate, IndexedReader, WorkerInit, as_it_is
+from danling.data.sampling import Order, Sharding, Shuffled, length_of, set_epoch
 from danling.errors import DataError
-from danling.seed import derive
+from danling.seed import derive, generator_state
 
 __all__ = ["IndexedSource", "ListSource", "Source", "StreamSource"]
 
@@ -32,10 +33,14 @@ class Source(Protocol):
     name: str
     sharding: Sharding
     workers: int
+    is_length_exact: bool
 
     @property
     def items(self) -> int | None:
-        """Items of an epoch over all ranks; None when nobody knows."""
+        """The number of items of an epoch over all ranks; None when nobody knows."""
+
+    def items_in(self, epoch: int) -> int | None:
+        """The same for one epoch, where epochs have different lengths."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -45,22 +50,53 @@ class Source(Protocol):
     def doubts(self) -> list[str]:
         """Why the batches from the middle of an epoch on may differ from those of a whole epoch."""
 
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Read in the way in which the run read that saved this identity."""
+
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from item `offset` of the global order on."""
+
+    def samples_at(self, epoch: int, offset: int) -> int | None:
+        """The number of samples in this rank's batch of the global batch at an offset."""
+
+
+class SampleCounts:
+    """The number of samples of each batch, from when it is asked for until well after its use.
+
+    Args:
+        step: The number of items of a global batch.
+        ahead: The number of batches that may be asked for ahead of the one that is used.
+    """
+
+    def __init__(self, step: int, ahead: int = 0) -> None:
+        self._by_offset: dict[tuple[int, int], int] = {}
+        self._held = step * (ahead + HELD_BATCHES)
+
+    def add(self, epoch: int, offset: int, samples: int) -> None:
+        """Note the samples of the global batch at an offset."""
+        self._by_offset[epoch, offset] = samples
+        self._by_offset.pop((epoch, offset - self._held), None)
+
+    def get(self, epoch: int, offset: int) -> int | None:
+        """The samples of the global batch at an offset; None where they are not known."""
+        return self._by_offset.get((epoch, offset))
+
+
+HELD_BATCHES = 16  # more than the runner and the copy to the device read ahead
 
 
 class IndexedSource:
     """Batches of a dataset that is read by index: starting anywhere reads no other sample.
 
     Args:
-        dataset: Of the user.
+        dataset: The dataset of the user.
         order: The items of an epoch.
-        sharding: How they become batches.
+        sharding: How items become batches.
         batched: None when an item is a sample, so that a batch is a list of items; True when an
             item is a list of indices; False when it is one index and stands for a whole batch.
-        collate_fn: Of the user.
+        collate_fn: The function of the user that makes a batch, or None for torch's.
         keyed: Whether randomness is keyed at all.
-        seed: Of this split.
+        seed: The seed of this split.
         options: Further arguments of the `DataLoader`.
     """
 
@@ -76,38 +112,55 @@ class IndexedSource:
         seed: int,
         options: Mapping[str, Any],
     ) -> None:
-        pure = purity(dataset)
-        draws = pure == "unknown" or (pure == "known" and collate_fn is not None)
-        self.kind = ("keyed" if keyed else "unkeyed") if draws else "deterministic"
         self.name = type(dataset).__qualname__
         self.workers = int(options.get("num_workers", 0))
         self.sharding = sharding
+        self.is_length_exact = order.is_length_exact
+        self.kind, treatment = _treatment(purity(dataset), collate_fn is not None, keyed)
         self._dataset = dataset
         self._order = order
         self._batched = batched
         self._seed = seed
-        self._feed = _Feed()
+        self._requests = _Requests()
         self._generator = torch.Generator()
-        treatment: Treatment = "keyed" if self.kind == "keyed" else "free"
-        if pure == "declared" and keyed:
-            treatment = "watched"
-        self._plain = treatment == "free" and not hasattr(dataset, "set_epoch")
-        self._loader = self._make_loader(collate_fn, treatment, options)
+        self._counts = SampleCounts(
+            sharding.whole, self.workers * (options.get("prefetch_factor") or 2)
+        )
+        single = batched is False
+        collate = collate_fn or (default_convert if single else default_collate)
+        self._reader = IndexedReader(dataset, collate, not single, treatment, seed, sharding.whole)
+        self._worker_init = options.get("worker_init_fn")
+        self._loader: DataLoader[Any] | None = None
+        if self.workers or options.get("pin_memory"):
+            self._loader = DataLoader(
+                self._reader,
+                batch_size=None,
+                sampler=self._requests,
+                collate_fn=as_it_is,
+                generator=self._generator,
+                **options,
+            )
 
     @property
     def items(self) -> int | None:
-        """Items of an epoch over all ranks; None when the sampler does not tell."""
+        """The number of items of an epoch over all ranks; None when the sampler does not tell."""
         return self._order.length
+
+    def items_in(self, epoch: int) -> int | None:
+        """The number of items of one epoch."""
+        return self._order.length_in(epoch)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position in an epoch to mean the same."""
         fingerprint = getattr(self._dataset, "fingerprint", None)
-        return {
+        identity = {
             "sampler": self._order.name,
             "samples": length_of(self._dataset),
             "fingerprint": None if fingerprint is None else str(fingerprint),
         }
+        by_index = isinstance(self._order, Shuffled) and not self._order.is_stored
+        return identity | ({"shuffle": "by index"} if by_index else {})
 
     @property
     def doubts(self) -> list[str]:
@@ -116,57 +169,80 @@ class IndexedSource:
             return []
         return [f"keyed is False: what {self.name} draws at random is not restored"]
 
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Shuffle as the run did that saved this identity."""
+        if isinstance(self._order, Shuffled):
+            self._order.is_stored = state.get("shuffle") != "by index"
+
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from item `offset` of the global order on."""
-        self._feed.indices = self._requests(epoch, offset)
+        if self._loader is None:
+            return self._read(epoch, offset)
+        self._requests.iterator = (
+            (epoch, position, indices) for position, indices in self._shares(epoch, offset)
+        )
         # Making an iterator draws a seed for the workers, from here and not from the global stream.
         self._generator.manual_seed(derive(self._seed, "workers", epoch))
+        if isinstance(self._worker_init, WorkerInit):
+            self._worker_init.parent_is_here()
         return iter(self._loader)
 
-    def _requests(self, epoch: int, offset: int) -> Iterator[Any]:
+    def samples_at(self, epoch: int, offset: int) -> int | None:
+        """The number of samples in this rank's batch of the global batch at an offset."""
+        if self._batched is None and self.is_length_exact:
+            return len(self.sharding.positions(offset, self._order.length))
+        return self._counts.get(epoch, offset)
+
+    def _read(self, epoch: int, offset: int) -> Iterator[Any]:
+        """The batches, read in this process: with fewer calls than PyTorch's loader makes."""
+        read = self._reader.read
+        for position, indices in self._shares(epoch, offset):
+            yield read(epoch, position, indices)
+
+    def _shares(self, epoch: int, offset: int) -> Iterator[tuple[int, Any]]:
+        """The position of each of this rank's batches, and the indices that it is made of."""
         order = self._order
         shares = self.sharding.batches(
             order.items(epoch, offset), offset, lambda: order.items(epoch)
         )
-        for position, items in shares:
-            indices = items if self._batched is None else items[0]
-            yield indices if self._plain else (epoch, position, indices)
+        if self._batched is None and self.is_length_exact:
+            return shares
+        return self._counted(epoch, offset, shares)
 
-    def _make_loader(
-        self, collate_fn: Collate | None, treatment: Treatment, options: Mapping[str, Any]
-    ) -> DataLoader[Any]:
-        single = self._batched is False
-        if self._plain:
-            sampling = {"batch_size": None, "sampler": self._feed}
-            return DataLoader(
-                self._dataset,
-                collate_fn=collate_fn,
-                generator=self._generator,
-                **(sampling if single else {"batch_sampler": self._feed}),
-                **options,
-            )
-        collate = collate_fn or (default_convert if single else default_collate)
-        return DataLoader(
-            IndexedReader(self._dataset, collate, not single, treatment, self._seed),
-            batch_size=None,
-            sampler=self._feed,
-            collate_fn=as_it_is,
-            generator=self._generator,
-            **options,
-        )
+    def _counted(
+        self, epoch: int, offset: int, shares: Iterator[tuple[int, list[Any]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """The shares, after the samples of each were noted."""
+        for number, (position, items) in enumerate(shares):
+            indices = items if self._batched is None else items[0]
+            samples = None if self._batched is False else length_of(indices)
+            if samples is not None:
+                self._counts.add(epoch, offset + number * self.sharding.whole, samples)
+            yield position, indices
+
+
+def _treatment(pure: str, own_collate: bool, keyed: bool) -> tuple[str, Treatment]:
+    """What a dataset is called that is as pure as that, and how its randomness is treated."""
+    draws = pure in ("unknown", "random") or (pure == "known" and own_collate)
+    if not keyed:
+        return ("unkeyed" if draws else "deterministic"), "free"
+    if not draws:
+        return "deterministic", "trusted" if pure == "declared" else "free"
+    return "keyed", "keyed" if pure == "random" else "watched"
 
 
 class ListSource:
     """A list of ready-made batches; rank r takes every `world_size`-th.
 
     Args:
-        batches: Of the user.
-        sharding: With a size of one.
+        batches: The batches of the user.
+        sharding: The sharding, with a size of one.
     """
 
     kind = "deterministic"
     name = "list"
     workers = 0
+    is_length_exact = True
 
     def __init__(self, batches: Sequence[Any], sharding: Sharding) -> None:
         self.sharding = sharding
@@ -174,7 +250,11 @@ class ListSource:
 
     @property
     def items(self) -> int:
-        """How many batches there are."""
+        """The number of batches."""
+        return len(self._batches)
+
+    def items_in(self, epoch: int) -> int:
+        """The number of batches, the same in every epoch."""
         return len(self._batches)
 
     @property
@@ -184,8 +264,14 @@ class ListSource:
 
     @property
     def doubts(self) -> list[str]:
-        """None: a list is what it is."""
+        """No reasons: a list is what it is."""
         return []
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: there is one way to read a list."""
+
+    def samples_at(self, epoch: int, offset: int) -> None:
+        """None: the user made the batches."""
 
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from number `offset` on."""
@@ -197,14 +283,14 @@ class ListSource:
         return (batch for _, (batch,) in shares)
 
 
-class _Feed:
-    """What the `DataLoader` iterates: the indices of the epoch that is being read."""
+class _Requests:
+    """What the `DataLoader` iterates: the requests of the epoch that is being read."""
 
     def __init__(self) -> None:
-        self.indices: Iterator[Any] = iter(())
+        self.iterator: Iterator[Any] = iter(())
 
     def __iter__(self) -> Iterator[Any]:
-        return self.indices
+        return self.iterator
 
 
 HELD_STATES = 3  # the batch that is trained on may be two behind the last one that was read
@@ -219,19 +305,23 @@ class StreamSource:
 
     Args:
         source: Anything with `__iter__`, or a function that returns it, anew for each epoch.
-        sharding: With a size of one.
+        sharding: The sharding, with a size of one.
         keyed: Whether generators of this process are seeded while the stream is read.
         replays: Whether to begin at the start even where the stream has a state.
-        seed: Of this split.
-        length: Batches of an epoch over all ranks; None when nobody knows.
-        dataset: Of the user, when `source` is our own `DataLoader` of it.
-        generator: Of that `DataLoader`.
+        seed: The seed of this split.
+        length: The number of batches of an epoch over all ranks, as the stream claims; None when
+            nobody knows.
+        dataset: The dataset of the user, when `source` is our own `DataLoader` of it.
+        generator: The generator of that `DataLoader`.
+        counted: Whether each batch of `source` comes with its number of samples before it.
 
     Attributes:
         kind: `"stateful"` when the source, or its dataset, has `state_dict` and `load_state_dict`
             and they are to be used, else `"iterable"`.
         doubts: Why batches from the middle of an epoch on may differ from those of a whole epoch.
     """
+
+    is_length_exact = False  # the stream is read to its end, whatever it says of its length
 
     def __init__(
         self,
@@ -244,6 +334,7 @@ class StreamSource:
         length: int | None = None,
         dataset: Any = None,
         generator: torch.Generator | None = None,
+        counted: bool = False,
     ) -> None:
         subject = source if dataset is None else dataset
         self.name: str = getattr(subject, "__qualname__", type(subject).__qualname__)
@@ -262,11 +353,13 @@ class StreamSource:
         if not keyed or in_workers:
             self._treatment = "free"
         elif purity(subject) == "declared":
-            self._treatment = "watched"
+            self._treatment = "trusted"
         self.doubts = self._doubts(keyed)
         is_open = self._owner is None and not in_workers
-        self._own = own_generators(subject) if is_open and self._treatment == "keyed" else []
-        self._mark = mark(self._own)
+        own = own_generators(subject) if is_open and self._treatment == "keyed" else []
+        self._own = [(state := generator_state(each), state.state()) for each in own]
+        self._counted = counted
+        self._counts = SampleCounts(sharding.whole)
         self._was_read = False
         self._states: deque[tuple[int, Any]] = deque(maxlen=HELD_STATES)
 
@@ -283,7 +376,18 @@ class StreamSource:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a position in an epoch to mean the same."""
         identity = {"sampler": self.name, "samples": self.items, "workers": self.workers}
-        return identity | {"draws_by_itself": mark(self._own) != self._mark}
+        return identity | {"draws_by_itself": any(now.moved(then) for now, then in self._own)}
+
+    def items_in(self, epoch: int) -> int | None:
+        """What the stream claims, the same in every epoch."""
+        return self.items
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: there is one way to read a stream."""
+
+    def samples_at(self, epoch: int, offset: int) -> int | None:
+        """The number of samples in this rank's batch of the global batch at an offset."""
+        return self._counts.get(epoch, offset)
 
     def state_at(self, offset: int) -> Any:
         """The stream's own state after its first `offset` batches.
@@ -304,10 +408,13 @@ class StreamSource:
 
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from number `offset` on."""
+        world_size = self.sharding.world_size
         stream = self._read(epoch, offset)
-        if self.sharding.world_size == 1:
-            return stream
-        return (batch for _, (batch,) in self.sharding.batches(stream, offset))
+        for number, (_, (batch,)) in enumerate(self.sharding.batches(stream, offset)):
+            if self._counted:
+                samples, batch = batch
+                self._counts.add(epoch, offset + number * world_size, samples)
+            yield batch
 
     def _read(self, epoch: int, offset: int) -> Iterator[Any]:
         start, iterator = self._begin(epoch, offset)
@@ -335,6 +442,8 @@ class StreamSource:
         source = self._source
         if self._generator is not None:
             self._generator.manual_seed(derive(self._seed, "workers", epoch))
+        if isinstance(init := getattr(source, "worker_init_fn", None), WorkerInit):
+            init.parent_is_here()
         with self._streams("epoch", epoch):
             for part in ("dataset", "sampler", "batch_sampler"):
                 set_epoch(getattr(source, part, None), epoch)
@@ -347,7 +456,7 @@ class StreamSource:
     def _doubts(self, keyed: bool) -> list[str]:
         if not keyed:
             return [f"keyed is False: what {self.name} draws at random is not restored"]
-        if self.workers and not self._is_ours and self._treatment != "watched":
+        if self.workers and not self._is_ours and self._treatment != "trusted":
             return [f"what the workers of {self.name} draw at random may not be restored"]
         if self._owner is not None and _has_shuffle_buffer(self._owner):
             return [
@@ -360,8 +469,8 @@ class StreamSource:
         """The state of this process's generators while the stream is read."""
         if self._treatment == "keyed":
             return keyed_rng(derive(self._seed, *words))
-        if self._treatment == "watched":
-            return watched(self.name, python=words[-1] == 0)
+        if self._treatment == "trusted":
+            return watched(self.name)
         return nullcontext()
 
 

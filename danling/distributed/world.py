@@ -2,7 +2,7 @@
 
 Every method that gathers, broadcasts or agrees is a collective: all processes must call it. It
 travels through the CPU, so that no device is synchronised, and with one process each is a plain
-return and nothing of `torch.distributed` is touched.
+return and nothing of torch is touched, nor imported.
 
 Each collective carries the name of the call that it is part of. So one that only some processes
 make is an error that names it, at once, and not a wait for ever: either the others come with
@@ -19,13 +19,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from danling.errors import DistributedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Group", "World"]
 
@@ -86,6 +85,9 @@ class World:
         """The value of every rank, in order, on every rank."""
         if self.size == 1:
             return [value]
+        import torch
+        import torch.distributed as dist
+
         data = pickle.dumps(value)
         sizes = [message.size for message in self._exchange("gather", size=len(data))]
         parts = [torch.empty(max(sizes), dtype=torch.uint8) for _ in sizes]
@@ -101,6 +103,9 @@ class World:
         """The value of one rank, on every rank."""
         if self.size == 1:
             return value
+        import torch
+        import torch.distributed as dist
+
         data = pickle.dumps(value) if self.rank == source else b""
         size = self._exchange("broadcast", size=len(data))[source].size
         tensor = _as_tensor(data) if data else torch.empty(size, dtype=torch.uint8)
@@ -202,6 +207,9 @@ class World:
 
     def _exchange(self, kind: str, numbers: Sequence[float] = (), size: int = 0) -> list[_Message]:
         """Give every rank the message of every other; all must be in the same call."""
+        import torch
+        import torch.distributed as dist
+
         call = f"{self._calls[-1] if self._calls else 'the run'}|{kind}"
         self._collectives += 1
         self._publish(call)
@@ -271,12 +279,16 @@ class World:
 
 def _make_store(rank: int) -> Any:
     """Keys of one world in the store of the default group."""
+    import torch.distributed as dist
+
     store = dist.distributed_c10d._get_default_store()
     number = store.add(f"danling/{rank}", 1)  # every process makes its worlds in the same order
     return dist.distributed_c10d.PrefixStore(f"danling/{number}/", store)
 
 
 def _as_tensor(data: bytes) -> Tensor:
+    import torch
+
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
@@ -311,6 +323,8 @@ class Group:
     """
 
     def __init__(self, timeout: timedelta) -> None:
+        import torch.distributed as dist
+
         self._handles: list[Any] = [dist.new_group(backend="gloo", timeout=timeout)]
         weakref.finalize(self, _destroy, self._handles)
 
@@ -325,6 +339,8 @@ class Group:
 
 
 def _destroy(handles: list[Any]) -> None:
+    import torch.distributed as dist
+
     handle = handles.pop()
     with contextlib.suppress(ValueError, RuntimeError):  # it went with the default group
         dist.destroy_process_group(handle)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from danling.files import filesystem
+from danling.files import durable, filesystem
 from danling.files.failpoints import failpoint
 from danling.files.json import dumps
 
@@ -19,11 +19,14 @@ __all__ = ["remove_orphans", "write_bytes", "write_json", "write_text"]
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 
 
-def write_text(path: str | os.PathLike[str], text: str, *, fsync: bool = False) -> None:
+def write_text(
+    path: str | os.PathLike[str], text: str, *, fsync: bool = False, private: bool = False
+) -> None:
     """Replace a file by `text` in one step, in UTF-8 with the line ends as given.
 
     A reader, and a crash at any moment, sees the old file or the new one. The permissions follow
-    the umask. With `fsync` the new file has reached the disk when this returns.
+    the umask; with `private` its owner alone may read it. With `fsync` the new file has reached
+    the disk when this returns.
 
     Raises:
         OSError: The file cannot be written; the old one is still there, and nothing else is.
@@ -34,7 +37,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, fsync: bool = False) 
         >>> [(file.name, file.read_text()) for file in folder.iterdir()]
         [('note.txt', 'hello')]
     """
-    write_bytes(path, text.encode("utf-8"), fsync=fsync)
+    write_bytes(path, text.encode("utf-8"), fsync=fsync, private=private)
 
 
 def write_json(path: str | os.PathLike[str], value: Any, *, fsync: bool = False) -> None:
@@ -54,7 +57,9 @@ def write_json(path: str | os.PathLike[str], value: Any, *, fsync: bool = False)
     write_text(path, dumps(value, indent=2) + "\n", fsync=fsync)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = False) -> None:
+def write_bytes(
+    path: str | os.PathLike[str], data: bytes, *, fsync: bool = False, private: bool = False
+) -> None:
     """Replace a file by `data` in one step; see `write_text`.
 
     Raises:
@@ -63,11 +68,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, fsync: bool = Fals
     target = Path(path)
     temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
-        _create(temporary, data, fsync)
+        _create(temporary, data, fsync, private)
         failpoint("file.before_replace")
         filesystem.replace(temporary, target)
         if fsync:
-            filesystem.fsync_directory(target.parent)
+            durable.fsync_directory(target.parent)
     except BaseException as error:
         with suppress(OSError):
             filesystem.unlink(temporary)
@@ -93,11 +98,13 @@ def remove_orphans(directory: str | os.PathLike[str]) -> None:
                 filesystem.unlink(Path(directory) / name)
 
 
-def _create(path: Path, data: bytes, fsync: bool) -> None:
+def _create(path: Path, data: bytes, fsync: bool, private: bool) -> None:
     descriptor = filesystem.open_new(path)
     try:
+        if private:  # before there is anything to read in it
+            os.chmod(path, 0o600)
         filesystem.write(descriptor, data)
         if fsync:
-            filesystem.fsync_file(descriptor)
+            durable.fsync_file(descriptor, path.parent)
     finally:
         filesystem.close(descriptor)

@@ -1,4 +1,4 @@
-"""The primitives that change the disk, one small function each.
+"""The primitives that read and change the disk, one small function each.
 
 A commit is safe or not by the order of these calls. They are in one place so that a test can
 record the calls of a real commit, make any of them fail, and work out every state that a crash
@@ -8,9 +8,13 @@ between them may leave behind. Call them through the module (`filesystem.replace
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+from danling.files.failpoints import failpoint
 
 __all__ = [
     "UNSUPPORTED",
@@ -19,6 +23,7 @@ __all__ = [
     "fsync_file",
     "link",
     "make_directory",
+    "open_existing",
     "open_new",
     "replace",
     "unlink",
@@ -39,6 +44,28 @@ def open_new(path: Path) -> int:
     for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):  # not all on every platform
         flags |= getattr(os, name, 0)
     return os.open(path, flags, 0o666)
+
+
+def open_existing(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Opens a file to read it; a symbolic link is followed.
+
+    The open of a pipe would wait for its writer, for ever: whoever reads must see to it that it is
+    a regular file. Every read of the file passes the fail point `file.before_read`.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return io.BufferedReader(_File(os.open(path, flags)))
+
+
+class _File(io.FileIO):
+    def readinto(self, buffer: Any) -> int:
+        failpoint("file.before_read")
+        return super().readinto(buffer) or 0
+
+    def readall(self) -> bytes:
+        failpoint("file.before_read")
+        return super().readall()
 
 
 def write(descriptor: int, data: bytes | bytearray | memoryview) -> None:

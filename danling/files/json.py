@@ -1,7 +1,10 @@
 """Plain copies of values, and JSON text that every reader accepts.
 
-What DanLing writes is valid JSON: `NaN` and the infinities, which JSON lacks, are written as
-strings. The conversion is the same for files and for the identity of a run, and it is strict:
+What DanLing writes is valid JSON: `NaN` and the infinities, which JSON lacks, are written as the
+strings `"NaN"`, `"Infinity"` and `"-Infinity"`, and read as numbers. A text that is one of these
+words is written with a backslash before it, so that the two are never taken for one another; files
+of earlier versions have no backslash, and such a text in one of them is read as the number. The
+conversion is the same for files and for the identity of a run, and it is strict:
 a value that would not come back from a file is an error that names its path.
 """
 
@@ -9,7 +12,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
+import sys
 from collections.abc import Callable, Mapping
 from datetime import date, time
 from enum import Enum
@@ -18,8 +24,18 @@ from reprlib import Repr
 from typing import Any
 
 from danling.errors import ConfigError
+from danling.files import filesystem
 
-__all__ = ["MAX_DEPTH", "canonical_json", "dumps", "loads", "short_repr", "to_jsonable", "to_plain"]
+__all__ = [
+    "MAX_DEPTH",
+    "canonical_json",
+    "dumps",
+    "loads",
+    "read_json",
+    "short_repr",
+    "to_jsonable",
+    "to_plain",
+]
 
 
 MAX_DEPTH = 100
@@ -27,6 +43,8 @@ MAX_DEPTH = 100
 
 _MAX_INT_BITS = 14_000  # Python refuses to print integers of more than 4300 digits
 _TORCH_NAMES = ("dtype", "device")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_ESCAPED = re.compile(r"\\*(NaN|-?Infinity)")
 _REPR = Repr()
 _REPR.maxother = _REPR.maxstring = 60
 
@@ -50,7 +68,7 @@ def to_jsonable(value: Any, path: str = "") -> Any:
         >>> to_jsonable({"betas": (0.9, float("inf"))})
         {'betas': [0.9, 'Infinity']}
     """
-    return _named_non_finite(to_plain(value, path))
+    return _each_leaf(to_plain(value, path), _named)
 
 
 def to_plain(value: Any, path: str = "") -> Any:
@@ -68,26 +86,56 @@ def to_plain(value: Any, path: str = "") -> Any:
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON text of a value, which is passed through `to_jsonable` first.
+    r"""JSON text of a value, from which `loads` makes the plain form of the value again.
+
+    Raises:
+        ConfigError: As `to_plain`.
 
     Example:
-        >>> dumps({"loss": float("nan")})
-        '{"loss": "NaN"}'
+        >>> print(dumps({"loss": float("nan"), "comment": "NaN"}))
+        {"loss": "NaN", "comment": "\\NaN"}
     """
-    return json.dumps(to_jsonable(value), indent=indent, allow_nan=False)
+    return json.dumps(_each_leaf(to_plain(value), _written), indent=indent, allow_nan=False)
 
 
-def loads(text: str, source: str = "JSON text") -> Any:
-    """Read JSON text, refusing duplicate keys.
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value that a JSON file holds; see `loads`.
+
+    Raises:
+        ConfigError: It is not a regular file, is not UTF-8, or is refused by `loads`.
+        OSError: It cannot be opened or read.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "run.json"
+        >>> _ = path.write_text('{"status": "running"}')
+        >>> read_json(path)
+        {'status': 'running'}
+    """
+    with filesystem.open_existing(path) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConfigError(f"{path}: not a regular file")
+        data = file.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
+    return loads(text, str(path))
+
+
+def loads(text: str | bytes, source: str = "JSON text") -> Any:
+    """Read JSON text; duplicate keys are refused, and `"NaN"` and the infinities are numbers.
 
     Args:
         text: The JSON text.
         source: Name of the file in messages.
 
     Raises:
-        ConfigError: The text is not JSON, has a key twice, or is nested too deeply.
+        ConfigError: The text is not JSON, has a key twice, is nested too deeply, or has an integer
+            of more digits than Python reads (4300).
 
     Example:
+        >>> loads('{"loss": "NaN"}')
+        {'loss': nan}
         >>> loads('{"a": 1, "a": 2}', "run.json")
         Traceback (most recent call last):
         danling.errors.ConfigError: run.json: the key 'a' appears twice in one object
@@ -102,12 +150,21 @@ def loads(text: str, source: str = "JSON text") -> Any:
         return result
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        value = json.loads(text, object_pairs_hook=unique)
+        if _is_deep(value):
+            raise RecursionError
+        return _each_leaf(value, _read)
     except json.JSONDecodeError as error:
         where = f"{source}, line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{where}: not valid JSON: {error.msg}") from error
     except RecursionError:
         raise ConfigError(f"{source}: nested deeper than {MAX_DEPTH} levels") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source}: not UTF-8 at byte {error.start}") from None
+    except ConfigError:
+        raise
+    except ValueError:  # of no other kind: Python does not read such a number
+        raise ConfigError(f"{source}: an integer has more than {_digits()} digits") from None
 
 
 def canonical_json(value: Any) -> str:
@@ -120,7 +177,7 @@ def canonical_json(value: Any) -> str:
         >>> canonical_json({"b": -0.0, "a": (1, 1.0)})
         '{"a":[1,1.0],"b":0.0}'
     """
-    plain = _each_float(to_jsonable(value), lambda number: number + 0.0)  # -0.0 + 0.0 is 0.0
+    plain = _each_leaf(to_jsonable(value), _unsigned)
     return json.dumps(
         plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -239,19 +296,56 @@ def _message(problems: list[str]) -> str:
     return "\n  ".join([f"{len(problems)} values cannot be saved:", *problems])
 
 
-def _named_non_finite(value: Any) -> Any:
-    return _each_float(value, lambda number: number if math.isfinite(number) else _name(number))
-
-
-def _name(number: float) -> str:
-    if math.isnan(number):
+def _named(value: Any) -> Any:
+    """A number that JSON lacks as its name."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
         return "NaN"
-    return "Infinity" if number > 0 else "-Infinity"
+    return "Infinity" if value > 0 else "-Infinity"
 
 
-def _each_float(value: Any, change: Callable[[float], Any]) -> Any:
+def _written(value: Any) -> Any:
+    """A leaf as it is written: a text that would be read as a number has a backslash before it."""
+    if isinstance(value, str):
+        return f"\\{value}" if _ESCAPED.fullmatch(value) else value
+    return _named(value)
+
+
+def _read(value: Any) -> Any:
+    """The opposite of `_written`."""
+    if not isinstance(value, str) or not _ESCAPED.fullmatch(value):
+        return value
+    return _NON_FINITE[value] if value in _NON_FINITE else value[1:]
+
+
+def _unsigned(value: Any) -> Any:
+    return value + 0.0 if isinstance(value, float) else value  # -0.0 + 0.0 is 0.0
+
+
+def _each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
-        return {key: _each_float(item, change) for key, item in value.items()}
+        return {key: _each_leaf(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_each_float(item, change) for item in value]
-    return change(value) if isinstance(value, float) else value
+        return [_each_leaf(item, change) for item in value]
+    return change(value)
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value is nested deeper than `MAX_DEPTH`; found without recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _digits() -> int:
+    return sys.get_int_max_str_digits()

@@ -1,6 +1,6 @@
 """A run on the disk: its directory, its record, its lock, and how runs are found.
 
-Begin with `run`. This package may import `files`, `identity`, `config` and `errors`.
+Begin with `run`. This package may import `files`, `identity`, `config`, `logs` and `errors`.
 
 - `run`: which run this is: its ids, and the directory that it owns while it is open.
 - `choice`: which directory a start works in, with `resume` in all its forms.
@@ -8,7 +8,8 @@ Begin with `run`. This package may import `files`, `identity`, `config` and `err
 - `record`: `run.json`: ids, status, launches, code and environment.
 - `lock`: one process at a time works in a run's directory.
 - `search`: finding runs: those of a project, and the one that a restarted job goes on with.
-- `metrics_file`: `metrics.jsonl`: a row per log, appended, and cut back on resume.
+- `metrics_file`: `metrics.jsonl` and `metrics.csv`: a row per log, cut back on resume.
+- `metrics_log`: one of these files, kept in step with a run and its checkpoints.
 """
 
 from __future__ import annotations

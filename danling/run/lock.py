@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID, uuid4
 
-from danling.errors import RunDirectoryError, RunLockedError
+from danling.errors import ConfigError, RunDirectoryError, RunLockedError
+from danling.files.json import loads
 
 __all__ = [
     "LOCK_NAME",
@@ -44,6 +45,7 @@ LOCK_NAME = ".lock"
 """The file that is locked; it stays in the directory."""
 
 _LEASE_NAME = ".lock.lease"
+_MAX_PID = 2**31 - 1
 _WAIT_SECONDS = 0.5  # for a process that was killed and is not quite gone
 _BUSY = {errno.EAGAIN, errno.EACCES}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
@@ -75,13 +77,14 @@ class LockHolder:
     @classmethod
     def read(cls, text: str) -> LockHolder:
         """What a lock file says; a file that says nothing gives the defaults."""
-        try:
-            values = json.loads(text)
-            return cls(
-                **{key: type(default)(values[key]) for key, default in asdict(cls()).items()}
+        with contextlib.suppress(ConfigError):
+            values, known = loads(text), asdict(cls())
+            is_whole = isinstance(values, dict) and all(
+                type(values.get(key)) is type(default) for key, default in known.items()
             )
-        except (ValueError, TypeError, KeyError):
-            return cls()
+            if is_whole and 0 <= values["pid"] <= _MAX_PID:
+                return cls(**{key: values[key] for key in known})
+        return cls()
 
     @property
     def is_gone(self) -> bool:

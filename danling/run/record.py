@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from uuid import UUID, uuid4
 
 from danling.errors import ConfigError, RunDirectoryError
 from danling.files.atomic import write_json
-from danling.files.json import loads
+from danling.files.json import read_json
 from danling.identity.code import Code
 from danling.identity.environment import launch_entry
 from danling.identity.redaction import mask_values
@@ -30,6 +29,16 @@ STATUSES = ("running", "finished", "stopped", "failed", "preempted", "interrupte
 
 TIME_BUDGET = "max_time of "
 """How the reason of a run begins that its time budget stopped: it is not finished."""
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("name", "id", "uuid", "status"), (str,)),
+    **dict.fromkeys(("run_id", "run_uuid", "experiment_id", "experiment_uuid"), (str,)),
+    **dict.fromkeys(("reason", "created", "started", "ended"), (str, type(None))),
+    **dict.fromkeys(("code", "environment", "hash_inputs"), (dict,)),
+    "launches": (list,),
+}
+_LAUNCH_KEYS = {"end_time", "exit_reason"}
 
 
 class RunFile:
@@ -98,18 +107,22 @@ class RunFile:
             RunDirectoryError: There is none, it is broken, or of a later version of DanLing.
         """
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise RunDirectoryError(errno.EINVAL, "not a regular file", str(path))
-            data = loads(Path(path).read_text(encoding="utf-8"), str(path))
-        except (ConfigError, UnicodeDecodeError) as error:
+            data = read_json(path)
+        except ConfigError as error:
             raise RunDirectoryError(errno.EINVAL, f"not a run: {error}", str(path)) from error
         except FileNotFoundError as error:
             message = "not a run: it has no such file"
             raise RunDirectoryError(errno.ENOENT, message, str(path)) from error
-        if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
+        except OSError as error:
+            message = f"the run cannot be read: {error.strerror}"
+            raise RunDirectoryError(error.errno, message, str(path)) from error
+        if not isinstance(data, dict) or type(data.get("schema")) is not int:
             raise RunDirectoryError(errno.EINVAL, "not a run: there is no schema in it", str(path))
         if data["schema"] > SCHEMA:
             message = f"written by a later DanLing (schema {data['schema']}, known is {SCHEMA})"
+            raise RunDirectoryError(errno.EINVAL, message, str(path))
+        if (key := _first_wrong(data)) is not None:
+            message = f"the record of the run is damaged: {key} is not what any version writes"
             raise RunDirectoryError(errno.EINVAL, message, str(path))
         return cls(path, data)
 
@@ -158,6 +171,19 @@ class RunFile:
             OSError: It cannot be written; the old one is still there.
         """
         write_json(self.path, mask_values(self.data), fsync=True)
+
+
+def _first_wrong(data: Mapping[str, Any]) -> str | None:
+    """The first key whose value no version of DanLing writes; what is missing is not looked at."""
+    for key, kinds in _KINDS.items():
+        if key in data and not isinstance(data[key], kinds):
+            return key
+    if data.get("status", "running") not in STATUSES:
+        return "status"
+    for number, launch in enumerate(data.get("launches", ())):
+        if not isinstance(launch, dict) or not launch.keys() >= _LAUNCH_KEYS:
+            return f"launches[{number}]"
+    return None
 
 
 def _now() -> str:

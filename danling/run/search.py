@@ -21,7 +21,7 @@ from uuid import UUID
 from danling.errors import RunDirectoryError
 from danling.run.directory import RunPaths
 from danling.run.lock import is_locked
-from danling.run.record import STATUSES, TIME_BUDGET, RunFile
+from danling.run.record import TIME_BUDGET, RunFile
 
 __all__ = ["FoundRun", "damage", "find_job", "find_namesakes", "find_runs", "folders_of"]
 
@@ -157,11 +157,9 @@ def damage(folder: Path, checkpoints: Path) -> str | None:
     short = ids_in(folder.name)
     if not all(ids) or (short and tuple(str(part)[:8] for part in ids) != short):
         return "its ids are not those in the name of the directory"
-    launches = data.get("launches")
-    if not isinstance(launches, list) or not all(isinstance(entry, dict) for entry in launches):
-        return "it lacks its launches"
-    if data.get("status") not in STATUSES or not isinstance(data.get("created"), str):
-        return "it lacks its status or its date"
+    for key in ("status", "launches", "created"):  # what is there was checked as it was read
+        if data.get(key) is None:
+            return f"it lacks {key}"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -37,32 +37,24 @@ from danling.errors import (
     ConfigError,
     DataError,
     MetricError,
-    ResumeError,
     RunError,
     did_you_mean,
 )
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable
-from danling.optimization.hyperparameters import changes, made_with, restore_optimization
+from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.optimization import Optimization
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Window, until_any_ends, windowed
 from danling.runner.compatibility import (
-    check_complete,
-    check_parts,
-    check_weights,
     config_changes,
-    kinds,
-    obstacles,
-    part_problems,
-    surrounding_changes,
-    surroundings,
 )
 from danling.runner.evaluation import evaluation_mode, joined, to_host
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import find_checkpoint, report, warn_of_newer
+from danling.runner.state import Contents
 from danling.runner.steps import forward, predict, read_output, sample_count
-from danling.seed import derive, rng_state, seed_everything, set_rng_state
+from danling.seed import seed_everything, set_rng_state
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
@@ -145,6 +137,9 @@ class AccelerateRunner(BaseRunner):
         self.logbook = Logbook(self.world, self.device)
         self.metrics = dict(metrics or {})
         self.optimization = Optimization(self.accelerator, {}, {})
+        self._contents = Contents(
+            self.config, self.world, self.accelerator, self.data, self.logbook
+        )
         self._prepared = False
         self._training: OpenTraining | None = None
         self._epoch: OpenEpoch | None = None
@@ -162,6 +157,7 @@ class AccelerateRunner(BaseRunner):
         self.accelerator = self.make_accelerator()
         self.device = self.accelerator.device
         self.precision = str(self.accelerator.mixed_precision)
+        self.distributed_type = str(self.accelerator.distributed_type.value)
         return make_world(self.accelerator)
 
     def make_accelerator(self) -> Accelerator:
@@ -315,6 +311,10 @@ class AccelerateRunner(BaseRunner):
         """
         return self.data.loader(split, evaluating=evaluating)
 
+    def batches_of(self, split: str) -> int | None:
+        """The number of batches of a split on this process; None where it is unknown."""
+        return self.loader(split, evaluating=split != "train").length
+
     def metrics_of(self, split: str) -> dict[str, Any]:
         """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
         return self.logbook.metrics_of(split)
@@ -422,8 +422,7 @@ class AccelerateRunner(BaseRunner):
             for _ in self.epochs():
                 for batch in self.batches("train"):
                     self.step(self.train_step(batch))
-                    if self._evaluate_every is not None:
-                        self._evaluate_if_due()
+                    self._evaluate_if_due()
                 self._evaluate_if_due()
 
     def epochs(self) -> Iterator[int]:
@@ -512,11 +511,12 @@ class AccelerateRunner(BaseRunner):
     def _windows(self, split: str, epoch: OpenEpoch) -> Iterator[tuple[Any, Window]]:
         """The batches of the open epoch that are left, each with its place in its window.
 
-        No batch after the last one is asked for where their number is known.
+        No batch after the last one is asked for where their number is known, and not only claimed.
         """
         loader, done = self.data.take_up(split), epoch.begin(split, self.batch_index)
         batches = loader.iterate(self.epoch, done)
-        epoch.length = length = loader.batches_in(self.epoch)
+        epoch.length = loader.batches_in(self.epoch)
+        length = epoch.length if loader.is_length_exact else None
         if self.distributed and length is None:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done)
@@ -1003,30 +1003,13 @@ class AccelerateRunner(BaseRunner):
         return self._state(alone=True)
 
     def _state(self, *, alone: bool = False) -> dict[str, Any]:
-        gather: Callable[[Any], list[Any]] = (lambda value: [value]) if alone else self.world.gather
-        whole = alone or self.optimization.model_state.whole
-        common = super().state_dict()
-        return {
-            "model": self.optimization.model_state.state(whole=whole),
-            **self.optimization.state_dict(whole),
-            "config": common["config"],
-            "results": common["results"],
-            "callbacks": common["callbacks"],
-            "data": {
-                **asdict(self.counters),
-                "loaders": gather(self.data.state_dict(self.epoch, self._places_now())),
-                "open": gather(self.logbook.state_dict()),
-                "last_evaluation": asdict(self.last_evaluation),
-            },
-            "rng": gather(rng_state()),
-            "run": {
-                **common["run"],
-                "unsafe": self.unsafe,
-                "surroundings": surroundings(self.accelerator),
-                "kinds": kinds(self.optimization),
-                "given": made_with(self.optimization),
-            },
-        }
+        return self._contents.take(
+            self.optimization,
+            super().state_dict(),
+            places=self._places_now(),
+            unsafe=self.unsafe,
+            alone=alone,
+        )
 
     def load_checkpoint(self, path: str | Path, *, strict: bool = True) -> None:
         """Take weights, optimizer, counters and all other state of a checkpoint file.
@@ -1077,19 +1060,18 @@ class AccelerateRunner(BaseRunner):
     def _restore(self, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True) -> None:
         """Take a checkpoint: everything is compared before anything is changed."""
         self.prepare()
-        made = made_with(self.optimization)
+        optimization, contents = self.optimization, self._contents
+        made = made_with(optimization)
         if not strict and "data" not in checkpoint:
-            self._restore_weights(checkpoint, path)
+            left_out = contents.restore_weights(optimization, checkpoint, path)
+            self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
             return
-        reasons = self.world.together(lambda: self._compare(checkpoint, path, strict))
-        fits = not part_problems(self.optimization, checkpoint)  # else left out: it is not strict
-        model_state, optimizers = self.optimization.model_state, self.optimization.optimizers
-        checkpoint = model_state.read(checkpoint, path, self.world, optimizers, fits=fits)
-        if self.model is not None:
-            model_state.load(checkpoint["model"], strict=strict)
-        if fits:
-            restore_optimization(self.optimization, checkpoint)
-        self._restore_own(checkpoint["data"]["open"], checkpoint["rng"])
+        reasons = self.world.together(
+            lambda: contents.compare(optimization, checkpoint, path, self.accum_steps, strict)
+        )
+        checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
+        self._loaded_rng = contents.restore_streams(checkpoint)
+        self._places = contents.places(checkpoint)
         reasons += self.load_state_dict(checkpoint, strict=strict)
         reasons += [self.run.doubt] if self.run.doubt else []
         run = checkpoint["run"]
@@ -1104,77 +1086,6 @@ class AccelerateRunner(BaseRunner):
             "global_step": self.global_step,
         }
         self.callbacks("on_load", self, checkpoint)
-
-    def _compare(self, checkpoint: Mapping[str, Any], path: Path, strict: bool) -> list[str]:
-        """Why the continuation will not be exact, all of which was asked for or cannot be helped.
-
-        Raises:
-            CheckpointError: The checkpoint does not fit.
-            ResumeError: It does, but the continuation would not be the one that was asked for.
-        """
-        check_complete(checkpoint, path)
-        left_out = check_parts(self.optimization, checkpoint, path, strict=strict)
-        self._adopt_drawn_seed(checkpoint["config"])
-        try:
-            doubts = self._restore_loaders(checkpoint["data"])
-        except ResumeError as error:
-            self.data.forget_loaders()
-            if strict:
-                raise
-            doubts = [str(error)]
-        run = checkpoint["run"]
-        now = {"world_size": self.world_size, "accum_steps": self.accum_steps}
-        found = obstacles(run, now)
-        if found and strict and not self.config.elastic:
-            self.data.forget_loaders()
-            raise ResumeError(
-                f"{path} cannot be continued exactly: {'; '.join(found)}. The ways out: put the "
-                "old values back; or pass elastic=True to go on with the new ones, not bit for bit "
-                "as before; or take what fits with load_checkpoint(path, strict=False)"
-            )
-        then = run.get("surroundings", {})
-        return left_out + found + doubts + surrounding_changes(then, surroundings(self.accelerator))
-
-    def _restore_weights(self, checkpoint: Mapping[str, Any], path: Path) -> None:
-        """Load the weights of a file that has nothing else."""
-        model_state = self.optimization.model_state
-        left_out = check_weights(model_state, checkpoint["model"], path)
-        optimizers = self.optimization.optimizers
-        weights = model_state.read(checkpoint, path, self.world, optimizers)["model"]
-        model_state.load(weights, strict=False)
-        self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
-
-    def _restore_own(
-        self, states: Sequence[Mapping[str, Any]], streams: Sequence[dict[str, Any]]
-    ) -> None:
-        """Take what was each process's own: open averages and metrics, and random streams.
-
-        Where the number of processes has changed, the main one goes on with the sums of all, and a
-        process that was not there begins streams of its own.
-        """
-        if len(states) == self.world_size:
-            self.logbook.load_state_dict(states[self.rank])
-        elif self.is_main_process:
-            self.logbook.load_state_dict(*states)
-        if self.rank < len(streams):
-            self._loaded_rng = streams[self.rank]
-        else:
-            seed = derive(int(self.config.seed or 0), "step", self.global_step)
-            seed_everything(seed, self.rank)
-            self._loaded_rng = rng_state()
-
-    def _restore_loaders(self, data: Mapping[str, Any]) -> list[str]:
-        """Set the loaders to where they were; returns why they are not exactly there."""
-        states = data["loaders"]
-        own = states[self.rank] if len(states) == self.world_size else states[0]
-        self._places = {split: state["batch_index"] for split, state in own.items()}
-        return self.data.load_state_dict(own, elastic=self.config.elastic)
-
-    def _adopt_drawn_seed(self, saved: Mapping[str, Any]) -> None:
-        """Go on with the seed that the run drew, where this process was not given one either."""
-        if self.config.drawn_seed and saved["seed"] != self.config.seed:
-            self.config.record_drawn_seed(saved["seed"])
-            self.data.forget_loaders()
 
     def _restore_rng(self) -> None:
         """Put the random streams back, once, right before the first batch after a resume."""

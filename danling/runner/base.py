@@ -56,6 +56,7 @@ class BaseRunner:
         scheduler: The scheduler, or several of them.
         device: The device on which the model is.
         precision: The precision of a forward: "no" is that of the weights.
+        distributed_type: How the model is spread over processes, in Accelerate's words.
         evaluations: The number of evaluations of this run so far.
         is_log_step: Whether the values of this step are logged: a hook may read tensors then.
         epoch_complete: Whether the last epoch was not cut by a stop, a limit or a `break`.
@@ -68,6 +69,7 @@ class BaseRunner:
 
     device: Any = "cpu"
     precision: str = "no"
+    distributed_type: str = "NO"
     accum_steps: int = 1
     """The micro-batches of one optimizer step."""
 
@@ -306,6 +308,10 @@ class BaseRunner:
     def evaluation_splits(self) -> list[str]:
         """The splits that a training evaluates: all but `train` and `test`."""
         return [split for split in self.splits if split not in ("train", "test")]
+
+    def batches_of(self, split: str) -> int | None:
+        """The number of batches of a split on this process; None where it is unknown."""
+        return None
 
     @property
     def batch_size(self) -> int | None:

@@ -1,7 +1,7 @@
-"""The band over the seeds of a configuration: the mean of its runs, from the least to the greatest.
+"""The band over the seeds of a configuration: the mean, the least and the greatest of its runs.
 
-A band is a directory of its own beside the runs, of which TensorBoard draws a chart with a shade on
-the page "Custom Scalars".
+A band is a directory beside those of the runs. TensorBoard draws it on the page "Custom Scalars",
+as a line with a shade.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from danling.identity.ids import run_name
 from danling.run.directory import RunPaths
 from danling.tensorboard import hparams
 from danling.tensorboard.event_file import EventWriter, event_files, next_event_file, read_scalars
-from danling.tensorboard.pages import layout
+from danling.tensorboard.pages import layout, shown_tag
 
 __all__ = ["refresh_band", "write_band"]
 
 
 _PARTS: Final = ("mean", "min", "max")
-_OTHER: Final = ("best/", "grad_norm/", "optim/", "perf/", "system/")
 _TRIES: Final = 3
-_MOST_STEPS: Final = 1000  # of a tag, on TensorBoard
-_MOST_BYTES: Final = 1 << 28  # read in about ten seconds
+_MOST_STEPS: Final = 1000  # TensorBoard shows no more points of a tag
+_MOST_BYTES: Final = 1 << 28  # which are read in about ten seconds
 _RUN_NAME: Final = re.compile(r".+-([0-9a-f]{8})-[0-9a-f]{8}-[0-9a-f]{8}")
 
 
 def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | None:
     """Bring the band of a run and its siblings up to date, after the run has ended.
 
-    Siblings lie beside it and are of the same code and configuration but for the seed. Those that
-    ended well count, and of those with one seed the newest. Where there is one seed only, and after
-    a failure, nothing is written. What it needs to know is in the event files: siblings that end at
-    the same moment find each other.
+    Siblings are runs beside it of the same code and configuration but for the seed. The band is
+    made of those that have finished, and of several with one seed of the newest. Where there is one
+    seed only, and after a failure, nothing is written. All that is needed is in the event files:
+    siblings that end at the same moment find each other.
 
     Args:
         run: The directory of the run, whose event file is closed.
-        experiment_name: Start of the name of the band.
+        experiment_name: The start of the name of the band.
 
     Returns:
-        The directory of the band, `{experiment_name}-seeds-{row of the HParams table}`, if any.
+        The directory of the band, whose name ends with the start of the row of the HParams table:
+        `{experiment_name}-seeds-{digest}`. None where there is no band.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -69,16 +69,16 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
     if size > _MOST_BYTES:
         raise RunError(
             f"{len(siblings)} runs have {size >> 20} MiB of events, too much to read at the end of"
-            " each: danling.bands.write_band(directory, runs) draws their band when there is time"
+            " each: danling.tensorboard.bands.write_band(directory, runs) writes their band"
         )
-    target = directory.parent / run_name(experiment_name, f"seeds-{group}")
+    target = directory.parent / run_name(experiment_name, f"seeds-{group.partition('-')[0]}")
     for _ in range(_TRIES):
         runs = _seeds(siblings)
         if len(runs) < 2:
             return None
         write_band(target, runs)
         if _seeds(siblings) == runs:
-            break  # else one has ended since, and another process may have written less than this
+            break  # else one has ended since, and another process may have written less
     return target
 
 
@@ -87,18 +87,18 @@ def write_band(
     runs: Sequence[str | os.PathLike[str]],
     tags: Iterable[str] | None = None,
 ) -> list[str]:
-    """Summarise runs: the mean of each scalar, and the band of what there was.
+    """Write the mean, the least and the greatest of each scalar over runs.
 
-    The summary is a run of its own, with `seeds/val/loss/mean`, `.../min` and `.../max`, and a
-    chart of them on the page "Custom Scalars". A step is in it when every run has a finite value at
-    it, as TensorBoard draws a band only where all three have a point; of more than 1000 in the
-    smallest run, as many as TensorBoard shows, every other or third is. What was in the directory
-    before is replaced in one step; a server that is running shows the new one.
+    The band is a run of its own, with `~seeds/val/loss/mean`, `.../min` and `.../max`, and a chart
+    of them on the page "Custom Scalars". It has the steps at which every run has a finite value, as
+    TensorBoard draws a band only where all three have a point. Where the smallest run has more than
+    1000 of them, which is as many as TensorBoard shows, the band has every second or third. What
+    was in the directory before is replaced in one step; a server that is running shows the new one.
 
     Args:
-        directory: Of the summary; it is made.
-        runs: Directories of the runs.
-        tags: Which scalars; None for all under `train/`, `val/` and `test/`, and of other splits.
+        directory: The directory of the band; it is made.
+        runs: The directories of the runs.
+        tags: The tags of the scalars; None for all metrics of all splits.
 
     Returns:
         The tags that have at least one step in common.
@@ -114,7 +114,7 @@ def write_band(
         ...         writer.add_scalars({"val/loss": seed}, step=10)
         >>> write_band(folder / "seeds", [folder / "0", folder / "1"])
         ['val/loss']
-        >>> read_scalars(folder / "seeds")["seeds/val/loss/mean"]
+        >>> read_scalars(folder / "seeds")["~seeds/val/loss/mean"]
         [(10, 0.5)]
     """
     wanted = _steps(min(runs, key=_size), tags) if runs else {}
@@ -137,20 +137,22 @@ def write_band(
 
 def _events(tags: list[str], bands: Mapping[str, Mapping[int, Mapping[str, float]]]) -> bytes:
     with tempfile.TemporaryDirectory() as folder, EventWriter(folder) as writer:
-        # of what was evaluated, as TensorBoard() has it
+        # the metrics that were evaluated, as in the layout of each run
         names = {tag.partition("/")[2] for tag in tags if not tag.startswith("train/")}
-        charts = {tag: [f"seeds/{tag}/{part}" for part in _PARTS] for tag in tags}
+        charts = {tag: [shown_tag(f"seeds/{tag}/{part}") for part in _PARTS] for tag in tags}
         writer.add([layout(names, charts)], 0)
         for step in sorted({step for tag in tags for step in bands[tag]}):
             here = {tag: bands[tag][step] for tag in tags if step in bands[tag]}
-            values = {f"seeds/{tag}/{part}": v for tag in here for part, v in here[tag].items()}
+            values = {
+                shown_tag(f"seeds/{tag}/{part}"): v for tag in here for part, v in here[tag].items()
+            }
             writer.add_scalars(values, step)
         writer.close()
         return writer.path.read_bytes()
 
 
 def _seeds(siblings: Iterable[Path]) -> list[Path]:
-    """Those that have ended well; the newest of each seed."""
+    """The runs that have finished; of several with one seed the newest."""
     newest: dict[Any, Path] = {}
     for path in sorted(siblings, key=lambda path: event_files(path)[-1].name):
         if hparams.has_succeeded(path):
@@ -170,7 +172,7 @@ def _size(run: str | os.PathLike[str]) -> int:
 
 
 def _steps(run: str | os.PathLike[str], tags: Iterable[str] | None) -> dict[str, set[int]]:
-    """The steps to show of each tag, of more than fit every other or third; with the last."""
+    """The steps of each tag that are shown: all, or every second or third, with the last one."""
     asked_for = None if tags is None else set(tags)
     chosen = {}
     for tag, points in read_scalars(run).items():
@@ -181,8 +183,8 @@ def _steps(run: str | os.PathLike[str], tags: Iterable[str] | None) -> dict[str,
 
 
 def _is_metric(tag: str) -> bool:
-    """Whether it has the form `split/name`."""
-    return tag.count("/") == 1 and not tag.startswith(_OTHER)
+    """Whether a tag is that of a split's metric, as `val/loss`."""
+    return tag.count("/") == 1 and not tag.startswith("~") and shown_tag(tag) == tag
 
 
 def _band(curves: Sequence[Mapping[int, float]], steps: set[int]) -> dict[int, dict[str, float]]:

@@ -1,7 +1,8 @@
-"""TensorBoard's event files: written through a buffer, read fast, and cut back on resume.
+"""TensorBoard's event files: they are written through a buffer, read, and cut back on resume.
 
-A file is a row of `Event`s (protocol buffers) in frames of TFRecord. TensorBoard reads the files of
-a directory in the order of their names, as one run (`tensorboard/backend/event_processing`).
+A file is a sequence of `Event`s (protocol buffers) in frames of TFRecord. TensorBoard reads the
+files of a directory in the order of their names, as one run
+(`tensorboard/backend/event_processing`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
     "next_event_file",
     "read_events",
     "read_scalars",
+    "replace_value",
 ]
 
 
@@ -48,16 +50,18 @@ class EventWriter:
     goes back makes TensorBoard drop all after it, so it is left out and counted in `dropped`.
 
     Args:
-        directory: Where the file is made; it gets a name after those of all event files there.
-        start_step: First step of this session: older points from it on are void.
-        last_steps: Step of the last point of each tag, of the sessions before.
-        flush_seconds: Longest time that a point waits in the buffer while there are further calls.
+        directory: The folder of the file, whose name sorts after those of all event files there.
+        start_step: The first step of this session: older points from it on are void.
+        last_steps: The step of the last point of each tag in the sessions before.
+        flush_seconds: The longest time in seconds that a point waits in the buffer while there are
+            further calls.
 
     Attributes:
         path: The file.
-        last_steps: Step of the last point of each tag.
-        dropped: How many points each tag has lost because their step was not after the last one.
-        nonfinite: How many NaN and infinite points each tag has; they are written all the same.
+        last_steps: The step of the last point of each tag.
+        dropped: The number of points of each tag that were left out, as their step was not after
+            the last one.
+        nonfinite: The number of NaN and infinite points of each tag; they are written all the same.
 
     Raises:
         OSError: The file cannot be written.
@@ -117,7 +121,7 @@ class EventWriter:
     def add(
         self, values: Iterable[Summary.Value], step: int, wall_time: float | None = None
     ) -> None:
-        """Write values of any kind of one step, as one event.
+        """Write values of any kind, of one step, as one event.
 
         Raises:
             OSError: The file cannot be written.
@@ -137,11 +141,11 @@ class EventWriter:
         self._write(self._event(wall_time=time.time(), graph_def=graph))
 
     def newer(self, values: Mapping[str, T], step: int) -> dict[str, T]:
-        """Those of the values whose tag has no point at this step or a later one yet."""
+        """The values whose tag has no point at this step or a later one yet."""
         return {tag: value for tag, value in values.items() if self.last_steps.get(tag, -1) < step}
 
     def flush(self) -> None:
-        """Hand everything to the operating system: what was written so far survives this process.
+        """Hand what was written to the operating system, where it survives this process.
 
         Raises:
             OSError: The file cannot be written.
@@ -156,7 +160,7 @@ class EventWriter:
         return self._pending and time.monotonic() - self._flushed >= self._flush_seconds
 
     def close(self) -> None:
-        """Flush and close; more than once is fine.
+        """Flush and close the file; closing it twice does nothing.
 
         Raises:
             OSError: The file cannot be written.
@@ -189,7 +193,7 @@ def event_files(directory: str | os.PathLike[str]) -> list[Path]:
 
 
 def next_event_file(directory: str | os.PathLike[str]) -> Path:
-    """A name for a new event file, after all that are there, whatever this machine's clock says."""
+    """A path for a new event file that sorts after all that are there, whatever the clock says."""
     moment = time.time_ns()
     for path in event_files(directory):
         digits = path.name.removeprefix(_PREFIX).partition(".")[0]
@@ -212,7 +216,11 @@ def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
 def read_scalars(
     directory: str | os.PathLike[str], steps: Container[int] | None = None
 ) -> dict[str, list[tuple[int, float]]]:
-    """The points (step, value) of every tag of a run, in the order of its files; all, or of steps.
+    """The points (step, value) of every tag of a run, in the order of its files.
+
+    Args:
+        directory: The directory of the run.
+        steps: The steps whose points are wanted; None for all.
 
     Raises:
         OSError: A file cannot be read.
@@ -228,12 +236,12 @@ def read_scalars(
 def find_values(
     path: str | os.PathLike[str], prefix: str, head: int | None = None
 ) -> dict[str, Summary.Value]:
-    """The last value of each tag that starts so; no other event is decoded, which makes it quick.
+    """The last value of each tag that starts with a prefix; other events are not decoded.
 
     Args:
         path: An event file.
-        prefix: Start of the tags.
-        head: How many bytes to look at; None for the whole file.
+        prefix: The start of the tags.
+        head: The number of bytes to look at; None for the whole file.
 
     Raises:
         OSError: The file cannot be read.
@@ -245,10 +253,40 @@ def find_values(
     return {value.tag: value for value in values if value.tag.startswith(prefix)}
 
 
+def replace_value(path: str | os.PathLike[str], value: Summary.Value) -> bool:
+    """Put a value in the place of the first one of its tag, which keeps its step and its time.
+
+    Where the event has the same size as before, its bytes are overwritten; else the file is
+    replaced. Either way a reader meets the old value or the new one.
+
+    Returns:
+        Whether the file has a value of this tag.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+    data = Path(path).read_bytes()
+    start = 0
+    for record, event in _records(data):
+        places = [index for index, old in enumerate(event.summary.value) if old.tag == value.tag]
+        if places:
+            event.summary.value[places[0]].CopyFrom(value)
+            new = frame(event.SerializeToString())
+            if len(new) == len(record):
+                with open(path, "rb+") as file:
+                    file.seek(start)
+                    file.write(new)
+            else:
+                write_bytes(path, data[:start] + new + data[start + len(record) :])
+            return True
+        start += len(record)
+    return False
+
+
 def cut_events(
     directory: str | os.PathLike[str], keep: Callable[[str, int], bool]
 ) -> dict[str, int]:
-    """Take points out of the files of a run, and give the step of the last of each tag that stays.
+    """Remove points from the files of a run.
 
     TensorBoard's two backends and its `EventAccumulator` each have their own rule for the points
     that a resumed run has abandoned, and none drops those of a tag that gets no new ones. Without
@@ -256,7 +294,10 @@ def cut_events(
 
     Args:
         directory: The directory of the run; nobody may be writing in it.
-        keep: Whether to keep the point of a tag at a step.
+        keep: Tells whether to keep the point of a tag at a step.
+
+    Returns:
+        The step of the last point of each tag that stays.
 
     Raises:
         OSError: A file cannot be read or written.

@@ -1,4 +1,7 @@
-"""TensorBoard's HParams: a table of the values that runs were started with, and what came of them.
+"""TensorBoard's HParams: a table of the values that runs were started with, and of their results.
+
+A row is one run, or all finished runs that differ only in the seed. A run that goes on or has
+failed is a row of its own, so that the means of a row are over finished runs alone.
 
 The messages are those of the plugin's `plugin_data.proto`. No `Experiment` is written: TensorBoard
 takes the first one that it meets among all runs, with its columns, and shows nothing that is not in
@@ -15,9 +18,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
+from danling.config.settings import SETTINGS
 from danling.files.json import canonical_json, dumps
 from danling.identity.redaction import mask_values
-from danling.tensorboard.event_file import event_files, find_values
+from danling.tensorboard.event_file import event_files, find_values, replace_value
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -26,10 +30,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "START_TAG",
+    "SUCCESSFUL",
     "TAG_PREFIX",
     "flatten",
     "group_of",
     "has_succeeded",
+    "join_group",
     "of_config",
     "session_end",
     "session_start",
@@ -37,16 +43,18 @@ __all__ = [
 
 
 TAG_PREFIX: Final = "_hparams_/"
-"""Start of the tags of all these messages."""
+"""The start of the tags of all these messages."""
 
 START_TAG: Final = f"{TAG_PREFIX}session_start_info"
-"""Tag of the message that a run has begun."""
+"""The tag of the message that a run has begun."""
 
 _END_TAG: Final = f"{TAG_PREFIX}session_end_info"
-_HEAD_BYTES: Final = 1 << 18  # in which the first message of a file is
+_HEAD_BYTES: Final = 1 << 18  # the first message of a file is within these
+_SEEDS: Final = "-seeds-"
 
 _GOING_ON: Final = ("running", "preempted", None)
-_SUCCESSFUL: Final = ("finished", "stopped")
+SUCCESSFUL: Final = ("finished", "stopped")
+"""The statuses of runs that have ended with success."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
@@ -74,28 +82,36 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | flo
 
 
 def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | float | str], str]:
-    """What the table shows of a configuration, and the name of its row.
+    """What the table shows of a configuration, and the row of its finished runs.
 
-    Shown is what was set and is part of the run's identity, so that there are no columns of paths
-    and untouched defaults; secrets are masked. Runs of the same code and configuration but for the
-    seed are one row; as it shows the values of only one of them, the seed is not among them.
+    The table shows what was set and is part of the run's identity, so that there are no columns of
+    paths and untouched defaults; secrets are masked. TensorBoard sorts columns by name, those whose
+    values differ before constants: the library's own settings begin with `~`, which puts them
+    behind the user's. A row of several runs shows the values of one of them, so that the seed is
+    not among them.
 
     Args:
         config: The configuration.
-        experiment_id: Identity of the code.
+        experiment_id: The identity of the code.
+
+    Returns:
+        The values, and the name of the row, `{digest}-seeds-{experiment_id:.8}`. It is as long as
+        the id of a run, which `join_group` makes use of.
 
     Example:
         >>> from danling.config import Config
-        >>> values, group = of_config(Config(lr=0.1, seed=0, run_name="a"), "1f")
-        >>> values, group == of_config(Config(lr=0.1, seed=1, run_name="b"), "1f")[1]
-        ({'lr': 0.1}, True)
+        >>> values, group = of_config(Config(lr=0.1, max_epochs=9, seed=0), "1f0c8a42")
+        >>> sorted(values), group == of_config(Config(lr=0.1, max_epochs=9, seed=1), "1f0c8a42")[1]
+        (['lr', '~max_epochs'], True)
+        >>> len(group) == len("1f0c8a42-2e44c3f8-9b1d0c55")
+        True
     """
     semantic = {key: value for key, value in config.semantic().items() if key != "seed"}
     were_set = flatten(config.to_dict())
     shown = flatten(mask_values(semantic))
-    values = {key: value for key, value in shown.items() if key in were_set}
-    group = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
-    return values, group[:12]
+    values = {_column(key): value for key, value in shown.items() if key in were_set}
+    digest = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
+    return values, f"{digest[:11]}{_SEEDS}{experiment_id[:8]:0<8}"
 
 
 def session_start(
@@ -106,10 +122,9 @@ def session_start(
     """The message that a run has begun.
 
     Args:
-        values: As `flatten` gives them. A row of several runs shows those of one of them, so that
-            the seed has no place here.
-        group: The row of the table.
-        started: Time in seconds since the epoch.
+        values: The values of the columns, as `of_config` gives them.
+        group: The row of the table: the id of the run, until it has finished.
+        started: The time in seconds since 1970.
 
     Example:
         >>> session_start({"lr": 0.1}, "a", 0.0).tag
@@ -133,12 +148,12 @@ def session_end(status: str | None, ended: float) -> list[Summary.Value]:
     becomes of the file (`plugin_event_accumulator.py`: "We only store the first instance of the
     metadata"). So a run that goes on, or can, has none, and is shown as "unknown" until it has
     ended: a page opened during the run would show "running" for ever. For the same reason a page
-    opened after a failure shows the failure until the server is started anew, when the run goes on.
+    opened after a failure shows the failure, when the run goes on, until the server is restarted.
 
     Args:
-        status: Of the run: "finished" and "stopped" are a success, "running" and "preempted" runs
-            may go on, and all others are a failure.
-        ended: Time in seconds since the epoch.
+        status: The status of the run: "finished" and "stopped" are a success, "running" and
+            "preempted" runs may go on, and all others are a failure.
+        ended: The time in seconds since 1970.
 
     Example:
         >>> [value.tag for value in session_end("failed", 0.0)]
@@ -152,13 +167,35 @@ def session_end(status: str | None, ended: float) -> list[Summary.Value]:
     if status in _GOING_ON:
         return []
     success, failure = api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE
-    shown = success if status in _SUCCESSFUL else failure
+    shown = success if status in SUCCESSFUL else failure
     info = SessionEndInfo(status=shown, end_time_secs=ended)
     return [_value(_END_TAG, HParamsPluginData(session_end_info=info))]
 
 
+def join_group(run: str | os.PathLike[str], group: str) -> None:
+    """Move a run that has finished from its own row into that of its seeds.
+
+    A server that has read the file before shows the run in its own row until it is restarted.
+
+    Args:
+        run: The directory of the run, whose event file is closed.
+        group: The name of the row, as `of_config` gives it.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+    from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
+
+    for path in event_files(run)[-1:]:
+        start = find_values(path, START_TAG, _HEAD_BYTES).get(START_TAG)
+        if start is not None:
+            info = parse_session_start_info_plugin_data(start.metadata.plugin_data.content)
+            values = {name: _plain(value) for name, value in info.hparams.items()}
+            replace_value(path, session_start(values, group, info.start_time_secs))
+
+
 def group_of(run: str | os.PathLike[str]) -> str | None:
-    """The row of a run in the table, from the start of its newest event file; None without one.
+    """The row of a run in the table, by its newest event file; None where it has no row.
 
     Raises:
         OSError: The file cannot be read.
@@ -174,7 +211,7 @@ def group_of(run: str | os.PathLike[str]) -> str | None:
 
 
 def has_succeeded(run: str | os.PathLike[str]) -> bool:
-    """Whether a run has ended with success, by its newest event file.
+    """Whether its newest event file says that a run has ended with success.
 
     Raises:
         OSError: The file cannot be read.
@@ -194,6 +231,16 @@ def _proto(make: Any, value: bool | float | str) -> Any:
     if isinstance(value, bool):  # first: it is a number, too
         return make(bool_value=value)
     return make(string_value=value) if isinstance(value, str) else make(number_value=value)
+
+
+def _plain(value: Any) -> bool | float | str:
+    kind = value.WhichOneof("kind")
+    plain: bool | float | str = getattr(value, kind)
+    return plain
+
+
+def _column(key: str) -> str:
+    return f"~{key}" if key.partition(".")[0] in SETTINGS else key
 
 
 def _value(tag: str, data: Any) -> Summary.Value:

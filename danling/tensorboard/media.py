@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides numbers: values of an event, made from text, tensors and figures.
+"""Values of an event that are no numbers, made from texts, tensors and figures.
 
 Each function gives a `Summary.Value` for `EventWriter.add`. What needs torch's encoders imports
 `torch.utils.tensorboard` on first use.
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-_BINS: Final = 30  # as many as TensorBoard draws
+_BINS: Final = 30  # TensorBoard draws as many
 
 
 def text(tag: str, markdown: str) -> Summary.Value:
@@ -63,7 +63,7 @@ def image(tag: str, pixels: Any) -> Summary.Value:
     """An image, or a grid of them: floats from 0 to 1, or integers from 0 to 255.
 
     Args:
-        tag: Where to show it.
+        tag: The tag under which it is shown.
         pixels: A tensor, an array or a PIL image of shape (height, width), (channels, height,
             width), (count, channels, height, width), or (height, width, channels) where the
             height is no number of channels.
@@ -109,7 +109,7 @@ def figure(tag: str, plot: Any) -> Summary.Value:
 
 
 def picture(value: Summary.Value) -> Image:
-    """What `image` or `figure` made, for those who want an image of PIL.
+    """The image of PIL that is in a value made by `image` or `figure`.
 
     Example:
         >>> import torch
@@ -125,9 +125,9 @@ def audio(tag: str, samples: Tensor, sample_rate: int = 44_100) -> Summary.Value
     """A sound of one channel.
 
     Args:
-        tag: Where to show it.
-        samples: Its samples, from -1 to 1.
-        sample_rate: Samples per second.
+        tag: The tag under which it is shown.
+        samples: The samples, from -1 to 1.
+        sample_rate: The number of samples per second.
 
     Example:
         >>> import torch
@@ -141,7 +141,7 @@ def audio(tag: str, samples: Tensor, sample_rate: int = 44_100) -> Summary.Value
 
 
 def histogram(tag: str, values: Tensor) -> Summary.Value:
-    """How values are distributed, in 30 bins; counted where they are, so that little is copied.
+    """A histogram of values, in 30 bins, which are counted on the device of the values.
 
     NaN and infinities have no bin and are left out.
 
@@ -156,7 +156,8 @@ def histogram(tag: str, values: Tensor) -> Summary.Value:
     from tensorboard.plugins.histogram.metadata import create_summary_metadata
     from tensorboard.util.tensor_util import make_tensor_proto
 
-    flat = torch.as_tensor(values).detach().flatten().float()
+    tensor = torch.as_tensor(values).detach()
+    flat = (tensor.to_dense() if tensor.is_sparse else tensor).flatten().float()
     flat = flat[flat.isfinite()]
     low, high = (flat.min().item(), flat.max().item()) if flat.numel() else (0.0, 0.0)
     if low == high:  # one value, or none: a bin of no width around it
@@ -172,10 +173,10 @@ def histogram(tag: str, values: Tensor) -> Summary.Value:
 
 
 def pr_curve(tag: str, labels: Tensor, scores: Tensor) -> Summary.Value:
-    """Precision against recall of a binary classifier, for every threshold.
+    """The precision of a binary classifier against its recall, for every threshold.
 
     Args:
-        tag: Where to show it.
+        tag: The tag under which it is shown.
         labels: The truth, 0 or 1.
         scores: The predicted probabilities, from 0 to 1.
 
@@ -192,7 +193,7 @@ def pr_curve(tag: str, labels: Tensor, scores: Tensor) -> Summary.Value:
 
 
 def graph(model: nn.Module, inputs: Any) -> bytes:
-    """The graph of a model, traced with an example of its input; a serialised `GraphDef`.
+    """The graph of a model as a serialised `GraphDef`, traced with an example of its input.
 
     The model runs once, in evaluation mode and with random streams of its own.
 
@@ -222,10 +223,10 @@ def write_embedding(
 
     Args:
         directory: The directory of the run.
-        tag: Name of the points.
-        vectors: A row per point.
-        labels: What to show at each point.
-        step: The step, part of the name.
+        tag: The name of the points.
+        vectors: The points, a row for each.
+        labels: The labels of the points.
+        step: The step, which is part of the name.
 
     Raises:
         ValueError: There is not one label for each point.

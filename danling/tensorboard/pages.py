@@ -22,10 +22,28 @@ from danling.tensorboard.event_file import EventWriter, event_files, read_events
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-__all__ = ["best_values", "close_killed", "layout", "rebuild"]
+__all__ = ["best_values", "close_killed", "layout", "rebuild", "shown_tag"]
 
+
+_LAST: Final = (
+    *("best", "epoch", "grad_norm", "gradients", "optim", "perf", "seeds", "system", "weights"),
+)
+"""Groups of tags that are not the metrics of a split."""
 
 _NOT_METRICS: Final = ("global_step", "epoch", "time")
+
+
+def shown_tag(tag: str) -> str:
+    """The tag under which TensorBoard shows a value.
+
+    TensorBoard sorts the groups of tags by name and opens the first two. `train` and `val` are to
+    be these: other groups of the library begin with `~`, which sorts after all letters.
+
+    Example:
+        >>> shown_tag("val/loss"), shown_tag("optim/lr/0")
+        ('val/loss', '~optim/lr/0')
+    """
+    return f"~{tag}" if tag.partition("/")[0] in _LAST else tag
 
 
 def layout(names: Iterable[str], bands: Mapping[str, Sequence[str]] | None = None) -> Summary.Value:
@@ -36,8 +54,8 @@ def layout(names: Iterable[str], bands: Mapping[str, Sequence[str]] | None = Non
     one has the splits, too.
 
     Args:
-        names: Of the metrics, without a split.
-        bands: By title, the three tags of the value and its lower and upper end.
+        names: The names of the metrics, without a split.
+        bands: For each title the three tags of the value and of its lower and upper end.
 
     Example:
         >>> layout(["loss"]).tag
@@ -57,21 +75,21 @@ def layout(names: Iterable[str], bands: Mapping[str, Sequence[str]] | None = Non
 
 
 def best_values(values: Mapping[str, float]) -> dict[str, float]:
-    """What to show of a result that is the best: what was evaluated, else how the training went.
+    """The values to show of the best result, by tag: of the evaluation, else of the training.
 
     Example:
         >>> best_values({"train/loss": 0.1, "val/loss": 0.2})
-        {'best/val/loss': 0.2}
+        {'~best/val/loss': 0.2}
     """
     evaluated = {tag: value for tag, value in values.items() if not tag.startswith("train/")}
-    return {f"best/{tag}": value for tag, value in (evaluated or values).items()}
+    return {shown_tag(f"best/{tag}"): value for tag, value in (evaluated or values).items()}
 
 
 def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    r"""Make the event file of a run from its record: the metrics, the results, the configuration.
+    r"""Make the event file of a run anew from its metrics, its results and its configuration.
 
-    All scalars come back, the best ones, and the row of the HParams table; images, histograms and
-    the like are in no record.
+    All scalars come back, the best ones, and the row of the HParams table. Images, histograms and
+    the like do not: they are in no other file.
 
     Args:
         run: The directory of the run.
@@ -107,10 +125,11 @@ def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     started = float(rows[0].get("time", 0.0)) if rows else 0.0
     ended = float(rows[-1].get("time", 0.0)) if rows else 0.0
     with EventWriter(paths.path) as writer:
-        writer.add([hparams.session_start(values, group, started)], step=0, wall_time=started)
+        shown_as = group if record.get("status") in hparams.SUCCESSFUL else record.get("id", group)
+        writer.add([hparams.session_start(values, shown_as, started)], step=0, wall_time=started)
         for row in rows:
             # "NaN" and "-Infinity" are numbers, too
-            metrics = {tag: float(row[tag]) for tag in row if tag not in _NOT_METRICS}
+            metrics = {shown_tag(tag): float(row[tag]) for tag in row if tag not in _NOT_METRICS}
             writer.add_scalars(metrics, row["global_step"], row.get("time"))
         _add_best(writer, _results(paths.results), config)
         step = rows[-1]["global_step"] if rows else 0
@@ -121,14 +140,14 @@ def rebuild(run: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
 
 
 def close_killed(run: str | os.PathLike[str], status: str = "failed") -> bool:
-    """Tell TensorBoard that a run has ended which could not tell it itself, as it was killed.
+    """Tell TensorBoard that a run has ended that was killed, and could not tell it itself.
 
     Args:
         run: The directory of a run that no process works in.
-        status: How it ended.
+        status: The status of the run, which tells success from failure.
 
     Returns:
-        Whether there was something to tell: its session was open.
+        Whether the session of the run was open, and is closed now.
 
     Raises:
         OSError: A file cannot be read or written.

@@ -1,6 +1,6 @@
-"""A run in words, for a page that shows Markdown: how it was started, with which code, how it fell.
+"""The texts of a run as Markdown: its configuration, its command, its code, and how it failed.
 
-What could hold a secret is masked.
+Secrets are masked in all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from danling.identity.redaction import mask, mask_argv, mask_values
+from danling.config.config import Config
+from danling.config.mapping import ABSENT
+from danling.errors import ConfigError
+from danling.identity.redaction import MASK, mask, mask_argv, mask_values
 from danling.run.record import RunFile
 from danling.tensorboard.hparams import flatten
 
@@ -21,36 +24,50 @@ if TYPE_CHECKING:
 
     from danling.run.directory import RunPaths
 
-__all__ = ["code_text", "command_text", "config_text", "crash_text", "model_text", "run_texts"]
+__all__ = [
+    "CRASH_TAG",
+    "changes_text",
+    "code_text",
+    "command_text",
+    "config_text",
+    "crash_text",
+    "model_text",
+    "run_texts",
+]
 
+
+CRASH_TAG: Final = "run/0_exception"
+"""The tag of a crash, which comes first: TensorBoard sorts texts by their tags."""
 
 _MAX_PATCH: Final = 100_000  # characters: more makes the page slow
 _MAX_CHILDREN: Final = 50
 
 
-def run_texts(
-    config: Mapping[str, Any], paths: RunPaths, model: nn.Module | None
-) -> dict[str, str]:
-    """What there is to say about a run at its start, by the tag under which to show it.
+def run_texts(config: Config, paths: RunPaths, model: nn.Module | None) -> dict[str, str]:
+    """The texts of a run at its start, by their tags, whose numbers give the order on the page.
 
     Args:
         config: The configuration.
-        paths: Of the files of the run; run.json tells of code and environment, if it is there.
+        paths: The files of the run; run.json has the code and the environment, if it is there.
         model: The model, if it is a module.
     """
-    texts = {"run/config": config_text(config), "run/command": command_text(sys.orig_argv)}
+    texts = {
+        "run/1_config": config_text(config.to_dict()),
+        "run/2_changed_from_defaults": changes_text(config),
+        "run/3_command": command_text(sys.orig_argv),
+    }
     record = RunFile.read(paths.run_json).data if paths.run_json.exists() else {}
     launches, patch = record.get("launches", []), paths.code_patch
     code = record.get("code")
     if launches and launches[-1].get("code"):  # the run goes on with other code
         code = launches[-1]["code"]
         patch = patch.with_name(f"{patch.stem}-{len(launches)}{patch.suffix}")
-    if code:
-        texts["run/code"] = code_text(code, patch)
-    if record.get("environment"):
-        texts["run/environment"] = _table(record["environment"])
     if model is not None:
-        texts["run/model"] = model_text(model)
+        texts["run/4_model"] = model_text(model)
+    if record.get("environment"):
+        texts["run/5_environment"] = _table(record["environment"])
+    if code:
+        texts["run/6_code"] = code_text(code, patch)
     return texts
 
 
@@ -69,6 +86,30 @@ def config_text(values: Mapping[str, Any]) -> str:
     return _fenced(mask(dump_yaml(mask_values(values))), "yaml")
 
 
+def changes_text(config: Config) -> str:
+    """A table of the values that differ from the defaults; keys without a default come first.
+
+    Example:
+        >>> print(changes_text(Config(lr=0.1, seed=3)))
+        | key | value | default |
+        |---|---|---|
+        | lr | 0.1 |  |
+        | seed | 3 | None |
+    """
+    try:
+        defaults = type(config)()
+    except ConfigError:  # a field of the class has no default
+        defaults = Config()
+    changes = config.diff(defaults)
+    shown = mask_values({key: values[0] for key, values in changes.items()})
+    lines = ["| key | value | default |", "|---|---|---|"]
+    for key in sorted(changes, key=lambda key: (changes[key][1] is not ABSENT, key)):
+        default = changes[key][1]
+        shown_default = "" if default is ABSENT else MASK if shown[key] == MASK else _cell(default)
+        lines.append(f"| {key} | {_cell(shown[key])} | {shown_default} |")
+    return "\n".join(lines)
+
+
 def command_text(argv: Sequence[str]) -> str:
     """The command line.
 
@@ -82,10 +123,10 @@ def command_text(argv: Sequence[str]) -> str:
 
 
 def code_text(code: Mapping[str, Any], patch: Path | None = None) -> str:
-    """Which code ran: a table of what is known, and the changes that were not committed.
+    """A table of the code that ran, and the changes that were not committed.
 
     Args:
-        code: As in run.json.
+        code: The code as run.json has it.
         patch: The file of the changes, where there is one.
 
     Example:
@@ -105,7 +146,7 @@ def code_text(code: Mapping[str, Any], patch: Path | None = None) -> str:
 
 
 def model_text(model: nn.Module) -> str:
-    """The parts of a model and how many parameters each has; shared ones count once in a row.
+    """A table of the parts of a model and their parameters; shared ones count once in each row.
 
     Example:
         >>> from torch import nn
@@ -150,8 +191,11 @@ def _fenced(text: str, language: str = "") -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
-    for key, value in flatten(values).items():
+    for key, value in flatten(mask_values(values)).items():
         if value not in ("", "[]"):
-            cell = " ".join(mask(str(value)).replace("|", "\\|").split())
-            lines.append(f"| {key} | {cell} |")
+            lines.append(f"| {key} | {_cell(value)} |")
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(mask(str(value)).replace("|", "\\|").split())

@@ -21,9 +21,13 @@ _CHECKSUM: Final = struct.Struct("<I")
 _HEAD: Final = 12  # the length and its checksum
 _FOOT: Final = 4
 
+_POLYNOMIAL: Final = np.uint32(0x82F63B78)  # of CRC-32C, with its bits reversed
+_CHUNK: Final = 512  # bytes that are looked up at once
+_ONES: Final = 0xFFFFFFFF
+
 
 def frame(data: bytes) -> bytes:
-    """A record of these data.
+    """The data as a record.
 
     Example:
         >>> len(frame(b"event"))
@@ -35,7 +39,7 @@ def frame(data: bytes) -> bytes:
 
 
 def frames(content: bytes) -> Iterator[bytes]:
-    """The whole records of a file, up to one that is cut off; checksums are not compared.
+    """The whole records of a file, up to the first that is cut off; checksums are not compared.
 
     Example:
         >>> [data_of(record) for record in frames(frame(b"one") + frame(b"two")[:-1])]
@@ -52,17 +56,12 @@ def frames(content: bytes) -> Iterator[bytes]:
 
 
 def data_of(record: bytes) -> bytes:
-    """What is in a record."""
+    """The data of a record."""
     return record[_HEAD:-_FOOT]
 
 
-_POLYNOMIAL: Final = np.uint32(0x82F63B78)
-_CHUNK: Final = 512  # bytes that are looked up at once
-_ONES: Final = 0xFFFFFFFF
-
-
 def masked_crc32c(data: bytes) -> int:
-    """The CRC-32C of some bytes, rotated and shifted as in TFRecord files.
+    """The CRC-32C checksum of some bytes, rotated and shifted as in TFRecord files.
 
     Example:
         >>> hex(masked_crc32c(b"123456789"))
@@ -86,7 +85,7 @@ def _crc32c(data: bytes) -> int:
 
 
 def _tables() -> NDArray[np.uint32]:
-    """What a byte adds to the checksum, by its value and by how many bytes follow it in a chunk."""
+    """What a byte adds to the checksum: a row for each number of bytes after it in a chunk."""
     first: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         first = np.where(first & 1, (first >> 1) ^ _POLYNOMIAL, first >> 1).astype(np.uint32)

@@ -46,6 +46,25 @@ def test_a_tag_that_appears_later_is_a_column_at_the_end(make_runner):
     assert [row["train/late"] or "" for row in rows] == ["", "", "", "", "1.0", "1.0", "1.0", ""]
 
 
+def test_a_new_tag_at_each_step_leaves_all_rows_of_one_length(make_runner):
+    def log_and_flush(runner):
+        runner.log(f"aux-{runner.global_step}", float(runner.global_step))
+        runner.callbacks["csv_logger"].on_epoch_end(runner)
+
+    new = LambdaCallback(on_step=log_and_flush)
+    runner = make_runner([RunDirectory(), CSVLogger(), new], log_interval=1)
+
+    runner.train()
+
+    with open(runner.dir / "metrics.csv", newline="") as file:
+        header, *rows = list(csv.reader(file))
+    assert {len(row) for row in rows} == {len(header)}
+    for step in range(1, 13):
+        column = header.index(f"train/aux-{step}")
+        assert [row[column] for row in rows if row[column]] == [str(float(step))]
+    assert len(rows) == 14
+
+
 def test_nan_is_nan(make_runner):
     nan = LambdaCallback(on_step=lambda runner: runner.log("aux", float("nan")))
     runner = make_runner([RunDirectory(), CSVLogger(), nan], max_epochs=1)
@@ -119,7 +138,7 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_row_twice_and_none_in_half(ma
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     def flush(runner):
-        runner.callbacks["csv_logger"]._flushed = 0.0
+        runner.callbacks["csv_logger"]._log.flush(runner.logger)
 
     runner = make_runner(
         [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import random
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -241,3 +243,128 @@ def test_another_runner_starts_anew(make_runner):
 
     assert runner.epoch == 3
     assert stopping.best == runner.best_score
+
+
+# Against the originals
+
+
+def score_sequences() -> list[list[float]]:
+    """200 sequences of scores that fall for a while and then wander, with equal ones in them."""
+    generator = random.Random(0)
+    sequences = []
+    for _ in range(200):
+        score, sequence = 1.0, []
+        for step in range(30):
+            score += generator.gauss(-0.05 if step < generator.randint(3, 15) else 0.0, 0.05)
+            sequence.append(round(score * 64) / 64)  # exact, with float32 too
+        sequences.append(sequence)
+    return sequences
+
+
+def stops_at(
+    stopping: EarlyStopping, scores: list[float], mode: Literal["min", "max"]
+) -> int | None:
+    for index, score in enumerate(scores):
+        stopping.check(score, index, mode)
+        if stopping.verdict(mode) is not None:
+            return index
+    return None
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_it_stops_where_lightning_s_does(mode: Literal["min", "max"]):
+    torch = pytest.importorskip("torch")
+    lightning = pytest.importorskip("lightning.pytorch.callbacks")
+    sign = 1 if mode == "min" else -1
+    ends = []
+    for number, falling in enumerate(score_sequences()):
+        scores = [sign * score for score in falling]
+        options: dict[str, Any] = {
+            "patience": 1 + number % 6,
+            "min_delta": [0.0, 1 / 64, 5 / 64][number % 3],
+        }
+        if number % 5 == 0:
+            options |= {"stopping_threshold": sign * 0.25, "divergence_threshold": sign * 1.125}
+        theirs = lightning.EarlyStopping("val/loss", mode=mode, **options)
+        expected = None
+        for index, score in enumerate(scores):
+            if expected is None and theirs._evaluate_stopping_criteria(torch.tensor(score))[0]:
+                expected = index
+
+        ends.append(stops_at(EarlyStopping("val/loss", mode, **options), scores, mode))
+        assert ends[-1] == expected, (number, options)
+    assert len(set(ends)) > 10
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_it_stops_where_keras_s_does(mode: Literal["min", "max"], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    keras = pytest.importorskip("keras")
+    sign = 1 if mode == "min" else -1
+    ends = []
+    for number, falling in enumerate(score_sequences()):
+        scores = [sign * score for score in falling]
+        options: dict[str, Any] = {
+            "patience": 1 + number % 6,
+            "min_delta": [0.0, 1 / 64, 5 / 64][number % 3],
+        }
+        options["baseline"] = sign * 0.75 if number % 2 else None
+        theirs = keras.callbacks.EarlyStopping("val_loss", mode=mode, **options)
+        theirs.set_model(SimpleNamespace(stop_training=False))
+        theirs.on_train_begin()
+        expected = None
+        for index, score in enumerate(scores):
+            theirs.on_epoch_end(index, {"val_loss": score})
+            if expected is None and theirs.model.stop_training:
+                expected = index
+
+        ends.append(stops_at(EarlyStopping("val/loss", mode, **options), scores, mode))
+        assert ends[-1] == expected, (number, options)
+    assert len(set(ends)) > 10
+
+
+def test_a_relative_min_delta_is_a_share_of_the_best():
+    stopping = EarlyStopping("val/loss", "min", min_delta=0.1, min_delta_mode="rel")
+
+    assert [stopping.check(score, step, "min") for step, score in enumerate([10.0, 9.1, 8.9])] == [
+        True,
+        False,
+        True,
+    ]
+    assert stopping.is_better(-1.2, -1.0, "min")
+    assert not stopping.is_better(-1.05, -1.0, "min")
+    assert not stopping.is_better(1.05, 1.0, "max")
+
+
+def test_a_training_that_does_not_beat_the_baseline_says_so(make_runner):
+    runner = make_runner([EarlyStopping(baseline=-1.0, patience=2)], max_epochs=9)
+
+    runner.train()
+
+    assert "did not get better than -1 in" in runner.stop_reason
+
+
+def test_a_train_value_is_checked_at_each_log(make_runner):
+    worse = LambdaCallback(on_step=lambda runner: runner.log("worse", float(runner.global_step)))
+    stopping = EarlyStopping("train/worse", "min", patience=2, check_on="log")
+    runner = make_runner([worse, stopping], log_interval=1)
+
+    runner.train()
+
+    assert runner.global_step == 3
+    assert stopping.best == 1.0
+
+
+def test_a_value_that_is_never_logged_is_an_error(make_runner):
+    stopping = EarlyStopping("train/lss", "min", check_on="log")
+
+    with pytest.raises(MetricError, match="train/loss"):
+        make_runner([stopping]).train()
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("min_delta_mode", "relative"), ("check_on", "logs")]
+)
+def test_a_choice_that_there_is_not_is_an_error(argument: str, value: str):
+    with pytest.raises(CallbackError, match=argument):
+        EarlyStopping(**{argument: value})  # type: ignore[arg-type]  # it is wrong on purpose

@@ -64,3 +64,16 @@ def test_by_default_only_the_total_is_logged(make_runner):
 
     assert "optim/grad_norm" in rows[0]
     assert not any(tag.startswith("grad_norm/") for row in rows for tag in row)
+
+
+def test_sparse_gradients_have_their_norm():
+    embedding = torch.nn.Embedding(6, 3, sparse=True)
+    embedding(torch.tensor([1, 1, 4])).pow(2).sum().backward()
+    gradient = embedding.weight.grad
+    assert gradient is not None
+    assert gradient.is_sparse
+
+    norms = layer_norms(torch.nn.Sequential(embedding))
+
+    expected = gradient.to_dense().norm()
+    assert norms["grad_norm/0"].item() == pytest.approx(expected.item())

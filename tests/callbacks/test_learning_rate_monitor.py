@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from danling.callbacks.lambda_callback import LambdaCallback
@@ -53,3 +55,15 @@ def test_groups_have_their_names_and_optimizers_too(make_runner):
         "optim/weight_decay/generator/1": 0.0,
     }
     assert "optim/lr/generator/weights" in rows[0]
+
+
+def test_groups_of_one_name_have_a_value_each():
+    groups: list[dict[str, Any]] = [
+        {"name": "a", "momentum": 0.1},
+        {"name": "a", "momentum": 0.2},
+        {"momentum": 0.3},
+    ]
+
+    values = dict(LearningRateMonitor()._values(groups))
+
+    assert values == {"momentum/a-0": 0.1, "momentum/a-1": 0.2, "momentum/2": 0.3}

@@ -91,8 +91,9 @@ def test_a_line_of_the_log_is_above_the_bar(make_runner):
         make_runner([ProgressBar(), Logging(), slow]).train()
 
     lines = [re.split(r"\r", line)[-1] for line in re.split(r"\r?\n", terminal.text)]
-    assert sum(" | train loss " in line for line in lines) == 2
-    assert not any("%|" in line and " | train loss " in line for line in lines)
+    rows = [line for line in lines if re.search(r" [12]/2 +\d+ \| ", line)]
+    assert len(rows) == 2
+    assert not any("%|" in row for row in rows)
 
 
 def test_a_terminal_that_does_not_know_its_size_gets_a_bar_too(make_runner):
@@ -100,6 +101,60 @@ def test_a_terminal_that_does_not_know_its_size_gets_a_bar_too(make_runner):
         make_runner([ProgressBar()]).train()
 
     assert "epoch 2/2: 100%|" in terminal.text
+
+
+def test_a_dumb_terminal_gets_plain_lines(make_runner, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "dumb")
+
+    with Terminal() as terminal:
+        runner = make_runner([ProgressBar(), Logging()])
+        runner.train()
+        runner.evaluate("val")
+
+    text = terminal.text.replace("\r\n", "\n")
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "step 12/12 (100%)" in text
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_number_is_cut_off_at_the_edge_of_the_terminal(make_runner, columns: int):
+    def log(runner):
+        time.sleep(0.005)
+        runner.log({f"metric{index}": 0.12345 for index in range(6)})
+
+    with Terminal(columns=columns) as terminal:
+        make_runner([ProgressBar(), LambdaCallback(on_step=log)]).train()
+
+    drawn = [line for line in re.split(r"[\r\n]+", terminal.text) if "loss" in line]
+    assert drawn
+    assert all(len(line) <= columns for line in drawn)
+    assert all(re.search(r"(metric\d|loss) \d\.\d{4}\]$", line.rstrip()) for line in drawn)
+
+
+def test_in_a_notebook_lines_and_progress_come_on_stdout(tmp_path):
+    pytest.importorskip("ipykernel")
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    code = (
+        "from tests.callbacks.conftest import make_tiny_runner\n"
+        "from danling.callbacks import Logging, ProgressBar\n"
+        "make_tiny_runner([Logging(), ProgressBar()]).train()"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+
+    nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+    outputs = notebook.cells[0].outputs
+    text = {"stdout": "", "stderr": ""}
+    for output in outputs:
+        if output["output_type"] == "stream":
+            text[output["name"]] += output["text"]
+    assert "epoch" not in text["stderr"]  # there are warnings of other libraries
+    assert "finished after" in text["stdout"]
+    widgets = [output for output in outputs if output["output_type"] == "display_data"]
+    assert widgets or "step 12/12 (100%)" in text["stdout"]
 
 
 def test_what_follows_an_exception_begins_on_a_line_of_its_own(make_runner):
@@ -149,7 +204,9 @@ def test_elsewhere_it_is_a_line_now_and_then(make_runner, capfd: pytest.CaptureF
     assert captured.out == ""
     assert "\r" not in captured.err
     assert 2 <= len(lines) < 30
-    pattern = r"epoch \d+/20, step \d+/120 \(\d+%\), [\d.]+ step/s, [\d:]+ left, loss .*"
+    pattern = (
+        r"\d\d:\d\d:\d\d epoch \d+/20, step \d+/120 \(\d+%\), [\d.]+ step/s, [\d:]+ left, loss .*"
+    )
     assert all(re.fullmatch(pattern, line) for line in lines[:-1])
 
 
@@ -171,7 +228,7 @@ def test_a_length_that_is_not_known_is_not_shown(make_runner, capfd: pytest.Capt
 
     runner.train()
 
-    assert re.match(r"epoch 1/2, step 9, [\d.]+ step/s", capfd.readouterr().err)
+    assert re.match(r"[\d:]{8} epoch 1/2, step 9, [\d.]+ step/s", capfd.readouterr().err)
 
 
 def endless_batches():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def test_what_json_lacks_is_a_string(make_runner):
     runner.train()
 
     rows = list(read_metrics(runner.dir / "metrics.jsonl"))
-    assert rows[0]["train/aux"] == "NaN"
-    assert read(runner.dir / "results.json")[0]["train"]["aux"] == "NaN"
+    assert math.isnan(rows[0]["train/aux"])
+    assert json.loads((runner.dir / "results.json").read_text())[0]["train"]["aux"] == "NaN"
 
 
 def test_the_files_are_there_after_an_exception(make_runner):

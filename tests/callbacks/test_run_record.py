@@ -212,3 +212,13 @@ def test_it_takes_no_time(make_runner):
     make_runner([RunDirectory(), clock, RunRecord()]).train()
 
     assert times[1] - times[0] < 0.3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+def test_the_configuration_which_may_hold_secrets_is_its_owner_s_alone(make_runner):
+    runner = make_runner([RunDirectory(), RunRecord()], db={"password": "hunter2"})
+
+    runner.train()
+
+    assert runner.paths.runner_yaml.stat().st_mode & 0o777 == 0o600
+    assert "hunter2" in runner.paths.runner_yaml.read_text()

@@ -19,6 +19,7 @@ from danling.callbacks import TensorBoard
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.run.metrics_file import read_metrics
 from danling.tensorboard.event_file import event_files, read_scalars
+from danling.tensorboard.pages import shown_tag
 from danling.testing import CallbackContract
 from tests.support.digits_run import LAST_STEP, STEPS_PER_EPOCH, at_step, make_digits_runner
 from tests.support.tensorboard_server import Server
@@ -104,7 +105,7 @@ def pages(tmp_path_factory) -> Iterator[Pages]:
 
 def loaded(server: Server) -> bool:
     ended = [*SEEDS, *RESUMED]
-    if server.scalars("band", "seeds/val/loss/max")[-1][0] != LAST_STEP:
+    if server.scalars("band", "~seeds/val/loss/max")[-1][0] != LAST_STEP:
         return False
     return all(server.scalars(run, "val/loss")[-1][0] == LAST_STEP for run in ended)
 
@@ -147,13 +148,13 @@ def test_the_tags_are_those_of_the_record_and_the_best_values(pages: Pages, serv
     shown = server.scalar_tags("seed-0")
 
     assert {"optim/lr/0", "optim/grad_norm", "perf/steps_per_second"} < logged
-    assert shown == logged | {"best/val/loss", "best/val/accuracy"}
+    assert shown == {shown_tag(tag) for tag in logged} | {"~best/val/loss", "~best/val/accuracy"}
 
 
 def test_the_best_value_of_the_table_is_the_best_of_the_run(pages: Pages, server: Server):
     best = max(value for _, value in record(pages.run("seed-0"), "val/accuracy"))
 
-    assert server.scalars("seed-0", "best/val/accuracy")[-1][1] == pytest.approx(best)
+    assert server.scalars("seed-0", "~best/val/accuracy")[-1][1] == pytest.approx(best)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -188,7 +189,7 @@ def test_a_resumed_run_shows_what_one_without_a_stop_would(run: str, pages: Page
     whole, resumed = accumulate(runner.dir), accumulate(pages.run(run))
 
     assert whole.keys() == resumed.keys()
-    for tag in ("train/loss", "train/accuracy", "val/loss", "optim/grad_norm", "best/val/loss"):
+    for tag in ("train/loss", "train/accuracy", "val/loss", "~optim/grad_norm", "~best/val/loss"):
         assert resumed[tag] == whole[tag], tag
 
 
@@ -213,19 +214,31 @@ def test_the_table_has_the_configuration_with_its_types(server: Server):
     types = {name: column["type"] for name, column in server.hparams().items()}
 
     assert types == {
-        "dataloader.batch_size": "DATA_TYPE_FLOAT64",
-        "max_epochs": "DATA_TYPE_FLOAT64",
-        "monitor": "DATA_TYPE_STRING",
-        "monitor_mode": "DATA_TYPE_STRING",
         "optim.amsgrad": "DATA_TYPE_BOOL",
         "optim.lr": "DATA_TYPE_FLOAT64",
+        "~dataloader.batch_size": "DATA_TYPE_FLOAT64",
+        "~max_epochs": "DATA_TYPE_FLOAT64",
+        "~monitor": "DATA_TYPE_STRING",
+        "~monitor_mode": "DATA_TYPE_STRING",
     }
 
 
 def test_the_runs_of_one_configuration_are_one_row(server: Server):
     rows = [{session["name"] for session in group["sessions"]} for group in server.session_groups()]
 
-    assert any(row >= set(SEEDS) for row in rows)
+    assert {*SEEDS, "crashed-and-resumed"} in rows  # the killed one was of another script
+
+
+def test_a_run_that_has_not_finished_is_in_no_mean_and_has_the_id_of_the_run(
+    pages: Pages, server: Server
+):
+    rows = {
+        group["name"]: {s["name"] for s in group["sessions"]} for group in server.session_groups()
+    }
+
+    for name in ("crashed", "killed"):
+        run = pages.run(f"{name}-and-resumed").name
+        assert rows[run.removeprefix("digits-run-")] == {name}
 
 
 def test_every_run_has_its_own_status(server: Server):
@@ -241,7 +254,7 @@ def test_a_row_has_the_mean_of_last_and_best_values(pages: Pages, server: Server
 
     shown = {metric["name"]["tag"]: metric["value"] for metric in group["metricValues"]}
 
-    for tag in ("val/accuracy", "best/val/accuracy"):
+    for tag in ("val/accuracy", "~best/val/accuracy"):
         last = [server.scalars(run, tag)[-1][1] for run in runs]
         assert shown[tag] == pytest.approx(sum(last) / len(last))
 
@@ -287,14 +300,21 @@ def test_the_mean_of_the_seeds_is_drawn_in_the_band_of_what_there_was(server: Se
 def test_the_texts_tell_how_a_run_was_started(server: Server):
     tags = set(server.get("plugin/text/tags")["seed-0"])
 
-    assert tags == {f"run/{name}" for name in ("config", "command", "code", "environment", "model")}
-    assert "lr: 0.01" in server.text("seed-0", "run/config")
-    assert "Sequential" in server.text("seed-0", "run/model")
-    assert "versions.torch" in server.text("seed-0", "run/environment")
+    assert sorted(tags) == [
+        "run/1_config",
+        "run/2_changed_from_defaults",
+        "run/3_command",
+        "run/4_model",
+        "run/5_environment",
+        "run/6_code",
+    ]
+    assert "lr: 0.01" in server.text("seed-0", "run/1_config")
+    assert "Sequential" in server.text("seed-0", "run/4_model")
+    assert "versions.torch" in server.text("seed-0", "run/5_environment")
 
 
 def test_a_crash_shows_its_traceback_without_secrets(pages: Pages, server: Server):
-    shown = server.text("crashed", "run/exception")
+    shown = server.text("crashed", "run/0_exception")
 
     assert "RuntimeError: no memory" in shown
     assert "digits_run.py" in shown
@@ -304,10 +324,10 @@ def test_a_crash_shows_its_traceback_without_secrets(pages: Pages, server: Serve
 
 def test_histograms_of_weights_and_gradients_come_on_their_trigger(server: Server):
     tags = server.get("plugin/histograms/tags")["seed-0"]
-    shown = server.get("plugin/histograms/histograms", run="seed-0", tag="weights/0.weight")
+    shown = server.get("plugin/histograms/histograms", run="seed-0", tag="~weights/0.weight")
 
     names = [f"{index}.{kind}" for index in (0, 2) for kind in ("weight", "bias")]
-    assert set(tags) == {f"{what}/{name}" for what in ("weights", "gradients") for name in names}
+    assert set(tags) == {f"~{what}/{name}" for what in ("weights", "gradients") for name in names}
     assert [point[1] for point in shown] == [1, 25, 49, 73]
     assert sum(count for _, _, count in shown[0][2]) == 64 * 16
 

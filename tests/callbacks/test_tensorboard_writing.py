@@ -31,8 +31,8 @@ from danling.callbacks import (
     ThroughputMonitor,
 )
 from danling.tensorboard.event_file import event_files, read_events, read_scalars
-from danling.tensorboard.hparams import group_of
-from danling.tensorboard.pages import close_killed, rebuild
+from danling.tensorboard.hparams import of_config
+from danling.tensorboard.pages import close_killed, rebuild, shown_tag
 
 READS = ("item", "tolist", "cpu", "numpy", "__float__", "__int__", "__bool__")
 
@@ -83,8 +83,9 @@ def test_the_values_of_a_log_are_one_event(make_runner):
         for event in read_events(path)
         if any(value.HasField("simple_value") for value in event.summary.value)
     ]
-    written = [event for event in events if not any(tag.startswith("best/") for tag in event)]
-    assert written == [pytest.approx(row, rel=1e-6) for row in rows]
+    written = [event for event in events if not any(tag.startswith("~best/") for tag in event)]
+    shown = [{shown_tag(tag): value for tag, value in row.items()} for row in rows]
+    assert written == [pytest.approx(row, rel=1e-6) for row in shown]
 
 
 def test_results_are_shown_against_the_epoch_where_asked(make_runner):
@@ -93,7 +94,7 @@ def test_results_are_shown_against_the_epoch_where_asked(make_runner):
     runner.train()
 
     points = read_scalars(runner.dir)
-    assert [step for step, _ in points["epoch/val/loss"]] == [1, 2]
+    assert [step for step, _ in points["~epoch/val/loss"]] == [1, 2]
     assert [step for step, _ in points["val/loss"]] == [6, 12]
 
 
@@ -155,7 +156,7 @@ def test_values_before_an_error_are_on_the_disk(make_runner):
         runner.train()
 
     assert [step for step, _ in read_scalars(runner.dir)["train/loss"]] == [2, 4, 6, 8]
-    assert tags_of(runner.dir)["run/exception"] == 1
+    assert tags_of(runner.dir)["run/0_exception"] == 1
 
 
 def test_a_killed_run_lost_no_more_than_the_flush_interval():
@@ -293,8 +294,8 @@ def test_a_band_that_cannot_be_written_is_a_warning(make_runner):
     runner = make_runner([RunDirectory(), messages, TensorBoard()], seed=1, experiment_name="other")
 
     def be_in_the_way(runner: Any) -> None:
-        group = group_of(runner.dir)
-        (runner.dir.parent / f"other-seeds-{group}").write_text("a file")
+        _, group = of_config(runner.config, runner.experiment_id)
+        (runner.dir.parent / f"other-seeds-{group[:11]}").write_text("a file")
 
     runner.callbacks.append(LambdaCallback(on_train_end=be_in_the_way))
     runner.train()
@@ -360,7 +361,8 @@ def test_the_file_is_rebuilt_from_the_record(make_runner):
 
     assert event_files(runner.dir) == [path]
     assert read_scalars(runner.dir) == points
-    lost = {"run/config", "run/command", "run/model", "custom_scalars__config__"}
+    lost = {"run/1_config", "run/2_changed_from_defaults", "run/3_command", "run/4_model"}
+    lost |= {"custom_scalars__config__"}
     assert set(tags) - set(tags_of(runner.dir)) == lost
     assert [start_info(path)] == starts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -21,22 +22,31 @@ from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.tracker import Tracker
 from danling.run.metrics_file import read_metrics
 from danling.testing import CallbackContract
+from danling.trackers import GOES_ON
 from tests.support.tracker_runs import READ
 
 FAILED, FINISHED = {"failed", "FAILED"}, {"finished", "FINISHED"}
 
 
-def in_a_process(*arguments: str) -> str:
+def points_of(directory: Path) -> list[list[Any]]:
+    """The points of `train/loss` in the record."""
+    rows = [row for row in read_metrics(directory / "metrics.jsonl") if "train/loss" in row]
+    return [[row["global_step"], pytest.approx(row["train/loss"])] for row in rows]
+
+
+def in_a_process(*arguments: str, status: int = 0) -> str:
     quiet = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    # files: a tracker's own process may outlive a killed one, and would hold a pipe open
+    with open("out", "w+") as out, open("err", "w+") as err:
+        ended = subprocess.run(
+            [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
+            stdout=out,
+            stderr=err,
+            timeout=180,
+            env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
+        )
+    assert ended.returncode == status, Path("err").read_text()
+    return Path("out").read_text()
 
 
 @pytest.mark.exhaustive
@@ -51,16 +61,31 @@ def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
     in_a_process("train", kind, str(directory))
     status, params, points, images = json.loads(in_a_process("read", kind).splitlines()[-1])
 
-    rows = [row for row in read_metrics(directory / "metrics.jsonl") if "val/loss" in row]
-    expected = [[row["global_step"], pytest.approx(row["val/loss"])] for row in rows]
-    assert len(expected) == 4
+    expected = points_of(directory)
+    assert len(expected) == 8
     assert status_then in FAILED
-    assert points_then == expected[:2]
+    assert points_then == expected[:4]
     assert status in FINISHED
     assert points == expected
     assert images == 4
     assert str(params["optim.betas"]) == "[0.9, 0.99]"
     assert str(params["max_epochs"]) in {"4", "4.0"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", sorted(GOES_ON))
+def test_a_killed_run_that_goes_on_is_one_run_with_each_point_once(kind: str):
+    if find_spec(kind) is None:
+        pytest.skip(f"needs {kind}")
+
+    in_a_process("kill", kind, status=-signal.SIGKILL)
+    [directory] = Path("experiments").glob("tiny-*")
+    in_a_process("train", kind, str(directory))
+    status, _, points, _ = json.loads(in_a_process("read", kind).splitlines()[-1])
+
+    assert points == points_of(directory)
+    assert [step for step, _ in points] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert status in FINISHED
 
 
 class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types

@@ -108,8 +108,8 @@ def test_every_row_is_there_once(launch: Launch):
 
 def test_the_main_process_prints_each_line_once(launch: Launch):
     assert launch.errors[0].count("a line of mine") == 1
-    assert launch.errors[0].count("epoch 1/9 | step  6/54") == 1
-    assert launch.errors[0].count("epoch 2/9 | step  8/54") == 1
+    assert launch.errors[0].count("  1/9    6 | ") == 1
+    assert launch.errors[0].count("  2/9    8 | ") == 1
 
 
 def test_the_other_process_is_silent_and_writes_nothing(launch: Launch):

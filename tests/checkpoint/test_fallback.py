@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.sharded import dcp, shards
 from danling.checkpoint.store import CheckpointStore
 from danling.distributed.world import World
@@ -395,7 +395,7 @@ def save_tensors(store: CheckpointStore, step: int) -> Path:
     dcp.Tensors({("model", "weight"): weight}).write(directory, World())
     names = [path.name for path in directory.iterdir()]
     store.commit(
-        {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "step": torch.tensor(step)}},
+        {"model": {"weight": Placeholder(weight.shape, weight.dtype), "step": torch.tensor(step)}},
         ["latest"],
         global_step=step,
         epoch=0,

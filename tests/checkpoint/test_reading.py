@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.reading import (
     FORMAT,
     DamagedCheckpointError,
@@ -178,7 +178,7 @@ def test_a_newer_format_asks_for_an_upgrade_and_is_not_damage(path: Path):
         (torch.nn.Linear(2, 2).state_dict(), "the weights of a model alone"),
         ({"epoch": 3}, "no checkpoint of DanLing"),
         ([1, 2], "no checkpoint of DanLing"),
-        ({"format": 0}, "format 0, which never existed"),
+        ({"format": 0}, "a format that never existed"),
         ({"format": "1"}, "no checkpoint of DanLing"),
     ],
 )
@@ -325,7 +325,7 @@ def sharded(tmp_path: Path) -> Path:
     dcp.Tensors({("model", "weight"): weight}).write(directory, World())
     names = [found.name for found in directory.iterdir()]
     return store.commit(
-        {"model": {"weight": Elsewhere(weight.shape, weight.dtype), "bias": torch.ones(1)}},
+        {"model": {"weight": Placeholder(weight.shape, weight.dtype), "bias": torch.ones(1)}},
         ["latest"],
         global_step=3,
         epoch=1,

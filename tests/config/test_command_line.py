@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from danling import Config
+from danling.config.settings import SETTINGS
 from danling.config.yaml import load_yaml
 
 
@@ -136,6 +137,10 @@ def test_a_plain_configuration_takes_new_keys(arguments, key, expected):
         ("--optim.lr", "--optim.lr needs a value"),
         ("--epoch 3", "unrecognised option --epoch"),
         ("layers 3", "unexpected argument 'layers': values follow a --flag"),
+        ("optim.lr=1e-3", "unexpected argument 'optim.lr=1e-3': write --optim.lr=1e-3"),
+        ("--lr 3", "unrecognised option --lr; did you mean '--optim.lr' or '--warmup.lr'?"),
+        ("--weight_decay 3", "unrecognised option --weight_decay; did you mean '--optim.weight-d"),
+        ("--model.name x", "unrecognised option --model.name; did you mean '--optim.name' or"),
         ("--config", "--config needs a file"),
         ("--config missing.yaml", "missing.yaml: cannot be read"),
     ],
@@ -254,3 +259,133 @@ def test_a_script_reads_its_own_command_line(arguments, code, output):
 
     assert done.returncode == code
     assert output in done.stdout + done.stderr
+
+
+def test_help_is_made_of_annotations_comments_and_defaults(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+    code, out, _ = leaves(Training, ["--optim.lrr", "3", "--help"], capsys)
+    text = " ".join(out.split())
+
+    assert code == 0
+    assert "Trains a classifier. options:" in text
+    assert "This paragraph" not in text
+    assert "--data STR name of the data set (default: digits)" in text
+    assert "--optim.lr FLOAT learning rate at the peak of the schedule (default: 0.5)" in text
+    assert "--optim.weight-decay FLOAT decay of the weights (default: 0.0)" in text
+    assert "--optim.name {sgd,adamw} (default: adamw)" in text
+    assert "--[no-]amp (default: true)" in text
+    assert "--layers INT ... sizes of the (default: [64, 64])" in text
+    assert "--pair INT INT (default: [1, 2])" in text
+    assert "--act {RELU,GELU} (default: RELU)" in text
+    assert "--width INT " in text
+    assert "--warmup.lr FLOAT learning rate at the peak of the schedule (default: 0.001)" in text
+    assert "--resume [STR]" in text
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_every_well_known_key_has_a_help_text(capsys):
+    _, out, _ = leaves(Config, ["-h"], capsys)
+    lines = out.splitlines()
+
+    for key in SETTINGS:
+        flag = key.replace("_", "-")
+        at = next(
+            n
+            for n, line in enumerate(lines)
+            if line.split()[:1] in ([f"--{flag}"], [f"--[no-]{flag}"])
+        )
+        words = (lines[at][30:].strip() or lines[at + 1].strip()).split()
+        assert words, key
+        assert not words[0].startswith("(default"), key
+
+
+def test_a_key_that_is_declared_again_keeps_the_comment_of_its_base(capsys):
+    class Model(Training):
+        data: str = "cifar"
+
+    _, out, _ = leaves(Model, ["--help"], capsys)
+
+    assert "name of the data set (default: cifar)" in " ".join(out.split())
+
+
+def test_a_class_without_source_has_help_without_comments(capsys):
+    namespace: dict[str, Any] = {"Config": Config, "__name__": "nowhere"}
+    exec("class Model(Config):\n    width: int = 3  # how wide\n", namespace)
+
+    code, out, _ = leaves(namespace["Model"], ["--help"], capsys)
+
+    assert code == 0
+    assert "--width INT" in out
+    assert "how wide" not in out
+
+
+def test_a_required_key_is_marked(capsys):
+    class Model(Config):
+        width: int  # how wide
+
+    _, out, _ = leaves(Model, ["--help"], capsys)
+
+    assert "how wide (required)" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["/lib/ipykernel_launcher.py", "-f", "/run/jupyter/kernel-1a2b.json"],
+        ["/lib/ipykernel_launcher.py", "--f=/run/jupyter/kernel-v3b.json"],
+        ["/lib/ipykernel/__main__.py", "-f", "kernel-1.json"],
+        ["/lib/colab_kernel_launcher.py", "-f", "/root/.local/kernel-1.json"],
+    ],
+)
+def test_a_notebook_reads_no_argument_of_its_kernel(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    assert Training.parse() == Training()
+    assert Training.parse(["--layers", "3"]).layers == [3]
+
+
+def test_the_printed_configuration_says_where_each_value_is_from(capsys):
+    Path("base.yaml").write_text("# a comment\noptim:\n  lr: 2\n  weight_decay: 1\n")
+    Path("c.yaml").write_text("extends: base.yaml\noptim: {weight_decay: 3}\nact: GELU\n")
+    Path("d.json").write_text('{\n  "data": "x",\n  "weights": {"a": 1}\n}')
+    arguments = ["--config", "c.yaml", "d.json", "--width", "7", "--extra.a", "1"]
+
+    _, out, _ = leaves(Training, [*arguments, "--print-config"], capsys)
+
+    for line in (
+        "data: x  # d.json:2",
+        "  lr: 2.0  # base.yaml:3",
+        "  weight_decay: 3.0  # c.yaml:2",
+        "  name: adamw  # default",
+        "act: GELU  # c.yaml:3",
+        "  a: 1.0  # d.json:3",
+        "width: 7  # command line",
+        "  a: 1  # command line",
+        "layers: [64, 64]  # default",
+        "log_interval: 50  # default",
+    ):
+        assert line in out.splitlines()
+
+
+def test_values_of_several_lines_are_printed_so_that_they_can_be_read_back(capsys):
+    values = {"text": "a\nb: c # d\n", "nested": [[1], {"a": "${x}"}], "long": list(range(99))}
+    Config(values).save("c.yaml")
+
+    _, out, _ = leaves(Config, ["--config", "c.yaml", "--print-config"], capsys)
+    Path("printed.yaml").write_text(out)
+
+    assert Config.load("printed.yaml").to_dict() == Config(Config(values).resolved()).to_dict()
+
+
+def test_a_class_is_chosen_by_a_name_from_those_that_are_allowed(capsys):
+    class Model(Config):
+        kind: Literal["mlp", "cnn"] = "mlp"
+
+    class Choice(Config):
+        model: Model = Model()
+
+    assert Choice.parse(["--model.kind", "cnn"]).model.kind == "cnn"
+    code, _, err = leaves(Choice, ["--model.kind", "mpl"], capsys)
+    assert code == 2
+    assert "config.model.kind: expected one of 'mlp', 'cnn', got 'mpl'" in err

@@ -1,4 +1,6 @@
 # ruff: noqa: RUF012 - a config copies its defaults
+# mypy: disable-error-code="arg-type,call-arg,misc"
+# (values in these tests are converted when they are set, or are wrong on purpose)
 from __future__ import annotations
 
 import copy
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from danling import Config, ConfigError
-from danling.config.config import NotInRunId
+from danling.config import NotInRunId
 from danling.config.settings import STATE_KEYS
 from danling.files.json import canonical_json
 
@@ -219,3 +221,36 @@ def test_a_drawn_seed_is_not_in_the_semantic_part_until_it_is_chosen():
     chosen = config.merge({"seed": 8})
     assert not chosen.drawn_seed
     assert same(chosen, Config(seed=8))
+
+
+def test_containers_of_omegaconf_are_read_as_what_they_hold():
+    omegaconf = pytest.importorskip("omegaconf", reason="pip install omegaconf")
+    made = omegaconf.OmegaConf.create({"optim": {"lr": 1, "wd": "${optim.lr}"}, "layers": [1, 2]})
+
+    config = Config(made)
+    training = Training(optim=omegaconf.OmegaConf.create({"lr": 2}), layers=made.layers)
+
+    assert config.to_dict() == {"optim": {"lr": 1, "wd": 1}, "layers": [1, 2]}
+    assert (training.optim.lr, training.layers) == (2.0, [1, 2])
+    assert Config(layers=made.layers).layers == [1, 2]
+    with pytest.raises(ConfigError, match="takes a mapping, got a list"):
+        Config(made.layers)
+    with pytest.raises(ConfigError, match=r"this DictConfig cannot be read: .*lr"):
+        Config(optim=omegaconf.OmegaConf.create({"lr": "???"}))
+
+
+def test_run_ids_are_those_of_before_the_later_keys():
+    assert set(Config().semantic()) == {
+        "accelerate",
+        "dataloader",
+        "deterministic",
+        "evaluate_every",
+        "max_epochs",
+        "max_grad_norm",
+        "max_grad_value",
+        "max_steps",
+        "monitor",
+        "monitor_mode",
+        "scheduler_interval",
+        "seed",
+    }

@@ -1,4 +1,6 @@
 # ruff: noqa: RUF012 - a config copies its defaults
+# mypy: disable-error-code="arg-type,call-arg,list-item,misc"
+# (values in these tests are converted when they are set, or are wrong on purpose)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -8,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 
-from danling.config.config import Config, Minimum, NotInRunId
+from danling.config import Config, Minimum, NotInRunId
 from danling.errors import ConfigError
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from danling.data.prepare import Placement, prepare_loader
 from danling.errors import ResumeError
+from danling.seed import derive
 
 
 class Augmented(Dataset):
@@ -411,3 +413,202 @@ def test_ranks_of_a_stateful_iterable_go_on_with_another_number_of_them():
 
     seen += [batch[0] for loader, _ in new for batch in read(loader, 0, 2)]
     assert sorted(seen) == list(range(7))  # 7 and 8 do not suffice for three
+
+
+# How many samples, and how far
+
+
+class Claims(torch.utils.data.IterableDataset):
+    """Says that it has eight samples, and gives twelve."""
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter(range(12))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_is_read_to_its_end_whatever_it_says_of_its_length(workers):
+    loader = loader_of(Claims(), batch_size=4, num_workers=workers)
+
+    batches = [batch.tolist() for batch in loader.iterate(0)]
+
+    assert [number for batch in batches for number in batch] == list(range(12))
+    assert not loader.is_length_exact
+
+
+class Understated(torch.utils.data.Sampler):
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(range(9))
+
+
+def test_so_is_a_sampler_of_the_user():
+    loader = loader_of(DataLoader(Augmented(), 2, sampler=Understated()), batched=True)
+
+    assert [n for batch in read(loader, 0) for n in batch[0]] == list(range(9))
+    assert not loader.is_length_exact
+    assert [loader.samples_of(index) for index in range(5)] == [2, 2, 2, 2, 1]
+
+
+@pytest.mark.parametrize("source", [Claims(), DataLoader(Augmented(), 2, sampler=Understated())])
+def test_a_training_uses_all_samples_of_them(source):
+    import danling as dl
+
+    seen: list[float] = []
+
+    class Counting(dl.AccelerateRunner):
+        def train_step(self, batch):
+            numbers = batch if isinstance(batch, torch.Tensor) else batch[0]
+            seen.extend(numbers.tolist())
+            return self.model(numbers.float().reshape(-1, 1)).sum()
+
+    model = torch.nn.Linear(1, 1)
+    name = "dataloaders" if isinstance(source, DataLoader) else "datasets"
+    data: dict[str, Any] = {name: {"train": source}}
+    runner = Counting(
+        {"seed": 0, "max_epochs": 2, "dataloader": {"batch_size": 2}, "accelerate": {"cpu": True}},
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.0),
+        default_callbacks=False,
+        **data,
+    )
+    runner.train()
+
+    assert seen == 2 * list(range(12 if name == "datasets" else 9))
+    assert runner.epoch == 2
+
+
+class ByEpoch(torch.utils.data.Sampler):
+    """Has one sample more in every epoch."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 4 + self.epoch
+
+    def __iter__(self):
+        return iter(range(4 + self.epoch))
+
+
+def test_a_sampler_is_asked_for_its_length_after_it_has_heard_of_the_epoch():
+    loader = loader_of(DataLoader(Augmented(), 1, sampler=ByEpoch()), batched=True)
+
+    lengths = [(loader.batches_in(epoch), len(read(loader, epoch))) for epoch in (3, 0, 1)]
+
+    assert lengths == [(7, 7), (4, 4), (5, 5)]
+
+
+class Graph:
+    """A batch that knows how to move itself."""
+
+    def __init__(self, samples):
+        self.nodes = torch.zeros(5 * len(samples), 2)
+
+    def to(self, device, non_blocking=False):
+        return self
+
+
+COLLATES = {
+    "images of different sizes": lambda samples: [torch.zeros(3, 4 + n) for n in range(2)],
+    "object": Graph,
+    "graph": lambda samples: {"edge_index": torch.zeros(2, 9), "y": torch.zeros(1)},
+    "list of dicts": lambda samples: [{"boxes": torch.zeros(7, 4)} for _ in range(1)],
+    "time first": lambda samples: torch.zeros(11, len(samples), 4),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("collate", COLLATES.values(), ids=COLLATES)
+def test_the_loader_knows_how_many_samples_a_batch_has(collate, workers):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(11))
+
+    options = {"collate_fn": collate, "num_workers": workers}
+    if workers:
+        options["multiprocessing_context"] = "fork"
+    expected = [[3, 3, 3, 2], [3, 2]]
+
+    for source in (Augmented(11), Stream()):
+        if isinstance(source, Stream) and workers:
+            continue  # each worker reads the whole stream
+        loader = loader_of(source, **options)
+        for start, counts in zip((0, 2), expected, strict=True):
+            numbered = enumerate(loader.iterate(0, start), start)
+            assert [loader.samples_of(index) for index, _ in numbered] == counts
+
+
+def test_a_batch_sampler_of_the_user_says_how_many_samples_there_are():
+    sizes = [[0], [1, 2, 3], [4, 5]]
+    for workers in (0, 2):
+        given = DataLoader(Augmented(), batch_sampler=sizes, num_workers=workers)
+        loader = loader_of(given, batched=True)
+
+        numbered = enumerate(loader.iterate(0))
+        assert [loader.samples_of(index) for index, _ in numbered] == [1, 3, 2]
+
+
+def test_ranks_know_the_samples_of_their_own_batches():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(range(16))
+
+    for source in (Augmented(), Stream()):
+        for rank in range(2):
+            loader = loader_of(source, rank=rank, world_size=2)
+            counts = [
+                (loader.samples_of(index), len(batch[0] if isinstance(batch, list) else batch))
+                for index, batch in enumerate(loader.iterate(0))
+            ]
+            assert [known for known, _ in counts] == [found for _, found in counts]
+
+
+def test_of_ready_made_batches_nobody_knows():
+    for source in ([torch.zeros(3)], Batches(), DataLoader(Augmented(), batch_size=None)):
+        loader = loader_of(source, batched=True)
+        next(iter(loader.iterate(0)))
+
+        assert loader.samples_of(0) is None
+
+
+# Two iterations of one split
+
+
+@pytest.mark.parametrize("source", [Augmented(), Free()])
+def test_a_second_iteration_in_an_epoch_begins_at_its_start(source):
+    loader = loader_of(source)
+    whole = read(loader, 0)
+
+    resumed, _ = resume(loader.state_dict(0, 6), source)
+    rest, second = read(resumed, 0, 6), read(resumed, 0)
+    both = list(zip(loader.iterate(0), loader.iterate(0), strict=True))
+
+    assert (rest, second) == (whole[6:], whole)
+    assert [[plain(batch) for batch in side] for side in zip(*both, strict=True)] == [whole, whole]
+
+
+# The order of a run that was begun before orders were computed by index
+
+
+def test_a_run_that_stored_its_order_goes_on_in_it():
+    data = range(70_000)
+    state = loader_of(data, batch_size=7).state_dict(0, 3)
+    assert state.pop("shuffle") == "by index"
+
+    loader, reasons = resume(state, data, batch_size=7)
+
+    generator = torch.Generator().manual_seed(derive(derive(0, "train"), "order", 5))
+    stored = torch.randperm(70_000, generator=generator)
+    assert reasons == []
+    assert next(iter(loader.iterate(5, 9000))).tolist() == stored[63_000:63_007].tolist()
+    assert "shuffle" not in loader.state_dict(0, 3)
+    fresh, _ = resume(loader_of(data, batch_size=7).state_dict(0, 3), data, batch_size=7)
+    assert next(iter(fresh.iterate(5))).tolist() != stored[:7].tolist()

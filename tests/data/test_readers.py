@@ -81,7 +81,7 @@ class MyTensors(TensorDataset):
         (ConcatDataset([TENSORS, Unknown()]), "unknown"),
         (Subset(Unknown(), [0]), "unknown"),
         (Unknown(), "unknown"),
-        (Sincere(), "unknown"),
+        (Sincere(), "random"),
         (MyTensors(torch.zeros(2)), "unknown"),
     ],
 )
@@ -113,12 +113,12 @@ def test_a_keyed_block_draws_what_its_key_says_and_leaves_no_trace():
 def test_a_draw_that_was_denied_is_an_error(name):
     message = f"Pictures says deterministic = True, .* from {name}"
 
-    with pytest.raises(DataError, match=message), watched("Pictures", python=True):
+    with pytest.raises(DataError, match=message), watched("Pictures"):
         DRAWS[name]()
 
 
 def test_a_block_that_draws_nothing_passes():
-    with watched("Pictures", python=True):
+    with watched("Pictures"):
         torch.zeros(3) + np.zeros(1).sum()
 
 
@@ -166,7 +166,7 @@ def test_a_ready_made_batch_is_read_by_its_one_index():
 
 
 def test_a_watched_dataset_that_draws_is_named():
-    reader = IndexedReader(Declared(), list, True, "watched", 0)
+    reader = IndexedReader(Declared(), list, True, "trusted", 0)
 
     with pytest.raises(DataError, match="Declared says deterministic = True"):
         reader[0, 0, [1]]

@@ -54,13 +54,6 @@ def test_what_a_dataset_is_treated_as(dataset, collate_fn, keyed, expected):
     assert source_of(dataset, collate_fn=collate_fn, keyed=keyed).kind == expected
 
 
-def test_a_dataset_that_draws_nothing_is_read_by_torch_itself():
-    batches = source_of(TENSORS).batches(0, 0)
-
-    assert type(batches).__module__ == "torch.utils.data.dataloader"
-    assert [batch.tolist() for (batch,) in batches] == [[0, 1], [2, 3], [4]]
-
-
 def test_two_epochs_can_be_read_side_by_side():
     source = source_of(TENSORS, Shuffled(5, seed=0))
     expected = [[b.tolist() for (b,) in source.batches(epoch, 0)] for epoch in range(2)]

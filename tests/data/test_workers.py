@@ -6,6 +6,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from danling.callbacks import LambdaCallback, ModelCheckpoint, Preemption
-from danling.data.loader import told
+from danling.data.loader import with_notes
 from danling.errors import DataError
 from tests.support.resume_runs import (
     STEPS,
@@ -145,9 +147,9 @@ def test_a_broken_pipe_is_the_end_of_a_worker_unless_the_dataset_raised_it(
 
     monkeypatch.setattr("danling.data.loader._NOTICING", 0.0)
     with pytest.raises(DataError, match="a DataLoader worker has ended while batch 1 of 'train'"):
-        list(told(broken("reset by peer"), "'train'", first=0))
+        list(with_notes(broken("reset by peer"), "'train'", first=0))
     with pytest.raises(kind, match="Caught"):
-        list(told(broken("Caught it in DataLoader worker process 0."), "'train'", first=0))
+        list(with_notes(broken("Caught it in DataLoader worker process 0."), "'train'", first=0))
 
 
 def test_an_error_names_the_batch_that_was_read():
@@ -156,8 +158,77 @@ def test_an_error_names_the_batch_that_was_read():
         raise ValueError("boom")
 
     with pytest.raises(ValueError, match="boom") as caught:
-        list(told(broken(), "epoch 3 of 'val' (Images, 2 workers)", first=7))
+        list(with_notes(broken(), "epoch 3 of 'val' (Images, 2 workers)", first=7))
 
     assert caught.value.__notes__ == [
         "while batch 9 of epoch 3 of 'val' (Images, 2 workers) was read"
     ]
+
+
+PARENT = """
+import os, sys
+from pathlib import Path
+from danling.data.readers import WorkerInit
+
+init = WorkerInit(None)
+parent = os.getpid()
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+    while os.getppid() == parent:  # it is killed before the worker has done anything
+        pass
+    init(0)
+    Path(sys.argv[1]).touch()
+    os._exit(0)
+while True:
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_worker_whose_parent_was_killed_as_it_forked_ends(tmp_path: Path):
+    lived = tmp_path / "lived"
+    command = [sys.executable, "-c", PARENT, str(lived)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert parent.stdout is not None
+    assert int(parent.stdout.readline()) != parent.pid
+    parent.kill()
+
+    assert parent.stdout.read() == ""  # until the worker, which has the pipe too, is gone
+    parent.wait()
+    parent.stdout.close()
+
+    assert not lived.exists()
+
+
+STUCK = """
+import os, signal
+from danling.data.readers import end_with
+
+parent = os.getpid()
+if os.fork() == 0:
+    end_with(parent, ask_kernel=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    print(os.getpid(), flush=True)
+    while True:
+        signal.pause()
+while True:
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_worker_in_the_middle_of_something_ends_with_its_parent():
+    command = [sys.executable, "-c", STUCK]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    assert parent.stdout is not None
+    assert int(parent.stdout.readline()) != parent.pid
+    parent.kill()
+
+    assert parent.stdout.read() == ""  # the worker had the pipe too, and is gone
+    parent.wait()
+    parent.stdout.close()
+
+
+def environment() -> dict[str, str]:
+    """The environment of a process that imports this package from wherever it lies."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -100,7 +100,7 @@ CASES: list[Any] = [
 def test_a_call_that_only_one_rank_makes_is_an_error_that_names_it(
     call: str, where: Callable[..., None], rank: int, tmp_path: Path
 ) -> None:
-    ended = together(2, where, tmp_path, call, rank, folder=tmp_path, timeout=30)
+    ended = together(2, where, tmp_path, call, rank, folder=tmp_path)
 
     assert f"rank {rank} is in {call} while" in ended.output or (
         "another process has gone" in ended.output and call in ended.output
@@ -120,7 +120,7 @@ def leaving_an_epoch_alone(folder: Path) -> None:
 
 
 def test_a_break_on_one_rank_is_an_error(tmp_path: Path) -> None:
-    ended = together(2, leaving_an_epoch_alone, tmp_path, folder=tmp_path, timeout=30)
+    ended = together(2, leaving_an_epoch_alone, tmp_path, folder=tmp_path)
 
     assert "every process must make this call" in ended.output
     assert 0 not in ended.codes

@@ -99,7 +99,7 @@ class Norms(dl.Callback):
 
 def whole(runner: dl.AccelerateRunner) -> list[float]:
     """All weights, as numbers."""
-    state = runner.optimization.model_state.state()
+    state = runner.optimization.model_state.state() or {}
     return [value for tensor in state.values() for value in tensor.double().flatten().tolist()]
 
 
@@ -555,7 +555,7 @@ def test_a_full_disk_of_one_process_is_the_same_error_on_all(
     )
 
     assert ended.codes == [1, 1], ended.output
-    assert ended.seconds < 10
+    assert not ended.timed_out
     assert ended.output.count("CheckpointError: [Errno 27]") >= 2, ended.output
     assert f"raised on rank {rank}" in ended.output
     (directory,) = tmp_path.glob("experiments/*/checkpoints")

@@ -95,11 +95,11 @@ def thinned(cases: Iterable[tuple[str, int]], *kept: tuple[str, int]) -> list[An
 def test_an_exception_on_one_rank_ends_all_with_its_traceback_first(
     hook: str, rank: int, tmp_path: Path
 ) -> None:
-    ended = together(2, training, tmp_path, hook, fail, rank, folder=tmp_path, timeout=40)
+    ended = together(2, training, tmp_path, hook, fail, rank, folder=tmp_path)
 
     assert ended.codes[rank] == 1, ended.output
     assert ended.codes[1 - rank] != 0
-    assert ended.seconds < 30
+    assert not ended.timed_out
     first, _, _ = ended.output[ended.output.index("Traceback") :].partition("[rank")
     assert f"ZeroDivisionError: on purpose, on rank {rank}" in first, ended.output
     assert status(tmp_path) == "failed"
@@ -117,11 +117,11 @@ def test_an_exception_on_one_rank_ends_all_with_its_traceback_first(
 def test_a_killed_rank_ends_the_others_and_leaves_whole_checkpoints(
     hook: str, rank: int, tmp_path: Path
 ) -> None:
-    ended = together(2, training, tmp_path, hook, die, rank, folder=tmp_path, timeout=40)
+    ended = together(2, training, tmp_path, hook, die, rank, folder=tmp_path)
 
     assert ended.codes[rank] == -signal.SIGKILL
     assert ended.codes[1 - rank] != 0
-    assert ended.seconds < 30
+    assert not ended.timed_out
     assert status(tmp_path) == ("running" if rank == 0 else "failed")
     assert saved_steps(tmp_path) == HOOKS[hook]
 
@@ -196,7 +196,7 @@ def test_a_full_disk_on_rank_0_is_the_same_error_on_all_ranks(
 ) -> None:
     point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
-    ended = together(2, saving, tmp_path, point, "raise", asynchronous, folder=tmp_path, timeout=40)
+    ended = together(2, saving, tmp_path, point, "raise", asynchronous, folder=tmp_path)
 
     assert ended.codes[0] == 1, ended.output
     assert ended.codes[1] != 0
@@ -212,7 +212,7 @@ def test_a_save_that_fails_may_be_a_warning_on_all_ranks(
 ) -> None:
     point = f"checkpoint.after_write=raise:{errno.ENOSPC}@3"
 
-    ended = together(2, saving, tmp_path, point, "warn", asynchronous, folder=tmp_path, timeout=40)
+    ended = together(2, saving, tmp_path, point, "warn", asynchronous, folder=tmp_path)
 
     assert [step for step, _ in results(tmp_path, 2)] == [8, 8], ended.output
     assert ended.output.count("save failed") == 1
@@ -222,7 +222,7 @@ def test_a_save_that_fails_may_be_a_warning_on_all_ranks(
 def test_a_rank_that_is_killed_while_it_saves_leaves_whole_checkpoints(tmp_path: Path) -> None:
     point = "checkpoint.after_write=kill@5"
 
-    ended = together(2, saving, tmp_path, point, "raise", False, folder=tmp_path, timeout=40)
+    ended = together(2, saving, tmp_path, point, "raise", False, folder=tmp_path)
 
     assert ended.codes[0] == -signal.SIGKILL
     assert ended.codes[1] != 0
@@ -249,7 +249,7 @@ def test_a_rank_that_fails_while_it_deletes_old_checkpoints_leaves_whole_ones(
 ) -> None:
     point = f"checkpoint.before_unlink={action}@3"
 
-    ended = together(2, rotating, tmp_path, point, folder=tmp_path, timeout=40)
+    ended = together(2, rotating, tmp_path, point, folder=tmp_path)
 
     assert ended.codes[0] == code, ended.output
     assert ended.codes[1] != 0
@@ -296,9 +296,7 @@ def test_a_damaged_checkpoint_is_the_same_error_on_all_ranks(tmp_path: Path) -> 
     path = trained(tmp_path)
     path.write_bytes(path.read_bytes()[:-100])
 
-    ended = together(
-        2, loading, tmp_path, path, False, False, folder=tmp_path, terminates=False, timeout=40
-    )
+    ended = together(2, loading, tmp_path, path, False, False, folder=tmp_path, terminates=False)
 
     assert ended.codes == [1, 1]
     assert ended.output.count("its end is missing or was changed") >= 2
@@ -312,7 +310,7 @@ def resuming(folder: Path) -> None:
 
 
 def test_all_ranks_fall_back_to_the_checkpoint_that_rank_0_found_whole(tmp_path: Path) -> None:
-    together(2, training, tmp_path, "on_step", fail, 1, folder=tmp_path, timeout=40)
+    together(2, training, tmp_path, "on_step", fail, 1, folder=tmp_path)
     latest = run_of(tmp_path) / "checkpoints" / "latest.pth"
     latest.write_bytes(latest.read_bytes()[:-100])
 
@@ -343,9 +341,9 @@ def resuming_with(folder: Path, failure: Callable[..., None]) -> None:
 def test_a_failure_of_one_rank_while_it_resumes_ends_all(
     failure: Callable[..., None], tmp_path: Path
 ) -> None:
-    together(2, stopping_early, tmp_path, folder=tmp_path, timeout=40)
+    together(2, stopping_early, tmp_path, folder=tmp_path)
 
-    ended = together(2, resuming_with, tmp_path, failure, folder=tmp_path, timeout=40)
+    ended = together(2, resuming_with, tmp_path, failure, folder=tmp_path)
 
     assert 0 not in ended.codes, ended.output
     assert status(tmp_path) == "failed"
@@ -356,7 +354,7 @@ def test_a_failure_of_one_rank_while_it_resumes_ends_all(
 
 @pytest.mark.exhaustive
 def test_a_rank_that_freezes_while_it_resumes_is_given_up(tmp_path: Path) -> None:
-    together(2, stopping_early, tmp_path, folder=tmp_path, timeout=40)
+    together(2, stopping_early, tmp_path, folder=tmp_path)
     pids = start(2, resuming_with, tmp_path, freeze, output=tmp_path / "output.txt")
 
     _, code = os.waitpid(pids[0], 0)
@@ -392,9 +390,9 @@ EVERY_HOOK = [name for name in dl.callback.HOOKS if name not in SELDOM and "pred
 def test_an_exception_in_any_hook_of_one_rank_ends_all(
     hook: str, rank: int, tmp_path: Path
 ) -> None:
-    ended = together(2, witnessed, tmp_path, hook, rank, folder=tmp_path, timeout=60)
+    ended = together(2, witnessed, tmp_path, hook, rank, folder=tmp_path)
 
     assert 0 not in ended.codes, ended.output
-    assert ended.seconds < 30
+    assert not ended.timed_out
     first, _, _ = ended.output[ended.output.index("Traceback") :].partition("[rank")
     assert f"on purpose, on rank {rank}" in first, ended.output

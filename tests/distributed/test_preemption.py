@@ -161,10 +161,10 @@ def test_a_peer_that_dies_is_no_preemption(tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "step-5").exists())
 
     os.kill(pids[1], signal.SIGKILL)
-    ended = wait(pids, tmp_path / "output.txt", timeout=40)
+    ended = wait(pids, tmp_path / "output.txt")
 
     assert ended.codes[0] not in (0, 143), ended.output
-    assert ended.seconds < 30
+    assert not ended.timed_out
     assert status(tmp_path) == "failed"
     assert saved_step(tmp_path) == 4  # at the end of the first epoch
 
@@ -178,7 +178,7 @@ def slowly(folder: Path) -> None:
     Regression(folder, {"max_epochs": 9}, callbacks=[Slow()], default_callbacks=True).train()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -201,7 +201,7 @@ def test_ten_presses_of_ctrl_c_damage_nothing(asynchronous: bool, tmp_path: Path
     for _ in range(10):
         os.kill(pids[0], signal.SIGINT)
         time.sleep(0.005)
-    ended = wait(pids, tmp_path / "output.txt", timeout=40)
+    ended = wait(pids, tmp_path / "output.txt")
 
     assert ended.codes == [130], ended.output
     assert status(tmp_path) == "interrupted"
@@ -213,7 +213,7 @@ def test_a_terminal_that_is_closed_ends_the_process_as_ever(tmp_path: Path) -> N
     wait_for(lambda: (tmp_path / "step-9").exists())
 
     os.kill(pids[0], signal.SIGHUP)
-    ended = wait(pids, tmp_path / "output.txt", timeout=40)
+    ended = wait(pids, tmp_path / "output.txt")
 
     assert ended.codes == [-signal.SIGHUP]
     assert saved_step(tmp_path) == 8

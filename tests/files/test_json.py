@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from datetime import UTC, date, datetime
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -10,9 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from danling.errors import ConfigError
-from danling.files.json import MAX_DEPTH, canonical_json, dumps, loads, to_jsonable, to_plain
+from danling.files.json import (
+    MAX_DEPTH,
+    canonical_json,
+    dumps,
+    loads,
+    read_json,
+    to_jsonable,
+    to_plain,
+)
 
 
 class Colour(Enum):
@@ -199,3 +211,80 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys():
 )
 def test_canonical_json_of_a_value(value, expected):
     assert canonical_json(value) == expected
+
+
+WORDS = ["NaN", "Infinity", "-Infinity"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_number_that_json_lacks_is_never_taken_for_the_text_of_its_name(word: str):
+    value = [float(word), word, f"\\{word}", f"\\\\{word}", f"{word}!", {"key": word}]
+
+    again = loads(dumps(value))
+
+    assert repr(again) == repr(value)
+    assert json.loads(dumps(value))[0] == word
+    assert repr(loads(f'{{"old": "{word}"}}')["old"]) == repr(float(word))
+
+
+def test_a_file_that_is_read_and_written_again_stays_the_same(tmp_path: Path):
+    value = {"a": float("inf"), "b": "Infinity", "c": "\\Infinity"}
+    text = dumps(value)
+
+    for _ in range(3):
+        text = dumps(loads(text))
+
+    assert loads(text) == value
+
+
+HOSTILE = {
+    "deep lists": b"[" * 1_000_000,
+    "deep objects": b'{"a":' * 1_000_000,
+    "a little too deep": b"[" * 102 + b"]" * 102,
+    "a long number": b'{"a": ' + b"9" * 5000 + b"}",
+    "not UTF-8": b'{"a": "\xff"}',
+    "a key twice": b'{"a": 1, "a": 2}',
+    "nothing": b"",
+    "zeros": bytes(1000),
+    "cut": b'{"a": [1, 2',
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_is_an_error_that_names_it(tmp_path: Path, content: bytes):
+    (tmp_path / "run.json").write_bytes(content)
+
+    with pytest.raises(ConfigError, match=r"run\.json"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_pipe_and_a_directory_are_no_json_files(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(ConfigError, match="pipe: not a regular file"):
+        read_json(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError):
+        read_json(tmp_path)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=100).map(lambda text: text.encode("utf-8")))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_value_or_a_config_error(content: bytes):
+    with contextlib.suppress(ConfigError):
+        loads(content)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.sampled_from(WORDS),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_what_is_written_is_what_is_read(value: Any):
+    assert repr(loads(dumps(value))) == repr(value)

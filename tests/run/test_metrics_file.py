@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import resource
@@ -9,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from danling.errors import ConfigError
-from danling.run.metrics_file import MetricsFile, read_metrics
+from danling.run.metrics_file import MetricsFile, MetricsTable, read_metrics
 
 
 def steps(path: Path) -> list[int]:
@@ -74,9 +77,10 @@ def test_the_cut_removes_later_steps_and_returns_them(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20, 30, 40)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    abandoned = file.cut(20)
+    removed = file.cut(20, aside=tmp_path / "metadata" / "abandoned.jsonl")
 
-    assert [row["global_step"] for row in abandoned] == [30, 40]
+    assert removed == 2
+    assert steps(tmp_path / "metadata" / "abandoned.jsonl") == [30, 40]
     assert steps(file.path) == [10, 20, 20]
     assert file.rows == 3
 
@@ -86,16 +90,14 @@ def test_the_cut_keeps_no_more_rows_than_there_were(tmp_path: Path):
     written(tmp_path / "metrics.jsonl", 10, 20, 20)
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    abandoned = file.cut(20, rows=2)
-
-    assert len(abandoned) == 1
+    assert file.cut(20, rows=2) == 1
     assert steps(file.path) == [10, 20]
 
 
 def test_a_file_that_is_not_there_has_nothing_to_cut(tmp_path: Path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
 
-    assert file.cut(100, rows=7) == []
+    assert file.cut(100, rows=7) == 0
     assert not file.path.exists()
 
 
@@ -188,3 +190,129 @@ def test_a_row_costs_the_same_however_many_there_are(tmp_path: Path):
 
     assert last < 5 * first
     file.close()
+
+
+def test_only_the_row_s_step_is_read_when_a_file_is_cut(tmp_path: Path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    written(path, *range(1000))
+    parsed: list[bytes] = []
+    monkeypatch.setattr("danling.run.metrics_file._parse", parsed.append)
+
+    assert MetricsFile(path).cut(499) == 500
+    assert parsed == []
+
+
+@pytest.mark.parametrize("line", [b"[" * 100_000 + b"\n", b"\xff\xfe\n", b'{"global_step": "x"}\n'])
+def test_a_damaged_line_stays_and_hides_no_other(tmp_path: Path, line: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"global_step": 1}\n' + line + b'{"global_step": 2}\n{"global_step": 3}\n')
+
+    removed = MetricsFile(path).cut(2)
+
+    assert removed == 1
+    assert path.read_bytes() == b'{"global_step": 1}\n' + line + b'{"global_step": 2}\n'
+
+
+# The table
+
+
+def cells(path: Path) -> list[list[str]]:
+    with open(path, newline="") as file:
+        return list(csv.reader(file))
+
+
+def row(step: int, **values: float) -> dict[str, float]:
+    return {"global_step": step, "epoch": 0, "time": 1.5, **values}
+
+
+def test_a_new_tag_fills_up_the_rows_before_it(tmp_path: Path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    for step, tag in enumerate("abca"):
+        table.append(row(step, **{tag: 1.0}))
+        table.flush()
+    table.close()
+
+    assert cells(table.path) == [
+        ["global_step", "epoch", "time", "a", "b", "c"],
+        ["0", "0", "1.5", "1.0", "", ""],
+        ["1", "0", "1.5", "", "1.0", ""],
+        ["2", "0", "1.5", "", "", "1.0"],
+        ["3", "0", "1.5", "1.0", "", ""],
+    ]
+
+
+def test_a_table_that_was_cut_back_is_the_undisturbed_one_when_it_goes_on(tmp_path: Path):
+    undisturbed = MetricsTable(tmp_path / "undisturbed.csv")
+    undisturbed.append(row(1, a=1.0))
+    undisturbed.append(row(2, b=2.0))
+    undisturbed.close()
+    whole = undisturbed.path.read_bytes()
+    killed = tmp_path / "killed.csv"
+
+    for length in range(len(whole) + 1):  # a process may be killed anywhere in a write
+        killed.write_bytes(whole[:length])
+        table = MetricsTable(killed)
+        table.cut(1)
+        if table.rows == 0:
+            table.append(row(1, a=1.0))
+        table.append(row(2, b=2.0))
+        table.close()
+        assert killed.read_bytes() == whole, length
+
+
+def test_a_table_is_cut_to_the_number_of_rows_too(tmp_path: Path):
+    table = MetricsTable(tmp_path / "metrics.csv")
+    for value in (1.0, 2.0):
+        table.append(row(1, a=value))
+    table.close()
+
+    assert MetricsTable(table.path).cut(1, rows=1) == 1
+    assert cells(table.path)[1:] == [["1", "0", "1.5", "1.0"]]
+
+
+DAMAGED_LINES = [
+    b"[" * 100_000,
+    b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    b"1" * 5000,
+    b'{"global_step": ' + b"1" * 5000 + b"}",
+    b"\xff\xfe",
+    b'"text"',
+    b'{"global_step": 1, "global_step": 2}',
+    b"\x00" * 100,
+    b"",
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED_LINES, ids=range(len(DAMAGED_LINES)))
+def test_a_damaged_line_is_skipped_with_a_warning_and_stays_where_it_is(
+    tmp_path: Path, damaged: bytes, caplog: pytest.LogCaptureFixture
+):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"global_step": 1}\n' + damaged + b'\n{"global_step": 2}\n')
+
+    assert steps(path) == [1, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 1 damaged lines were skipped"
+    ]
+    file = MetricsFile(path)
+    assert file.cut(1) == 1
+    assert path.read_bytes() == b'{"global_step": 1}\n' + damaged + b"\n"
+    assert file.rows == 2
+
+
+@given(content=st.binary(max_size=300), step=st.integers(0, 3), rows=st.none() | st.integers(0, 5))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_read_and_cut_without_an_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, step: int, rows: int | None
+):
+    path = tmp_path_factory.mktemp("rows") / "metrics.jsonl"
+    written = b'{"global_step": 1}\n' + content
+    path.write_bytes(written)
+
+    list(read_metrics(path))
+    aside = path.with_name("abandoned.jsonl")
+    MetricsFile(path).cut(step, rows, aside)
+
+    kept, moved = path.read_bytes(), aside.read_bytes() if aside.exists() else b""
+    assert kept + moved == written[: written.rindex(b"\n") + 1]  # all but a half line
+    assert kept.endswith(b"\n") or not kept

@@ -224,7 +224,8 @@ def test_jobs_without_an_id_of_their_own_share_no_run_across_hosts(tmp_path, mon
 
 
 def test_broken_launches_are_passed_over(tmp_path, slurm):
-    broken: list[Any] = [None, "x", [None, 1, {}], [{"slurm": 5, "torchelastic": []}]]
+    odd = {"slurm": 5, "torchelastic": [], "end_time": None, "exit_reason": None}
+    broken: list[Any] = [None, "x", [None, 1, {}], [odd]]
     for launches in broken:
         folder = tmp_path / str(uuid4())
         folder.mkdir()
@@ -232,7 +233,7 @@ def test_broken_launches_are_passed_over(tmp_path, slurm):
         (folder / "run.json").write_text(json.dumps(data | {"launches": launches}))
 
     assert find_job(tmp_path, run_id=RUN) is None
-    assert len(find_runs(tmp_path)) == 4
+    assert len(find_runs(tmp_path)) == 1  # of the others the record is damaged
 
 
 @pytest.mark.distributed
@@ -331,14 +332,16 @@ def whole_run(root: Path) -> Path:
         ({"run_id": OTHER}, "its run_id and its run_uuid contradict each other"),
         ({"run_id": OTHER, "run_uuid": str(UUID(OTHER))}, "its ids are not those in the name"),
         ({"uuid": "nonsense"}, "its ids are not those in the name"),
-        ({"launches": [None]}, "it lacks its launches"),
-        ({"status": "finishet"}, "it lacks its status"),
-        ({"created": 5}, "it lacks its status or its date"),
+        ({"launches": [None]}, "the record of the run is damaged: launches[0]"),
+        ({"status": "finishet"}, "the record of the run is damaged: status"),
+        ({"created": 5}, "the record of the run is damaged: created"),
+        ({"created": None}, "it lacks created"),
     ],
 )
 def test_a_record_that_contradicts_itself_or_its_directory_is_damaged(tmp_path, change, reason):
     path = whole_run(tmp_path)
-    RunFile.read(path / "run.json").update(**change)
+    run = RunFile.read(path / "run.json")
+    run.update(**change)
 
     told = damage(path, path / "checkpoints")
 

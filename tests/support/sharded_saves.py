@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from danling.checkpoint.sharded.shards import Record, directories, finish, seal
+from danling.checkpoint.sharded.shards import Manifest, directories, finish, seal
 from danling.checkpoint.store import CheckpointStore
 
 FILES = {".metadata": b"an index", "__0_0.distcp": b"one shard", "__1_0.distcp": b"another one"}
@@ -15,7 +15,7 @@ FILES = {".metadata": b"an index", "__0_0.distcp": b"one shard", "__1_0.distcp":
 
 def write_shards(
     store: CheckpointStore, step: int, files: Mapping[str, bytes] = FILES
-) -> tuple[Path, Record]:
+) -> tuple[Path, Manifest]:
     """Writes shards as two processes would; returns their directory, and what the head says."""
     directory = store.new_shards(step)
     for name, content in files.items():
@@ -27,19 +27,19 @@ def write_shards(
 
 def save_sharded(store: CheckpointStore, step: int, *names: str) -> Path:
     """Commits a checkpoint with shards; returns their directory."""
-    directory, record = write_shards(store, step)
-    commit_sharded(store, step, record, *names)
+    directory, manifest = write_shards(store, step)
+    commit_sharded(store, step, manifest, *names)
     return directory
 
 
-def commit_sharded(store: CheckpointStore, step: int, record: Record, *names: str) -> Path:
+def commit_sharded(store: CheckpointStore, step: int, manifest: Manifest, *names: str) -> Path:
     """Commits the head of shards that are there; returns the head."""
     return store.commit(
         {"model": {"step": torch.tensor(step)}},
         names or ("latest",),
         global_step=step,
         epoch=step // 10,
-        shards=record,
+        shards=manifest,
     )
 
 

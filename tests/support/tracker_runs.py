@@ -1,14 +1,17 @@
 """A tiny run with a tracker, in a process of its own; and what the tracker then has of it.
 
-`python -m tests.support.tracker_runs train mlflow` fails after two epochs, `... train mlflow auto`
-goes on, `... read mlflow` prints status, parameters, the points of `val/loss` and the number of
-pictures as JSON.
+`python -m tests.support.tracker_runs train mlflow` fails after two epochs. `... kill mlflow` is
+killed in the third, after it has logged beyond its checkpoint. `... train mlflow RUN` goes on, and
+`... read mlflow` prints status, parameters, the points of `train/loss` and the number of pictures
+as JSON.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -21,14 +24,19 @@ from danling.callbacks import LambdaCallback, Tracker
 from danling.testing import TinyRunner
 
 OFFLINE = {"wandb": {"mode": "offline"}, "swanlab": {"mode": "local"}}
+KILLED_AT = 11  # steps; the last checkpoint is that of step 8, the last row that of step 10
 Points = list[tuple[int, float]]
 Shown = tuple[str, dict[str, Any], Points, int]
 
 
-def train(kind: str, resume: str = "") -> None:
+def train(kind: str, resume: str = "", *, is_killed: bool = False) -> None:
     def fail(runner: Any) -> None:
-        if runner.epoch == 2 and not resume:
+        if runner.epoch == 2 and not resume and not is_killed:
             raise ZeroDivisionError("on purpose")
+
+    def kill(runner: Any) -> None:
+        if is_killed and runner.global_step == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def show(runner: Any) -> None:
         runner.log_image("samples/one", torch.rand(3, 8, 8))
@@ -40,6 +48,7 @@ def train(kind: str, resume: str = "") -> None:
         callbacks=[
             Tracker(kind, options=OFFLINE.get(kind)),
             LambdaCallback(on_epoch_start=fail, on_epoch_end=show),
+            LambdaCallback(name="kill", on_batch_end=lambda runner, batch, output: kill(runner)),
         ],
     )
     try:
@@ -54,7 +63,7 @@ def read_mlflow() -> Shown:
     client = mlflow.tracking.MlflowClient()
     [experiment] = [e for e in client.search_experiments() if e.name == "tiny"]
     [run] = client.search_runs([experiment.experiment_id])
-    history = client.get_metric_history(run.info.run_id, "val/loss")
+    history = client.get_metric_history(run.info.run_id, "train/loss")
     points = [(point.step, point.value) for point in history]
     images = [image.path for image in client.list_artifacts(run.info.run_id, "images")]
     whole = [path for path in images if path.endswith(".png")]
@@ -65,7 +74,7 @@ def read_dvclive() -> Shown:
     import yaml
 
     [folder] = Path("experiments").glob("*/dvclive")
-    with open(folder / "plots/metrics/val/loss.tsv") as file:
+    with open(folder / "plots/metrics/train/loss.tsv") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     points = [(int(row["step"]), float(row["loss"])) for row in rows]
     params = yaml.safe_load((folder / "params.yaml").read_text())
@@ -78,7 +87,7 @@ def read_trackio() -> Shown:
 
     [run] = SQLiteStorage.get_runs("tiny")
     rows = SQLiteStorage.get_logs("tiny", run)
-    points = [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
+    points = [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
     status = [row["status"] for row in rows if "status" in row][-1]
     images = sum("samples/one" in row for row in rows)
     return status, SQLiteStorage.get_run_config("tiny", run), points, images
@@ -90,7 +99,7 @@ def read_aim() -> Shown:
     [listing] = Path("experiments").glob("*/metadata/trackers.json")
     run_hash = json.loads(listing.read_text())["aim"]
     run = aim.Run(run_hash, repo="experiments", force_resume=True)
-    [metric] = [metric for metric in run.metrics() if metric.name == "val/loss"]
+    [metric] = [metric for metric in run.metrics() if metric.name == "train/loss"]
     table = metric.dataframe()
     points = sorted(zip(table["step"].tolist(), table["value"].tolist(), strict=True))
     shown = run.get_image_sequence("samples/one", aim.sdk.run.Context({}))
@@ -113,8 +122,8 @@ def read_wandb() -> Shown:
             codes += [record.exit.exit_code] if record.HasField("exit") else []
             items = {i.key or i.nested_key[0]: i.value_json for i in record.history.item}
             images += "samples/one" in items
-            if "val/loss" in items:
-                points.append((json.loads(items["global_step"]), json.loads(items["val/loss"])))
+            if "train/loss" in items:
+                points.append((json.loads(items["global_step"]), json.loads(items["train/loss"])))
     assert len(ids) == 1, ids
     return "failed" if codes[-1] else "finished", params, points, images
 
@@ -146,5 +155,7 @@ if __name__ == "__main__":
     what, kind, *rest = sys.argv[1:]
     if what == "train":
         train(kind, *rest)
+    elif what == "kill":
+        train(kind, is_killed=True)
     else:
         print(json.dumps(READ[kind]()))

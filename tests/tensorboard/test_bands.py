@@ -26,7 +26,7 @@ def write_seeds(root: Path, values: list[dict[int, float]], tag: str = "val/loss
         run.mkdir(parents=True)
         with EventWriter(run) as writer:
             for step, value in points.items():
-                writer.add_scalars({tag: value, "best/val/loss": value}, step)
+                writer.add_scalars({tag: value, "~best/val/loss": value}, step)
         runs.append(run)
     return runs
 
@@ -38,9 +38,9 @@ def test_a_band_has_the_mean_the_least_and_the_greatest(tmp_path: Path):
 
     assert tags == ["val/loss"]
     assert read_scalars(tmp_path / "seeds") == {
-        "seeds/val/loss/mean": [(10, 3.0), (20, 5.0)],
-        "seeds/val/loss/min": [(10, 1.0), (20, 4.0)],
-        "seeds/val/loss/max": [(10, 6.0), (20, 6.0)],
+        "~seeds/val/loss/mean": [(10, 3.0), (20, 5.0)],
+        "~seeds/val/loss/min": [(10, 1.0), (20, 4.0)],
+        "~seeds/val/loss/max": [(10, 6.0), (20, 6.0)],
     }
 
 
@@ -51,7 +51,10 @@ def test_a_band_is_drawn_where_all_seeds_have_a_finite_value(tmp_path: Path):
 
     write_band(tmp_path / "seeds", runs)
 
-    assert [step for step, _ in read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"]] == [10, 30]
+    assert [step for step, _ in read_scalars(tmp_path / "seeds")["~seeds/val/loss/mean"]] == [
+        10,
+        30,
+    ]
 
 
 def test_of_many_steps_a_band_has_no_more_than_are_shown_and_the_last(tmp_path: Path):
@@ -59,7 +62,7 @@ def test_of_many_steps_a_band_has_no_more_than_are_shown_and_the_last(tmp_path: 
 
     write_band(tmp_path / "seeds", runs)
 
-    steps = [step for step, _ in read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"]]
+    steps = [step for step, _ in read_scalars(tmp_path / "seeds")["~seeds/val/loss/mean"]]
     assert steps == list(range(1, 2501, 3))
     assert steps[-1] == 2500
 
@@ -72,7 +75,7 @@ def test_a_run_that_was_stopped_early_bounds_the_band(tmp_path: Path):
     write_band(tmp_path / "seeds", runs)
 
     expected = [(step, 2.0) for step in range(1, 501)]
-    assert read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"] == expected
+    assert read_scalars(tmp_path / "seeds")["~seeds/val/loss/mean"] == expected
 
 
 def test_a_band_is_under_no_tag_of_the_runs(tmp_path: Path):
@@ -81,7 +84,7 @@ def test_a_band_is_under_no_tag_of_the_runs(tmp_path: Path):
     write_band(tmp_path / "seeds", runs)
 
     # TensorBoard has a section for what is before the first slash
-    assert {tag.partition("/")[0] for tag in read_scalars(tmp_path / "seeds")} == {"seeds"}
+    assert {tag.partition("/")[0] for tag in read_scalars(tmp_path / "seeds")} == {"~seeds"}
 
 
 def test_a_band_replaces_the_one_before(tmp_path: Path):
@@ -90,7 +93,7 @@ def test_a_band_replaces_the_one_before(tmp_path: Path):
     write_band(tmp_path / "seeds", [first])
     write_band(tmp_path / "seeds", [first, second])
 
-    assert read_scalars(tmp_path / "seeds")["seeds/val/loss/mean"] == [(10, 2.0)]
+    assert read_scalars(tmp_path / "seeds")["~seeds/val/loss/mean"] == [(10, 2.0)]
     assert write_band(tmp_path / "seeds", []) == []
     assert read_scalars(tmp_path / "seeds") == {}
 
@@ -106,7 +109,7 @@ def test_runs_that_have_nothing_in_common_have_no_band(runs: list[str], tmp_path
 def test_only_the_tags_that_are_asked_for_have_a_band(tmp_path: Path):
     runs = write_seeds(tmp_path, [{10: 1.0}, {10: 2.0}])
 
-    assert write_band(tmp_path / "seeds", runs, ["best/val/loss"]) == ["best/val/loss"]
+    assert write_band(tmp_path / "seeds", runs, ["~best/val/loss"]) == ["~best/val/loss"]
 
 
 # The band of a run and its siblings
@@ -129,7 +132,7 @@ def write_run(
 
 def means(band: Path | None) -> list[tuple[int, float]]:
     assert band is not None
-    return read_scalars(band)["seeds/val/loss/mean"]
+    return read_scalars(band)["~seeds/val/loss/mean"]
 
 
 def test_the_band_is_of_all_seeds_that_have_ended_well(tmp_path: Path):
@@ -221,7 +224,7 @@ def test_the_server_has_a_chart_of_the_band_and_its_three_tags(fast: bool, tmp_p
     write_band(tmp_path / "logs" / "seeds", runs)
 
     with Server(tmp_path / "logs", fast=fast, runs=3) as server:
-        server.wait_until(lambda: len(server.scalars("seeds", "seeds/val/loss/mean")) == 2)
+        server.wait_until(lambda: len(server.scalars("seeds", "~seeds/val/loss/mean")) == 2)
         [chart] = server.charts()["mean, least and greatest over the seeds: val/loss"].values()
         [series] = chart["margin"]["series"]
         shown = {part: server.scalars("seeds", tag) for part, tag in series.items()}
@@ -241,10 +244,10 @@ def test_a_server_that_is_running_shows_the_band_with_each_new_seed(fast: bool, 
     assert band is not None
 
     with Server(root, fast=fast, runs=3) as server:
-        server.wait_until(lambda: server.scalars(band.name, "seeds/val/loss/max") == [(10, 3.0)])
+        server.wait_until(lambda: server.scalars(band.name, "~seeds/val/loss/max") == [(10, 3.0)])
         refresh_band(write_run(root, 2, 8.0, uuid=2), "digits")
-        server.wait_until(lambda: server.scalars(band.name, "seeds/val/loss/max")[-1] == (10, 8.0))
-        shown = server.scalars(band.name, "seeds/val/loss/mean")
+        server.wait_until(lambda: server.scalars(band.name, "~seeds/val/loss/max")[-1] == (10, 8.0))
+        shown = server.scalars(band.name, "~seeds/val/loss/mean")
 
     assert shown == [(10, 4.0)]
 
@@ -263,7 +266,7 @@ def test_no_chart_is_lost_where_runs_have_other_metrics(fast: bool, tmp_path: Pa
         write_band(root / f"+{name}", runs)  # the first of all in the order of names
 
     with Server(root, fast=fast, runs=12) as server:
-        server.wait_until(lambda: server.scalars("c-seeds", "seeds/val/bleu/mean"))
+        server.wait_until(lambda: server.scalars("c-seeds", "~seeds/val/bleu/mean"))
         server.wait_until(lambda: "bleu" in server.charts()["splits"])
         charts = server.charts()
 

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from danling.config.config import Config
-from danling.tensorboard.event_file import EventWriter
+from danling.tensorboard.event_file import EventWriter, read_events
 from danling.tensorboard.hparams import (
+    START_TAG,
     flatten,
     group_of,
     has_succeeded,
+    join_group,
     of_config,
     session_end,
     session_start,
@@ -112,6 +114,25 @@ def test_row_and_success_are_read_back(status: str, tmp_path: Path):
     assert has_succeeded(tmp_path / "run") == (status == "finished")
 
 
+@pytest.mark.parametrize("name", ["1f0c8a42-2e44c3f8-9b1d0c55", "an id of another length"])
+def test_a_run_that_has_finished_moves_to_the_row_of_its_seeds(name: str, tmp_path: Path):
+    values, group = of_config(Config(optim={"lr": 0.1}, amp=True, max_epochs=3), "1f0c8a42")
+    with EventWriter(tmp_path) as writer:
+        writer.add([session_start(values, name, 1.0)], step=4)
+        writer.add_scalars({"val/accuracy": 0.5}, step=10)
+    before = list(read_events(writer.path))
+
+    join_group(tmp_path, group)
+
+    after = list(read_events(writer.path))
+    assert group_of(tmp_path) == group
+    [expected] = [session_start(values, group, 1.0)]
+    for event in before:
+        if event.summary.value and event.summary.value[0].tag == START_TAG:
+            event.summary.value[0].CopyFrom(expected)
+    assert after == before
+
+
 def test_a_directory_without_a_session_has_no_row(tmp_path: Path):
     with EventWriter(tmp_path) as writer:
         writer.add_scalars({"train/loss": 1}, step=1)
@@ -132,7 +153,15 @@ def test_paths_names_and_what_was_not_set_are_no_columns():
 
     values, _ = of_config(config, "")
 
-    assert values == {"max_epochs": 2}
+    assert values == {"~max_epochs": 2}
+
+
+def test_own_hyperparameters_come_before_the_settings_of_the_library():
+    config = Config(weight=2.0, dataloader={"batch_size": 8}, max_epochs=2, optim={"lr": 0.1})
+
+    values, _ = of_config(config, "")
+
+    assert sorted(values) == ["optim.lr", "weight", "~dataloader.batch_size", "~max_epochs"]
 
 
 def test_secrets_are_masked_and_tell_rows_apart_all_the_same():

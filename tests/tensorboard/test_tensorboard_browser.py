@@ -34,7 +34,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
             writer.add(session_end("finished", 1.0), step=100)
     write_band(logs / "seeds", [logs / f"seed={seed}" for seed in range(3)])
     with Server(logs, fast=True, runs=4) as running:
-        running.wait_until(lambda: len(running.scalars("seeds", "seeds/val/loss/mean")) == 99)
+        running.wait_until(lambda: len(running.scalars("seeds", "~seeds/val/loss/mean")) == 99)
         yield running
 
 

@@ -1,8 +1,8 @@
 """Tensors of which each process writes and reads its part: `torch.distributed.checkpoint`.
 
 A checkpoint is split in two: the tensors that are distributed over processes (`DTensor`), and the
-head, which has `Elsewhere` in their place. The import takes half a second, and is made where there
-are shards.
+head, which has a `Placeholder` for each of them. The import of this module takes half a second, and
+is made where there are shards.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.sharded.shards import NOT_WRITTEN, failure
 from danling.distributed.world import World
 from danling.errors import CheckpointError, DistributedError
@@ -97,7 +97,7 @@ def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
         ({'model': {'scale': 2.0}, 'config': {'seed': 1}}, {})
     """
     found = Tensors(_tensors(checkpoint, lambda tensor: isinstance(tensor, DTensor)))
-    places = {place: Elsewhere(tensor.shape, tensor.dtype) for place, tensor in found.items()}
+    places = {place: Placeholder(tensor.shape, tensor.dtype) for place, tensor in found.items()}
     return _replaced(checkpoint, places), found
 
 

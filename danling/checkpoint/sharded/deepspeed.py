@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.sharded.shards import NOT_WRITTEN, failure
 from danling.errors import CheckpointError
 from danling.files.failpoints import failpoint
@@ -129,7 +129,7 @@ def described(module: nn.Module) -> dict[str, Any]:
 def places(module: nn.Module) -> dict[str, Any]:
     """What stands in the head of a checkpoint for the weights."""
     return {
-        name: Elsewhere(value.shape, value.dtype) if isinstance(value, Tensor) else value
+        name: Placeholder(value.shape, value.dtype) if isinstance(value, Tensor) else value
         for name, value in described(module).items()
     }
 

@@ -18,16 +18,15 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from danling.errors import CheckpointError
-from danling.files import filesystem
+from danling.files import durable, filesystem
 from danling.files.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_WRITTEN",
+    "Manifest",
     "Parts",
-    "Record",
     "damage",
     "directories",
     "directory_of",
@@ -50,7 +49,7 @@ __all__ = [
 
 
 Files = dict[str, tuple[int, str]]
-Record = Mapping[str, Any]
+Manifest = Mapping[str, Any]
 """`{"directory": "shards-1200-5f0c9a2e", "files": {"__0_0.distcp": [size, sha256]}}`"""
 
 NOT_WRITTEN = "the shards of a checkpoint were not written"
@@ -83,7 +82,7 @@ def new_directory(checkpoints: Path, global_step: int) -> Path:
     """Make a directory for the shards of one commit; it lasts when this returns."""
     directory = checkpoints / f"shards-{global_step}-{secrets.token_hex(4)}"
     filesystem.make_directory(directory)
-    _durable(partial(filesystem.fsync_directory, checkpoints))
+    durable.fsync_directory(checkpoints)
     failpoint("shards.after_directory")
     return directory
 
@@ -96,13 +95,13 @@ def directories(checkpoints: Path) -> set[str]:
         return {entry.name for entry in found if _DIRECTORY.fullmatch(entry.name)}
 
 
-def directory_of(head: Path, record: Record) -> Path:
+def directory_of(head: Path, manifest: Manifest) -> Path:
     """Where the shards of a head are: beside it, wherever it was moved.
 
     Raises:
         ValueError: It names something else.
     """
-    name = str(record["directory"])
+    name = str(manifest["directory"])
     if not _DIRECTORY.fullmatch(name):
         raise ValueError(f"{name!r} is no directory of shards")
     return head.resolve().parent / name
@@ -120,11 +119,11 @@ def seal(directory: Path, names: Iterable[str]) -> Files:
         for name in names:
             with open(directory / name, "r+b", buffering=0) as file:
                 sealed[name] = _digest(file)
-                _durable(partial(filesystem.fsync_file, file.fileno()))
+                durable.fsync_file(file.fileno(), directory)
     return sealed
 
 
-def finish(directory: Path, sealed: Iterable[Files]) -> Record:
+def finish(directory: Path, sealed: Iterable[Files]) -> Manifest:
     """What the head is to say, when all processes have sealed what they have written.
 
     Raises:
@@ -140,17 +139,17 @@ def finish(directory: Path, sealed: Iterable[Files]) -> Record:
                 "project_root must be on storage that all machines share"
             )
     with _translated(directory):
-        _durable(partial(filesystem.fsync_directory, directory))
+        durable.fsync_directory(directory)
         failpoint("shards.after_seal")
     return {"directory": directory.name, "files": files}
 
 
-def total(record: Record | None) -> int:
+def total(manifest: Manifest | None) -> int:
     """The bytes of all shards."""
-    return sum(size for size, _ in record["files"].values()) if record is not None else 0
+    return sum(size for size, _ in manifest["files"].values()) if manifest is not None else 0
 
 
-def damage(directory: Path, record: Record) -> str | None:
+def damage(directory: Path, manifest: Manifest) -> str | None:
     """What is wrong with the shards of a head, if anything is; reads all of them.
 
     Raises:
@@ -158,7 +157,7 @@ def damage(directory: Path, record: Record) -> str | None:
     """
     if directory.is_symlink() or not directory.is_dir():
         return f"its shards are gone: there is no {directory.name} beside it"
-    files = record["files"]
+    files = manifest["files"]
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             return f"it names the shard {name!r}, outside of {directory.name}"
@@ -218,12 +217,3 @@ def _digest(file: FileIO) -> tuple[int, str]:
 def _at_once(path: str, flags: int) -> int:
     """Without this the open of a pipe waits for its writer, for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _durable(sync: Callable[[], None]) -> None:
-    """Go on without where the file system knows no `fsync`: the commit of the head says so."""
-    try:
-        sync()
-    except OSError as error:
-        if error.errno not in filesystem.UNSUPPORTED:
-            raise

@@ -236,7 +236,7 @@ def model_state_of(model: Any, plain: Any, *, whole: bool = False) -> ModelState
 
 def write_shards(
     world: World, store: CheckpointStore, global_step: int, parts: Parts
-) -> shards.Record:
+) -> shards.Manifest:
     """Write the parts that `split` gave; returns what the commit of the head wants to know.
 
     A collective.

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.sharded import dcp
 from danling.checkpoint.sharded.shards import finish, seal
 from danling.checkpoint.store import CheckpointStore
@@ -47,7 +47,7 @@ def directory(tmp_path: Path) -> Path:
 
 def meta(value: Any) -> Any:
     """A head as it is read: tensors that are elsewhere have no data."""
-    if isinstance(value, Elsewhere):
+    if isinstance(value, Placeholder):
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
     if isinstance(value, Mapping):
         return {key: meta(item) for key, item in value.items()}
@@ -104,7 +104,7 @@ def test_what_is_split_is_the_head_and_what_is_distributed(mesh: DeviceMesh):
         ("optimizer", "state", 0, "exp_avg"),
         ("optimizer", "state", 11, "exp_avg"),
     }
-    assert head["model"]["half"] == Elsewhere(torch.Size([6, 4]), torch.bfloat16)
+    assert head["model"]["half"] == Placeholder(torch.Size([6, 4]), torch.bfloat16)
     assert head["model"]["plain"] is checkpoint["model"]["plain"]
     assert head["optimizer"]["state"][11]["step"] is checkpoint["optimizer"]["state"][11]["step"]
     assert head["optimizer"]["param_groups"] == checkpoint["optimizer"]["param_groups"]

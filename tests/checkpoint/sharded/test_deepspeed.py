@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from danling.checkpoint.encoding import Elsewhere
+from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.sharded.deepspeed import EngineFiles, described, places, weights_in
 from danling.distributed.world import World
 from danling.errors import CheckpointError
@@ -59,7 +59,7 @@ def test_a_plain_model_is_described_by_itself() -> None:
     state = dict(described(model))
 
     torch.testing.assert_close(state, dict(model.state_dict()))
-    assert places(model)["weight"] == Elsewhere(torch.Size([2]), torch.float32)
+    assert places(model)["weight"] == Placeholder(torch.Size([2]), torch.float32)
 
 
 def test_weights_that_an_engine_has_are_described_as_the_whole() -> None:

@@ -38,7 +38,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def record(directory: Path) -> shards.Record:
+def manifest(directory: Path) -> shards.Manifest:
     return shards.finish(directory, [shards.seal(directory, FILES)])
 
 
@@ -58,13 +58,13 @@ def test_a_head_says_of_each_shard_of_each_process_its_size_and_its_digest(direc
     parts = [shards.seal(directory, [".metadata", "__0_0.distcp"])]
     parts += [shards.seal(directory, ["__1_0.distcp"]), shards.seal(directory, [])]
 
-    record = shards.finish(directory, parts)
+    manifest = shards.finish(directory, parts)
 
-    assert record["directory"] == directory.name
-    assert record["files"] == {
+    assert manifest["directory"] == directory.name
+    assert manifest["files"] == {
         name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in FILES.items()
     }
-    assert shards.total(record) == sum(map(len, FILES.values()))
+    assert shards.total(manifest) == sum(map(len, FILES.values()))
     assert shards.total(None) == 0
 
 
@@ -166,22 +166,22 @@ def test_shards_are_durable_in_a_durable_directory(tmp_path: Path, monkeypatch):
 # ---- found
 
 
-def test_whole_shards_have_no_damage(directory: Path, record: shards.Record):
-    assert shards.damage(directory, record) is None
+def test_whole_shards_have_no_damage(directory: Path, manifest: shards.Manifest):
+    assert shards.damage(directory, manifest) is None
     assert shards.damage(directory, {"directory": directory.name, "files": {}}) is None
 
 
-def test_shards_that_are_gone_are_damage(directory: Path, record: shards.Record):
+def test_shards_that_are_gone_are_damage(directory: Path, manifest: shards.Manifest):
     shutil.rmtree(directory)
 
-    problem = shards.damage(directory, record)
+    problem = shards.damage(directory, manifest)
 
     assert problem == f"its shards are gone: there is no {directory.name} beside it"
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_what_took_the_place_of_the_directory_is_damage(
-    tmp_path: Path, directory: Path, record: shards.Record, kind: str
+    tmp_path: Path, directory: Path, manifest: shards.Manifest, kind: str
 ):
     directory.rename(tmp_path / "elsewhere")
     if kind == "link":
@@ -189,7 +189,7 @@ def test_what_took_the_place_of_the_directory_is_damage(
     else:
         directory.write_text("")
 
-    assert "its shards are gone" in str(shards.damage(directory, record))
+    assert "its shards are gone" in str(shards.damage(directory, manifest))
 
 
 def flipped(path: Path) -> None:
@@ -220,17 +220,17 @@ def empty(path: Path) -> None:
 )
 def test_a_shard_that_is_not_what_was_written_is_damage(
     directory: Path,
-    record: shards.Record,
+    manifest: shards.Manifest,
     name: str,
     change: Callable[[Path], None],
     problem: str,
 ):
     change(directory / name)
 
-    assert shards.damage(directory, record) == f"its shard {directory.name}/{name} {problem}"
+    assert shards.damage(directory, manifest) == f"its shard {directory.name}/{name} {problem}"
 
 
-def test_a_bit_flipped_in_any_byte_of_a_shard_is_damage(directory: Path, record: shards.Record):
+def test_a_bit_flipped_in_any_byte_of_a_shard_is_damage(directory: Path, manifest: shards.Manifest):
     path = directory / "__0_0.distcp"
     content = path.read_bytes()
 
@@ -238,18 +238,18 @@ def test_a_bit_flipped_in_any_byte_of_a_shard_is_damage(directory: Path, record:
         changed = bytearray(content)
         changed[offset] ^= 1 << offset % 8
         path.write_bytes(changed)
-        assert shards.damage(directory, record) is not None
+        assert shards.damage(directory, manifest) is not None
 
 
 @pytest.mark.parametrize("form", ["../victim", "{parent}/victim", "a/../../victim"])
 def test_a_name_that_leads_out_of_the_directory_is_damage(
-    tmp_path: Path, directory: Path, record: shards.Record, form: str
+    tmp_path: Path, directory: Path, manifest: shards.Manifest, form: str
 ):
     victim = tmp_path / "victim"
     victim.write_bytes(FILES["__0_0.distcp"])
     (directory / "a").mkdir()
     name = form.format(parent=tmp_path)
-    forged = {**record, "files": {**record["files"], name: record["files"]["__0_0.distcp"]}}
+    forged = {**manifest, "files": {**manifest["files"], name: manifest["files"]["__0_0.distcp"]}}
     assert (directory / name).samefile(victim)
 
     problem = shards.damage(directory, forged)
@@ -258,20 +258,20 @@ def test_a_name_that_leads_out_of_the_directory_is_damage(
 
 
 def test_a_pipe_in_the_place_of_a_shard_is_damage_and_does_not_hang(
-    directory: Path, record: shards.Record
+    directory: Path, manifest: shards.Manifest
 ):
     (directory / "__0_0.distcp").unlink()
     os.mkfifo(directory / "__0_0.distcp")
 
     def child() -> None:
         signal.alarm(1)
-        assert "__0_0.distcp" in str(shards.damage(directory, record))
+        assert "__0_0.distcp" in str(shards.damage(directory, manifest))
 
     assert exit_status(child) == 0
 
 
 def test_shards_are_beside_their_head_also_through_a_link_to_it(
-    tmp_path: Path, directory: Path, record: shards.Record
+    tmp_path: Path, directory: Path, manifest: shards.Manifest
 ):
     head = directory.parent / "latest.pth"
     head.write_bytes(b"")
@@ -279,8 +279,8 @@ def test_shards_are_beside_their_head_also_through_a_link_to_it(
     link = tmp_path / "links" / "mine.pth"
     link.symlink_to(head)
 
-    assert shards.directory_of(head, record) == directory
-    assert shards.directory_of(link, record) == directory
+    assert shards.directory_of(head, manifest) == directory
+    assert shards.directory_of(link, manifest) == directory
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_link_in_the_place_of_shards_does_not_lead_to_what_is_removed(
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.EMFILE])
 def test_a_shard_that_cannot_be_opened_now_is_not_called_damaged(
-    directory: Path, record: shards.Record, number: int, monkeypatch: pytest.MonkeyPatch
+    directory: Path, manifest: shards.Manifest, number: int, monkeypatch: pytest.MonkeyPatch
 ):
     def refuse(path: str, flags: int) -> int:
         raise OSError(number, os.strerror(number), path)
@@ -353,6 +353,6 @@ def test_a_shard_that_cannot_be_opened_now_is_not_called_damaged(
     monkeypatch.setattr(shards, "_at_once", refuse)
 
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
-        shards.damage(directory, record)
+        shards.damage(directory, manifest)
 
     assert caught.value.errno == number

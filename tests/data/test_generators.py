@@ -14,7 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from danling.callbacks import ModelCheckpoint
-from danling.data.randomness import mark, own_generators, own_keyed, seed_own
+from danling.data.generators import OwnGenerators, own_generators
+from danling.data.prepare import Placement, prepare_loader
+from danling.seed import generator_state
 from tests.support.resume_runs import STEPS, Noisy, Runner, failing, log, make_runner, weights
 
 KINDS = {
@@ -41,34 +43,22 @@ class Holder:
 
 
 @pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_block_draws_what_its_key_says_and_leaves_no_trace(make: Any):
-    generator, untouched = make(), make()
-    draw(generator)
-    draw(untouched)
+def test_a_generator_draws_what_its_key_says(make: Any):
+    generator = make()
+    own = OwnGenerators([generator])
 
     drawn = []
     for key in (7, 8, 7):
-        with own_keyed([generator], key):
-            drawn.append(draw(generator))
+        own.seed(key)
+        drawn.append(draw(generator))
 
     assert drawn[0] == drawn[2] != drawn[1]
-    assert draw(generator) == draw(untouched)
-
-
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-def test_a_mark_changes_when_something_is_drawn(make: Any):
-    generator = make()
-    before = mark([generator])
-
-    assert mark([generator]) == before
-    draw(generator)
-    assert mark([generator]) != before
 
 
 def test_generators_of_one_kind_draw_different_numbers():
     pair = [random.Random(), random.Random()]
 
-    seed_own(pair, 7)
+    OwnGenerators(pair).seed(7)
 
     assert pair[0].random() != pair[1].random()
 
@@ -100,6 +90,213 @@ def test_those_of_the_process_and_what_is_far_away_are_left_alone():
 
     assert own_generators(dataset) == []
     assert own_generators(Holder(data=Noisy()), besides=(Dataset,)) == []
+
+
+# Wherever a dataset keeps one
+
+AT_MODULE_LEVEL = np.random.default_rng(5)
+LATE_AT_MODULE_LEVEL: Any = None
+
+
+class Kept(Dataset):
+    """Draws from a generator that `pick` gives."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def pick(self) -> Any:
+        raise LookupError
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        return index, draw(self.pick())
+
+
+class ModuleLevel(Kept):
+    def pick(self) -> Any:
+        return AT_MODULE_LEVEL
+
+
+class OfAHelper(Kept):
+    def pick(self) -> Any:
+        return pick_for_others()
+
+
+def pick_for_others() -> Any:
+    return AT_MODULE_LEVEL
+
+
+class DefaultArgument(Kept):
+    def pick(self, rng: Any = random.Random(5)) -> Any:  # noqa: B008  # as users write it
+        return rng
+
+
+class KeywordDefault(Kept):
+    def pick(self, *, rng: Any = random.Random(5)) -> Any:  # noqa: B008
+        return rng
+
+
+class ClassAttribute(Kept):
+    rng = np.random.RandomState(5)
+
+    def pick(self) -> Any:
+        return self.rng
+
+
+class Slotted:
+    __slots__ = ("rng",)
+
+    def __init__(self) -> None:
+        self.rng = torch.Generator()
+
+
+class InSlots(Kept):
+    def __init__(self) -> None:
+        self.transform = Slotted()
+
+    def pick(self) -> Any:
+        return self.transform.rng
+
+
+def in_a_closure() -> Dataset[Any]:
+    rng = random.Random(5)
+
+    class Closure(Kept):
+        def pick(self) -> Any:
+            return rng
+
+    return Closure()
+
+
+class LateAttribute(Kept):
+    """Makes its generator in its third batch."""
+
+    rng: Any
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def pick(self) -> Any:
+        self.reads += 1
+        if self.reads < 7:
+            return random.Random(self.reads)
+        if not hasattr(self, "rng"):
+            self.rng = np.random.default_rng()
+        return self.rng
+
+
+class LatePlaceholder(LateAttribute):
+    """Has None in its place until then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = None
+
+    def pick(self) -> Any:
+        self.reads += 1
+        if self.reads >= 7 and self.rng is None:
+            self.rng = random.Random()
+        return self.rng or random.Random(self.reads)
+
+
+class LateModuleLevel(LateAttribute):
+    def pick(self) -> Any:
+        global LATE_AT_MODULE_LEVEL
+        self.reads += 1
+        if self.reads >= 7 and LATE_AT_MODULE_LEVEL is None:
+            LATE_AT_MODULE_LEVEL = random.Random()
+        return LATE_AT_MODULE_LEVEL or random.Random(self.reads)
+
+
+class Renewed(Kept):
+    """Replaces its generator in every epoch."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.rng = random.Random()
+
+    def pick(self) -> Any:
+        return self.rng
+
+
+PLACES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        ModuleLevel,
+        OfAHelper,
+        DefaultArgument,
+        KeywordDefault,
+        ClassAttribute,
+        InSlots,
+        Renewed,
+    )
+} | {"closure": in_a_closure}
+LATE: dict[str, Any] = {
+    kind.__name__: kind for kind in (LateAttribute, LatePlaceholder, LateModuleLevel)
+}
+
+
+def read_kept(dataset: Any, epoch: int, start: int = 0) -> list[Any]:
+    loader = prepare_loader(
+        "train",
+        dataset,
+        batched=False,
+        settings={"batch_size": 2},
+        seed=0,
+        shuffle=False,
+        training=True,
+        placement=Placement(torch.device("cpu")),
+    )
+    return [[part.tolist() for part in batch] for batch in loader.iterate(epoch, start)]
+
+
+@pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
+def test_a_generator_is_keyed_wherever_it_is_kept(make: Any):
+    dataset = make()
+    generator = generator_state(dataset.pick())
+    before = generator.state()
+    whole = [read_kept(dataset, epoch) for epoch in range(2)]
+    assert not generator.moved(before)  # it is put back
+
+    draw(make().pick())  # what ran before
+    rest = [read_kept(make(), epoch, start=3) for epoch in range(2)]
+
+    assert rest == [epoch[3:] for epoch in whole]
+    assert len({value for epoch in whole for batch in epoch for value in batch[1]}) == 24
+
+
+@pytest.mark.parametrize("make", LATE.values(), ids=LATE)
+def test_a_generator_is_keyed_from_the_batch_on_that_made_it(make: Any, monkeypatch: Any):
+    runs = []
+    for _ in range(2):
+        monkeypatch.setattr(f"{__name__}.LATE_AT_MODULE_LEVEL", None)
+        runs.append(read_kept(make(), 0))
+
+    assert runs[0] == runs[1]
+    assert runs[0][3:] != runs[0][:3]
+
+
+def test_libraries_are_not_searched_for_what_their_classes_keep():
+    class Transform(torch.nn.Identity):
+        pass
+
+    own = OwnGenerators(Holder(data=torch.utils.data.TensorDataset(torch.zeros(2))), Transform)
+
+    assert own.states == []
+
+
+def test_a_cache_that_grows_is_not_searched_for_ever():
+    dataset = Holder(cache={}, rng=None)
+    own, searches = OwnGenerators(dataset), 0
+
+    for number in range(20):
+        dataset.cache[number] = number  # type: ignore[attr-defined]  # it is made late
+        if own.changed():
+            searches += 1
+            assert not own.look()
+
+    assert 1 <= searches <= 3
 
 
 # In a run
