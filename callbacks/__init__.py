@@ -14,38 +14,46 @@ if TYPE_CHECKING:
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
     from danling.callbacks.early_stopping import EarlyStopping
+    from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
     from danling.callbacks.lambda_callback import LambdaCallback
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
     from danling.callbacks.model_checkpoint import ModelCheckpoint
     from danling.callbacks.model_summary import ModelSummary
+    from danling.callbacks.nan_guard import NaNGuard
     from danling.callbacks.preemption import Preemption
     from danling.callbacks.progress_bar import ProgressBar
     from danling.callbacks.results import Results
     from danling.callbacks.run_directory import RunDirectory
     from danling.callbacks.run_record import RunRecord
+    from danling.callbacks.spike_detection import SpikeDetection
     from danling.callbacks.tensorboard import TensorBoard
     from danling.callbacks.throughput_monitor import ThroughputMonitor
+    from danling.callbacks.timer import Timer
     from danling.callbacks.tracker import Tracker
 
 __all__ = [
     "CSVLogger",
     "DeviceStatsMonitor",
     "EarlyStopping",
+    "GradientClipping",
     "GradientNormMonitor",
     "LambdaCallback",
     "LearningRateMonitor",
     "Logging",
     "ModelCheckpoint",
     "ModelSummary",
+    "NaNGuard",
     "Preemption",
     "ProgressBar",
     "Results",
     "RunDirectory",
     "RunRecord",
+    "SpikeDetection",
     "TensorBoard",
     "ThroughputMonitor",
+    "Timer",
     "Tracker",
 ]
 
@@ -53,19 +61,23 @@ _MODULES = {
     "CSVLogger": "csv_logger",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EarlyStopping": "early_stopping",
+    "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
+    "NaNGuard": "nan_guard",
     "Preemption": "preemption",
     "ProgressBar": "progress_bar",
     "Results": "results",
     "RunDirectory": "run_directory",
     "RunRecord": "run_record",
+    "SpikeDetection": "spike_detection",
     "TensorBoard": "tensorboard",
     "ThroughputMonitor": "throughput_monitor",
+    "Timer": "timer",
     "Tracker": "tracker",
 }
 
