@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
     from danling.callbacks.early_stopping import EarlyStopping
+    from danling.callbacks.ema_weight_averaging import EMAWeightAveraging
     from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
     from danling.callbacks.lambda_callback import LambdaCallback
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
     from danling.callbacks.run_directory import RunDirectory
     from danling.callbacks.run_record import RunRecord
     from danling.callbacks.spike_detection import SpikeDetection
+    from danling.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from danling.callbacks.tensorboard import TensorBoard
     from danling.callbacks.throughput_monitor import ThroughputMonitor
     from danling.callbacks.timer import Timer
     from danling.callbacks.tracker import Tracker
+    from danling.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
     "CSVLogger",
     "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GradientClipping",
     "GradientNormMonitor",
@@ -51,15 +55,18 @@ __all__ = [
     "RunDirectory",
     "RunRecord",
     "SpikeDetection",
+    "StochasticWeightAveraging",
     "TensorBoard",
     "ThroughputMonitor",
     "Timer",
     "Tracker",
+    "WeightAveraging",
 ]
 
 _MODULES = {
     "CSVLogger": "csv_logger",
     "DeviceStatsMonitor": "device_stats_monitor",
+    "EMAWeightAveraging": "ema_weight_averaging",
     "EarlyStopping": "early_stopping",
     "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
@@ -75,10 +82,12 @@ _MODULES = {
     "RunDirectory": "run_directory",
     "RunRecord": "run_record",
     "SpikeDetection": "spike_detection",
+    "StochasticWeightAveraging": "stochastic_weight_averaging",
     "TensorBoard": "tensorboard",
     "ThroughputMonitor": "throughput_monitor",
     "Timer": "timer",
     "Tracker": "tracker",
+    "WeightAveraging": "weight_averaging",
 }
 
 

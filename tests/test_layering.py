@@ -17,7 +17,7 @@ CORE = sorted(
 )
 READY_MADE = sorted((ROOT / "callbacks").glob("*.py"))
 SOURCES = CORE + READY_MADE
-SHARED_BASES = {"monitor"}
+SHARED_BASES = {"monitor", "weight_averaging"}
 
 # A module reaches, through whatever it imports, none of a later line. `defaults` composes the
 # callbacks, which import the core: the one place where the arrow turns, and imported in a call.

@@ -68,6 +68,9 @@ def contents(
     """What is in a checkpoint; `gather` collects what each process has of its own."""
     counters, model = runner.counters, runner.model
     weights = None if model is None else model_state(model, runner.unwrapped_model, whole)
+    for callback in runner.callbacks:  # what scored is what is saved: as an average of the weights
+        if (to_save := getattr(callback, "weights_to_save", None)) is not None:
+            weights = to_save(runner, weights)
     return {
         "model": weights,
         **runner.optimization.state_dict(whole),

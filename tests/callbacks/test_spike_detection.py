@@ -92,7 +92,7 @@ def test_the_same_batches_are_spikes_as_for_lightning(mode):
 
     fabric = Fabric(accelerator="cpu", devices=1)
     draws = random.Random(0)
-    for atol, rtol, window in ((None, 2.0, 10), (0.5, 0.3, 4), (None, 0.1, 3)):
+    for atol, rtol, window in ((None, 0.6, 10), (0.5, 0.3, 4), (None, 0.1, 3)):
         theirs_found.clear()
         theirs = Theirs(mode=mode, window=window, warmup=5, atol=atol, rtol=rtol)
         ours = SpikeDetection(mode, window, 5, atol, rtol)
