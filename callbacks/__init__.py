@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from danling.errors import did_you_mean
 
 if TYPE_CHECKING:
+    from danling.callbacks.backbone_finetuning import BackboneFinetuning
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
     from danling.callbacks.early_stopping import EarlyStopping
     from danling.callbacks.ema_weight_averaging import EMAWeightAveraging
+    from danling.callbacks.freeze import Freeze
+    from danling.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
     from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
+    from danling.callbacks.hyperparameter_schedule import HyperparameterSchedule
     from danling.callbacks.lambda_callback import LambdaCallback
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
@@ -37,12 +41,16 @@ if TYPE_CHECKING:
     from danling.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
+    "BackboneFinetuning",
     "CSVLogger",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
+    "Freeze",
+    "GradientAccumulationScheduler",
     "GradientClipping",
     "GradientNormMonitor",
+    "HyperparameterSchedule",
     "LambdaCallback",
     "LearningRateMonitor",
     "Logging",
@@ -64,12 +72,16 @@ __all__ = [
 ]
 
 _MODULES = {
+    "BackboneFinetuning": "backbone_finetuning",
     "CSVLogger": "csv_logger",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EMAWeightAveraging": "ema_weight_averaging",
     "EarlyStopping": "early_stopping",
+    "Freeze": "freeze",
+    "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
+    "HyperparameterSchedule": "hyperparameter_schedule",
     "LambdaCallback": "lambda_callback",
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",

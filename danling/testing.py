@@ -6,8 +6,10 @@ import gc
 import io
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -168,6 +170,7 @@ class CallbackContract:
         default_callbacks: Whether it needs the default callbacks, as one that writes files does.
         changes_training: Whether a training with it ends with other weights than one without.
         syncs_every_step: Whether it may wait for the device on every step.
+        runner_class: What trains, where the callback needs another model or other data.
 
     Example:
         >>> class TestRecordingCallback(CallbackContract):  # pytest collects it by its name
@@ -179,6 +182,7 @@ class CallbackContract:
     default_callbacks = False
     changes_training = False
     syncs_every_step = False
+    runner_class: type[TinyRunner] = TinyRunner
 
     def make(self) -> Callback:
         """A new callback, as a user would make it."""
@@ -187,7 +191,9 @@ class CallbackContract:
     def runner(self, folder: Path, *callbacks: Callback, **config: Any) -> TinyRunner:
         """A runner that writes into a folder, if it writes at all."""
         settings = {"project_root": str(folder), "log_interval": 1, **config}
-        return TinyRunner(settings, callbacks=callbacks, default_callbacks=self.default_callbacks)
+        return self.runner_class(
+            settings, callbacks=callbacks, default_callbacks=self.default_callbacks
+        )
 
     def test_name_is_the_same_for_every_instance(self) -> None:
         """State in checkpoints is found by it."""
@@ -225,7 +231,9 @@ class CallbackContract:
     def _lasting(self, folder: Path, callback: Callback, kill_at: int | None = None) -> TinyRunner:
         """A runner that saves every step, and may be killed."""
         config = {"project_root": str(folder), "log_interval": 1, "resume": "auto"}
-        return TinyRunner(config, callbacks=[callback, Lasting(kill_at)], default_callbacks=True)
+        return self.runner_class(
+            config, callbacks=[callback, Lasting(kill_at)], default_callbacks=True
+        )
 
     def test_two_instances_are_independent(self, tmp_path: Path) -> None:
         """Nothing that happens to one changes another: no state is on the class."""
@@ -293,7 +301,7 @@ class CallbackContract:
     def _waits(self, folder: Path, samples: int) -> int:
         config = {"project_root": str(folder), "log_interval": 1000, "evaluate_every": None}
         callbacks = [self.make()]
-        runner = TinyRunner(
+        runner = self.runner_class(
             {**config, "max_epochs": 1, "max_steps": samples // 4},
             samples=samples,
             callbacks=callbacks,
@@ -337,7 +345,7 @@ class CallbackContract:
         for clock, callbacks in ((without, ()), (within, (self.make(),))):
             config = {"project_root": str(tmp_path), "log_interval": 1000, "max_epochs": 1}
             defaults = self.default_callbacks
-            TinyRunner(
+            self.runner_class(
                 config, samples=256, callbacks=[*callbacks, clock], default_callbacks=defaults
             ).train()
 
@@ -413,7 +421,11 @@ def in_child(work: Callable[[], None]) -> int:
         try:
             work()
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 

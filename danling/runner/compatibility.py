@@ -121,9 +121,9 @@ def part_problems(runner: AccelerateRunner, checkpoint: Mapping[str, Any]) -> li
     return problems
 
 
-def obstacles(runner: AccelerateRunner, run: Mapping[str, Any]) -> list[str]:
-    """What of the run itself makes an exact continuation impossible."""
-    now = {"world_size": runner.world_size, "accum_steps": runner.accum_steps}
+def obstacles(runner: AccelerateRunner, run: Mapping[str, Any], epoch: int) -> list[str]:
+    """What of the run itself makes an exact continuation, in this epoch, impossible."""
+    now = {"world_size": runner.world_size, "accum_steps": runner.accum_steps_in(epoch)}
     found = [f"{key} {run[key]} -> {value}" for key, value in now.items() if run[key] != value]
     if crash := run.get("crash"):
         found.append(f"it was saved in the middle of a step that failed ({crash})")

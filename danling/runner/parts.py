@@ -169,9 +169,17 @@ class PartsRunner(BaseRunner):
     @property
     def accum_steps(self) -> int:
         """Micro-batches of one optimizer step."""
+        return self.accum_steps_in(self.epoch)
+
+    def accum_steps_in(self, epoch: int) -> int:
+        """Micro-batches of one optimizer step in an epoch: a callback may have a schedule."""
         options = self.config.accelerate
         key = "gradient_accumulation_steps"
-        return int(options[key]) if key in options else 1  # get() composes an error and drops it
+        steps = int(options[key]) if key in options else 1  # get() composes an error and drops it
+        for callback in self.callbacks:
+            if (scheduled := getattr(callback, "accum_steps_in", None)) is not None:
+                steps = scheduled(epoch, steps)
+        return steps
 
     # Data
 
@@ -255,7 +263,9 @@ class PartsRunner(BaseRunner):
             and "train" in self.splits
             and self.steps_per_epoch is not None
         ):
-            limits.append(self.config.max_epochs * self.steps_per_epoch)
+            batches = self.batches_per_epoch or 0
+            windows = (self.accum_steps_in(epoch) for epoch in range(self.config.max_epochs))
+            limits.append(sum(math.ceil(batches / size) for size in windows))
         return min(limits, default=None)
 
     @property

@@ -252,7 +252,7 @@ def compare(
         if strict:
             raise
         doubts = [str(error)]
-    found = obstacles(runner, checkpoint["run"])
+    found = obstacles(runner, checkpoint["run"], checkpoint["data"]["epoch"])
     if found and strict and not runner.config.elastic:
         runner.forget_loaders()
         raise ResumeError(
