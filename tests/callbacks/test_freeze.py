@@ -90,6 +90,10 @@ def test_frozen_batch_normalisation_keeps_its_statistics_where_asked():
 class Wrapped(Deep):
     """With DistributedDataParallel, which allows no flags to change."""
 
+    @property
+    def unwrapped_model(self):
+        return getattr(self.model, "module", self.model)
+
     def prepare(self):
         super().prepare()
         if not isinstance(self.model, nn.parallel.DistributedDataParallel):
