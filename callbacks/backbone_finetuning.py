@@ -118,7 +118,7 @@ class BackboneFinetuning(Callback):
         self.lr = state["lr"]
 
     def _module(self, runner: Runner) -> nn.Module:
-        modules = dict(runner.unwrapped_model.named_modules())
+        modules: dict[str, nn.Module] = dict(runner.unwrapped_model.named_modules())
         if self.backbone not in modules or not list(modules[self.backbone].parameters()):
             near = did_you_mean(self.backbone, [name for name in modules if name])
             raise CallbackError(f"BackboneFinetuning(backbone={self.backbone!r}): {near}")

@@ -52,6 +52,6 @@ class EMAWeightAveraging(WeightAveraging):
             start=start,
             use_buffers=use_buffers,
             device=device,
-            multi_avg_fn=get_ema_multi_avg_fn(decay),
+            multi_avg_fn=get_ema_multi_avg_fn(decay),  # type: ignore[no-untyped-call]  # torch has no types here
         )
         self.decay = decay

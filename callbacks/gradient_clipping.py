@@ -135,5 +135,7 @@ def clip_adaptively(parameters: list[Tensor], threshold: float) -> None:
 def _norm_of_units(tensor: Tensor) -> Tensor:
     """The norm of each row, or of a vector as a whole; it broadcasts to the tensor."""
     if tensor.ndim <= 1:
-        return torch.linalg.vector_norm(tensor)
-    return torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+        whole: Tensor = torch.linalg.vector_norm(tensor)
+        return whole
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(1, tensor.ndim)), keepdim=True)
+    return norms

@@ -82,15 +82,18 @@ class Profiler(Callback):
             record_shapes=self.record_shapes,
             profile_memory=self.profile_memory,
             with_stack=self.with_stack,
+            acc_events=True,  # else torch warns that each cycle forgets the one before
         )
         self._left = sum(steps.values()) * self.repeat
         self._profiler.start()
 
     def on_step(self, runner: Runner) -> None:
         """Count the step, and let go of the profiler after the last cycle."""
-        if self._profiler is None:
+        profiler, self._profiler = self._profiler, None  # one that fails must not be stopped
+        if profiler is None:
             return
-        self._profiler.step()
+        profiler.step()
+        self._profiler = profiler
         self._left -= 1
         if self._left <= 0:
             self._stop()

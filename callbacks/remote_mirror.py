@@ -36,6 +36,9 @@ class RemoteMirror(Callback):
         retries: How often a copy that failed is tried again at once.
         patience: How many seconds the end of the run waits for copies.
 
+    Attributes:
+        failures: Why a file is not there as it is here, by its path in the run.
+
     Raises:
         CallbackError: The URL cannot be used, or what it needs is not installed.
 
@@ -68,14 +71,14 @@ class RemoteMirror(Callback):
         self.url = url
         self.retries = retries
         self.patience = patience
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
         self._copied: dict[str, tuple[int, int, int]] = {}
         self._queue: SimpleQueue[Path | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def on_setup(self, runner: Runner) -> None:
         """Start anew with what is copied."""
-        self._copied, self.failures = {}, []
+        self._copied, self.failures = {}, {}
 
     def on_save(self, runner: Runner, path: Path) -> None:
         """Have the checkpoints copied."""
@@ -95,8 +98,8 @@ class RemoteMirror(Callback):
         thread.join(self.patience)
         if thread.is_alive():
             runner.logger.warning("%s: not all was copied within its patience", self.name)
-        for failure in self.failures:
-            runner.logger.warning("%s: %s", self.name, failure)
+        for relative, why in self.failures.items():
+            runner.logger.warning("%s: %s was not copied: %s", self.name, relative, why)
 
     def fetch(self, name: str, into: str | Path) -> Path:
         """Bring a run back, so that it can be resumed; returns its directory.
@@ -140,7 +143,7 @@ class RemoteMirror(Callback):
     def _mirror(self, directory: Path, path: Path) -> None:
         """Copy a file that is not there as it is here."""
         relative = path.relative_to(directory).as_posix()
-        for attempt in range(1 + self.retries):
+        for _ in range(1 + self.retries):
             try:
                 stat = path.stat()
                 mark = stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -148,20 +151,17 @@ class RemoteMirror(Callback):
                     return
                 self._put(path, f"{self._root}/{directory.name}/{relative}")
                 self._copied[relative] = mark
+                self.failures.pop(relative, None)
                 return
             except FileNotFoundError:
                 if not path.exists():  # rotated meanwhile
                     return
-                self._fail(relative, attempt, "a part of the remote path is not there")
+                self.failures[relative] = "a part of the remote path is not there"
             except Exception as error:  # whatever the place raises never ends a training
-                self._fail(relative, attempt, repr(error))
+                self.failures[relative] = repr(error)
 
     def _put(self, path: Path, target: str) -> None:
         partial = f"{target}.part"
         self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._filesystem.put_file(str(path), partial)
         self._filesystem.mv(partial, target)
-
-    def _fail(self, relative: str, attempt: int, why: str) -> None:
-        if attempt == self.retries:
-            self.failures.append(f"{relative} was not copied: {why}")

@@ -83,6 +83,11 @@ class SpikeDetection(Callback):
         self.rtol = rtol
         self.finite_only = finite_only
         self.action = action
+        self.spikes: list[dict[str, float]] = []
+        self._losses: deque[float] = deque(maxlen=window)
+        self._last, self._seen = math.inf, 0
+        self._waiting = Delayed()
+        self._places: list[list[int]] = []  # epoch and index of the batches that wait
         self._forget()
 
     def check(self, loss: float) -> bool:
@@ -137,12 +142,10 @@ class SpikeDetection(Callback):
         self._waiting.load(list(enumerate(state["waiting"], 1)))
 
     def _forget(self) -> None:
-        self._losses: deque[float] = deque(maxlen=self.window)
+        self._losses.clear()
         self._last = math.inf if self.mode == "min" else -math.inf
         self._seen = 0
-        self._waiting = Delayed()
-        self._places: list[list[int]] = []  # epoch and index of the batches that wait
-        self.spikes: list[dict[str, float]] = []
+        self._waiting, self._places, self.spikes = Delayed(), [], []
 
     def _is_spike(self, loss: float) -> bool:
         if not math.isfinite(loss):

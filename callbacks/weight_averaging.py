@@ -74,7 +74,7 @@ class WeightAveraging(Callback):
                 )
         self.use_buffers = use_buffers
         self.device = device
-        self._average_of = multi_avg_fn or get_swa_multi_avg_fn()
+        self._average_of: Average = multi_avg_fn or get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.updates = 0
         self._average: dict[str, Tensor] = {}
         self._raw: dict[str, Any] | None = None  # the trained weights, as a checkpoint has them
@@ -178,7 +178,7 @@ class WeightAveraging(Callback):
         model.load_state_dict(self._raw)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates and the trained weights, or the average where the model has those."""
+        """The number of updates, and the weights that are trained; without a checkpoint the average."""
         state: dict[str, Any] = {"updates": self.updates}
         if self._raw is not None:
             return state | {"weights": dict(self._raw)}
@@ -210,7 +210,7 @@ class WeightAveraging(Callback):
 
     @torch.no_grad()
     def _exchange(self, runner: Runner, to_average: bool) -> None:
-        """Let weights and average change places; tensor by tensor, so that nothing is held twice."""
+        """Let weights and average change places, one tensor after the other."""
         if not self._average or self._is_exchanged is to_average:
             return
         for name, tensor in self._weights(runner):

@@ -309,7 +309,8 @@ class CallbackContract:
         )
         with CountingWaits() as counting:
             runner.train()
-        return counting.waits
+        waits: int = counting.waits
+        return waits
 
     def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
         """No thread, no hook on a module, and the garbage collector as it was."""
@@ -397,11 +398,11 @@ class Clocked(Callback):
         self.steps += 1
 
 
-class CountingWaits(TorchDispatchMode):
+class CountingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types
     """Counts how often a value of a tensor was asked for, for which a device would be waited."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.waits = 0
 
     def __torch_dispatch__(

@@ -37,7 +37,7 @@ class Delayed:
         if value.is_cuda:
             host = torch.empty((), dtype=value.dtype, pin_memory=True)
             host.copy_(value.reshape(()), non_blocking=True)
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
             event.record(torch.cuda.current_stream(value.device))
             self._waiting.append((step, host, event))
         elif value.device.type == "cpu":
@@ -73,4 +73,5 @@ class Delayed:
 
 
 def _number(value: Tensor | float) -> float:
-    return float(value.tolist()) if isinstance(value, Tensor) else value
+    number: Any = value.tolist() if isinstance(value, Tensor) else value
+    return float(number)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from danling.callbacks import CallbackProfiler, LambdaCallback
 from danling.callbacks.early_stopping import EarlyStopping
 from danling.testing import CallbackContract, Failing, TinyRunner
@@ -10,9 +12,13 @@ class TestContract(CallbackContract):
         return CallbackProfiler()
 
 
+def busy(runner) -> None:
+    sum(range(10_000))
+
+
 def test_every_hook_that_is_called_is_counted(caplog):
     profiler, stopping = CallbackProfiler(), EarlyStopping(patience=9)
-    function = LambdaCallback(on_step=lambda runner: sum(range(10_000)))
+    function = LambdaCallback(on_step=busy)
     before = dict(vars(function))
     runner = TinyRunner(callbacks=[function, stopping, profiler])
     with caplog.at_level("INFO"):
@@ -31,9 +37,8 @@ def test_every_hook_that_is_called_is_counted(caplog):
 def test_an_error_of_a_callback_leaves_it_as_it_was():
     failing = Failing("on_step")
     before = dict(vars(failing))
-    try:
+    with pytest.raises(ZeroDivisionError) as caught:
         TinyRunner(callbacks=[failing, CallbackProfiler()]).train()
-    except ZeroDivisionError as error:
-        assert any("Failing" in note for note in error.__notes__)
 
+    assert any("Failing" in note for note in caught.value.__notes__)
     assert vars(failing) == before

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -48,7 +50,7 @@ def changed(*callbacks, **config) -> list[set[str]]:
     Deep(config, callbacks=[*callbacks, first, each]).train()
     return [
         {name.partition(".")[0] for name in new if not torch.equal(new[name], old[name])}
-        for old, new in zip(kept[:-1], kept[1:], strict=True)
+        for old, new in itertools.pairwise(kept)
     ]
 
 
@@ -108,7 +110,7 @@ def distributed() -> None:
 
     callbacks = [Freeze("backbone", until="2 steps"), LambdaCallback(on_batch_end=keep)]
     runner = Wrapped(callbacks=callbacks)
-    store = torch.distributed.HashStore()
+    store = torch.distributed.distributed_c10d.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     runner.train()
 

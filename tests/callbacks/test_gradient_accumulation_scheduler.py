@@ -40,12 +40,12 @@ def test_the_configuration_holds_before_the_first_epoch_that_is_given():
 
 
 def test_the_steps_are_as_many_as_lightning_s():
-    lightning = pytest.importorskip("lightning.pytorch")
+    lightning: Any = pytest.importorskip("lightning.pytorch")
     from lightning.pytorch.callbacks import GradientAccumulationScheduler as Theirs
 
     scheduling, counts = {0: 1, 1: 4, 3: 2}, []
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]  # no types here
         def __init__(self):
             super().__init__()
             self.layer = nn.Linear(4, 3)

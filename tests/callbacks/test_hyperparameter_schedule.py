@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,11 @@ from torch import nn
 from danling.callbacks import HyperparameterSchedule, LambdaCallback
 from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner
+
+
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
 
 
 class TestContract(CallbackContract):
@@ -17,6 +24,8 @@ class TestContract(CallbackContract):
 
 
 class Weighted(nn.Module):
+    beta: torch.Tensor
+
     def __init__(self):
         super().__init__()
         self.alpha = 1.0
@@ -89,6 +98,6 @@ def test_arguments_are_checked():
     with pytest.raises(CallbackError, match="no value for 0"):
         HyperparameterSchedule("momentum", {5: 0.1})
     with pytest.raises(CallbackError, match="a function, or a mapping"):
-        HyperparameterSchedule("momentum", 0.9)
+        HyperparameterSchedule("momentum", wrong(0.9))
     with pytest.raises(CallbackError, match="did you mean 'epoch'"):
-        HyperparameterSchedule("momentum", {0: 0.9}, interval="epochs")
+        HyperparameterSchedule("momentum", {0: 0.9}, interval=wrong("epochs"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +12,22 @@ from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner, is_equal, outcome
 
 
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
+
+
 class TestContract(CallbackContract):
     changes_training = True
+    syncs_every_step = True  # of its search
 
     def make(self):
         return LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
 
 
 class TestContractOfLookingOnly(CallbackContract):
+    syncs_every_step = True  # of its search
+
     def make(self):
         return LearningRateFinder(
             num_training_steps=20, early_stop_threshold=None, update_attr=False
@@ -99,4 +108,4 @@ def test_arguments_are_checked():
     with pytest.raises(CallbackError, match="at least 3"):
         LearningRateFinder(num_training_steps=2)
     with pytest.raises(CallbackError, match="did you mean 'linear'"):
-        LearningRateFinder(mode="lin")
+        LearningRateFinder(mode=wrong("lin"))

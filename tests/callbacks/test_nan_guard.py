@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,11 @@ import torch
 from danling.callbacks import LambdaCallback, ModelCheckpoint, NaNGuard
 from danling.errors import CallbackError, MetricError
 from danling.testing import CallbackContract, TinyRunner, is_equal
+
+
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
 
 
 class TestContract(CallbackContract):
@@ -175,6 +181,6 @@ def test_a_run_without_a_directory_has_nothing_to_restore():
 
 def test_arguments_are_checked():
     with pytest.raises(CallbackError, match="did you mean 'raise'"):
-        NaNGuard("raises")
+        NaNGuard(wrong("raises"))
     with pytest.raises(CallbackError, match="max_times"):
         NaNGuard(max_times=0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from danling.callbacks import OptunaPruning
 from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner
 
-optuna = pytest.importorskip("optuna")
+optuna: Any = pytest.importorskip("optuna")
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ class TestContract(CallbackContract):
 
 
 def test_a_trial_without_hope_is_pruned_and_the_others_are_not():
-    class AlwaysThird(optuna.pruners.BasePruner):
+    class SecondEpochOfTheSecond(optuna.pruners.BasePruner):  # type: ignore[misc]  # no types here
         def prune(self, study, trial):
             return trial.number == 1 and trial.last_step >= 2
 
@@ -33,7 +34,7 @@ def test_a_trial_without_hope_is_pruned_and_the_others_are_not():
         runners[-1].train()
         return runners[-1].best_score
 
-    study = optuna.create_study(pruner=AlwaysThird())
+    study = optuna.create_study(pruner=SecondEpochOfTheSecond())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         study.optimize(objective, n_trials=3)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from danling.testing import CallbackContract, TinyRunner, is_equal
 pytest.importorskip("safetensors")
 from safetensors import safe_open
 from safetensors.torch import load_file
+
+
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
 
 
 class TestContract(CallbackContract):
@@ -73,4 +79,4 @@ def test_without_a_checkpoint_there_is_a_warning(tmp_path, caplog):
 
 def test_arguments_are_checked():
     with pytest.raises(CallbackError, match="did you mean 'latest'"):
-        SafetensorsExport("lastest")
+        SafetensorsExport(wrong("lastest"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,11 @@ import torch
 from danling.callbacks import SpikeDetection
 from danling.errors import CallbackError, MetricError
 from danling.testing import CallbackContract, TinyRunner
+
+
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
 
 
 class TestContract(CallbackContract):
@@ -109,8 +115,8 @@ def test_the_same_batches_are_spikes_as_for_lightning(mode):
 
 def test_arguments_are_checked():
     with pytest.raises(CallbackError, match="did you mean 'min'"):
-        SpikeDetection("minn")
+        SpikeDetection(wrong("minn"))
     with pytest.raises(CallbackError, match="did you mean 'warn'"):
-        SpikeDetection(action="warm")
+        SpikeDetection(action=wrong("warm"))
     with pytest.raises(CallbackError, match="numbers of batches"):
         SpikeDetection(window=0)

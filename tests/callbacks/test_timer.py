@@ -10,6 +10,11 @@ from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner
 
 
+def wrong(value: Any) -> Any:
+    """A value that a type checker would refuse."""
+    return value
+
+
 class TestContract(CallbackContract):
     def make(self):
         return Timer("1 h")
@@ -42,7 +47,7 @@ def test_an_argument_that_a_timedelta_does_not_have_is_an_error():
 
 def test_an_interval_that_does_not_exist_is_an_error():
     with pytest.raises(CallbackError, match="did you mean 'epoch'"):
-        Timer("1 h", interval="epochs")
+        Timer("1 h", interval=wrong("epochs"))
 
 
 def ages_by(seconds: float) -> LambdaCallback:
