@@ -178,7 +178,7 @@ class WeightAveraging(Callback):
         model.load_state_dict(self._raw)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates and the trained weights; where no checkpoint is made, the average."""
+        """The number of updates, and the trained weights or (where none were saved) the average."""
         state: dict[str, Any] = {"updates": self.updates}
         if self._raw is not None:
             return state | {"weights": dict(self._raw)}
