@@ -132,7 +132,8 @@ class BackboneFinetuning(Callback):
 
 def _find_group(runner: Runner) -> dict[str, Any]:
     """The group of the backbone, the last one; loading a state makes the groups anew."""
-    return runner.optimizers[0].param_groups[-1]
+    group: dict[str, Any] = runner.optimizers[0].param_groups[-1]
+    return group
 
 
 def _add_group(runner: Runner, backbone: nn.Module) -> None:
