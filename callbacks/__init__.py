@@ -10,62 +10,122 @@ from typing import TYPE_CHECKING
 from danling import lazy_names
 
 if TYPE_CHECKING:
+    from danling.callbacks.backbone_finetuning import BackboneFinetuning
+    from danling.callbacks.callback_profiler import CallbackProfiler
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
     from danling.callbacks.early_stopping import EarlyStopping
+    from danling.callbacks.ema_weight_averaging import EMAWeightAveraging
+    from danling.callbacks.freeze import Freeze
+    from danling.callbacks.garbage_collector import GarbageCollector
+    from danling.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+    from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
+    from danling.callbacks.hyperparameter_schedule import HyperparameterSchedule
     from danling.callbacks.lambda_callback import LambdaCallback
+    from danling.callbacks.learning_rate_finder import LearningRateFinder
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
     from danling.callbacks.model_checkpoint import ModelCheckpoint
     from danling.callbacks.model_summary import ModelSummary
+    from danling.callbacks.nan_guard import NaNGuard
+    from danling.callbacks.notify import Notify
+    from danling.callbacks.optuna_pruning import OptunaPruning
+    from danling.callbacks.prediction_writer import PredictionWriter
     from danling.callbacks.preemption import Preemption
+    from danling.callbacks.profiler import Profiler
     from danling.callbacks.progress_bar import ProgressBar
+    from danling.callbacks.remote_mirror import RemoteMirror
     from danling.callbacks.results import Results
     from danling.callbacks.run_directory import RunDirectory
     from danling.callbacks.run_record import RunRecord
+    from danling.callbacks.safetensors_export import SafetensorsExport
+    from danling.callbacks.spike_detection import SpikeDetection
+    from danling.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from danling.callbacks.tensorboard import TensorBoard
     from danling.callbacks.throughput_monitor import ThroughputMonitor
+    from danling.callbacks.timer import Timer
     from danling.callbacks.tracker import Tracker
+    from danling.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
+    "BackboneFinetuning",
     "CSVLogger",
+    "CallbackProfiler",
     "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
+    "Freeze",
+    "GarbageCollector",
+    "GradientAccumulationScheduler",
+    "GradientClipping",
     "GradientNormMonitor",
+    "HyperparameterSchedule",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "Logging",
     "ModelCheckpoint",
     "ModelSummary",
+    "NaNGuard",
+    "Notify",
+    "OptunaPruning",
+    "PredictionWriter",
     "Preemption",
+    "Profiler",
     "ProgressBar",
+    "RemoteMirror",
     "Results",
     "RunDirectory",
     "RunRecord",
+    "SafetensorsExport",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
     "TensorBoard",
     "ThroughputMonitor",
+    "Timer",
     "Tracker",
+    "WeightAveraging",
 ]
 
 _MODULES = {
+    "BackboneFinetuning": "backbone_finetuning",
     "CSVLogger": "csv_logger",
+    "CallbackProfiler": "callback_profiler",
     "DeviceStatsMonitor": "device_stats_monitor",
+    "EMAWeightAveraging": "ema_weight_averaging",
     "EarlyStopping": "early_stopping",
+    "Freeze": "freeze",
+    "GarbageCollector": "garbage_collector",
+    "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
+    "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
+    "HyperparameterSchedule": "hyperparameter_schedule",
     "LambdaCallback": "lambda_callback",
+    "LearningRateFinder": "learning_rate_finder",
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",
     "ModelCheckpoint": "model_checkpoint",
     "ModelSummary": "model_summary",
+    "NaNGuard": "nan_guard",
+    "Notify": "notify",
+    "OptunaPruning": "optuna_pruning",
+    "PredictionWriter": "prediction_writer",
     "Preemption": "preemption",
+    "Profiler": "profiler",
     "ProgressBar": "progress_bar",
+    "RemoteMirror": "remote_mirror",
     "Results": "results",
     "RunDirectory": "run_directory",
     "RunRecord": "run_record",
+    "SafetensorsExport": "safetensors_export",
+    "SpikeDetection": "spike_detection",
+    "StochasticWeightAveraging": "stochastic_weight_averaging",
     "TensorBoard": "tensorboard",
     "ThroughputMonitor": "throughput_monitor",
+    "Timer": "timer",
     "Tracker": "tracker",
+    "WeightAveraging": "weight_averaging",
 }
 
 if not TYPE_CHECKING:

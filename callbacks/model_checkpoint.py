@@ -128,7 +128,7 @@ class ModelCheckpoint(Monitor):
         _, self._ranking.mode = self.resolve(runner.monitor, runner.config.monitor_mode)
         if self.is_first and runner.has_dir:
             runner.world.on_main(partial(preflight, runner))
-        self._saver = Saver(runner.world, self.on_save_error)
+        self._saver = Saver(runner.world, self.on_save_error, runner.logger)
         self._saver.open(asynchronous=self.asynchronous)
 
     def on_checkpoint(self, runner: Runner) -> None:

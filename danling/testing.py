@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import io
-from collections.abc import Iterable, Mapping
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
-from danling.callback import HOOKS, Callback
+from danling.callback import HOOKS, Callback, Priority
 from danling.errors import CallbackError, did_you_mean
 from danling.runner.accelerate import AccelerateRunner
+from danling.seed import rng_state
 
 __all__ = ["CallbackContract", "Event", "RecordingCallback", "TinyRunner"]
 
@@ -154,8 +164,13 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 class CallbackContract:
     """What every callback must keep to, as tests that a class of yours inherits.
 
-    Override `make`. A callback that writes files, or needs the run directory for another reason,
-    sets `default_callbacks = True`.
+    Override `make`. What a callback is meant to do besides is said by the attributes.
+
+    Attributes:
+        default_callbacks: Whether it needs the default callbacks, as one that writes files does.
+        changes_training: Whether a training with it ends with other weights than one without.
+        syncs_every_step: Whether it may wait for the device on every step.
+        runner_class: What trains, where the callback needs another model or other data.
 
     Example:
         >>> class TestRecordingCallback(CallbackContract):  # pytest collects it by its name
@@ -165,15 +180,20 @@ class CallbackContract:
     """
 
     default_callbacks = False
+    changes_training = False
+    syncs_every_step = False
+    runner_class: type[TinyRunner] = TinyRunner
 
     def make(self) -> Callback:
         """A new callback, as a user would make it."""
         raise NotImplementedError(f"{type(self).__name__}.make() must return the callback to test")
 
-    def runner(self, folder: Path, *callbacks: Callback) -> TinyRunner:
+    def runner(self, folder: Path, *callbacks: Callback, **config: Any) -> TinyRunner:
         """A runner that writes into a folder, if it writes at all."""
-        config = {"project_root": str(folder), "log_interval": 1}
-        return TinyRunner(config, callbacks=callbacks, default_callbacks=self.default_callbacks)
+        settings = {"project_root": str(folder), "log_interval": 1, **config}
+        return self.runner_class(
+            settings, callbacks=callbacks, default_callbacks=self.default_callbacks
+        )
 
     def test_name_is_the_same_for_every_instance(self) -> None:
         """State in checkpoints is found by it."""
@@ -190,6 +210,30 @@ class CallbackContract:
         successor.load_state_dict(torch.load(stored, weights_only=True))
 
         assert is_equal(successor.state_dict(), callback.state_dict())
+
+    def test_a_killed_run_goes_on_exactly(self, tmp_path: Path) -> None:
+        """A run that SIGKILL ends within an epoch, and that goes on, ends as if nothing was."""
+        whole, lasting = self.make(), self.make()
+        undisturbed = self._lasting(tmp_path / "whole", whole)
+        undisturbed.train()
+
+        code = in_child(lambda: self._lasting(tmp_path, self.make(), kill_at=6).train())
+        resumed = self._lasting(tmp_path, lasting)
+        resumed.train()
+
+        if undisturbed.global_step >= 6:  # else it ended before
+            assert code == -signal.SIGKILL
+            assert resumed.resume_report is not None
+            assert resumed.resume_report["exact"], resumed.resume_report["reasons"]
+        assert is_equal(outcome(resumed), outcome(undisturbed))
+        assert is_equal(lasting.state_dict(), whole.state_dict())
+
+    def _lasting(self, folder: Path, callback: Callback, kill_at: int | None = None) -> TinyRunner:
+        """A runner that saves every step, and may be killed."""
+        config = {"project_root": str(folder), "log_interval": 1, "resume": "auto"}
+        return self.runner_class(
+            config, callbacks=[callback, Lasting(kill_at)], default_callbacks=True
+        )
 
     def test_two_instances_are_independent(self, tmp_path: Path) -> None:
         """Nothing that happens to one changes another: no state is on the class."""
@@ -212,6 +256,77 @@ class CallbackContract:
 
         assert (runner.epoch, runner.global_step, over.epoch) == (2, 0, 0)
 
+    def test_works_under_accumulation(self, tmp_path: Path) -> None:
+        """An optimizer step of several batches is one step."""
+        accelerate = {"gradient_accumulation_steps": 3}
+        runner = self.runner(tmp_path, self.make(), accelerate=accelerate)
+        runner.train()
+
+        assert runner.global_step > 0
+        assert self.changes_training or runner.global_step == 4
+
+    def test_hooks_of_others_stay_paired(self, tmp_path: Path) -> None:
+        """What began has its end, also where this callback stops the training or evaluates."""
+        recording = RecordingCallback(name="pairs")
+        self.runner(tmp_path, self.make(), recording).train()
+
+        assert recording.is_paired
+
+    def test_draws_no_random_numbers(self, tmp_path: Path) -> None:
+        """The streams of Python, NumPy and torch are where they are without this callback."""
+        self.runner(tmp_path / "without").train()
+        without = rng_state()
+        self.runner(tmp_path / "with", self.make()).train()
+
+        assert is_equal(rng_state(), without)
+
+    def test_changes_the_training_only_where_it_says_so(self, tmp_path: Path) -> None:
+        """The weights are those of a training without this callback, or it says `changes_training`.
+
+        One that says so and changes nothing fails as well.
+        """
+        plain, observed = self.runner(tmp_path), self.runner(tmp_path, self.make())
+        plain.train()
+        observed.train()
+
+        same = is_equal(outcome(observed)["model"], outcome(plain)["model"])
+        assert same is not self.changes_training
+
+    def test_does_not_wait_for_the_device_on_every_step(self, tmp_path: Path) -> None:
+        """Between two logs no value is asked of the device: more steps, no more waits."""
+        few, many = self._waits(tmp_path, 16), self._waits(tmp_path, 64)
+
+        assert self.syncs_every_step or many == few
+
+    def _waits(self, folder: Path, samples: int) -> int:
+        config = {"project_root": str(folder), "log_interval": 1000, "evaluate_every": None}
+        callbacks = [self.make()]
+        runner = self.runner_class(
+            {**config, "max_epochs": 1, "max_steps": samples // 4},
+            samples=samples,
+            callbacks=callbacks,
+            default_callbacks=self.default_callbacks,
+        )
+        with CountingWaits() as counting:
+            runner.train()
+        waits: int = counting.waits
+        return waits
+
+    def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
+        """No thread, no hook on a module, and the garbage collector as it was."""
+        threads, collecting = set(threading.enumerate()), gc.isenabled()
+        runner = self.runner(tmp_path, self.make())
+        runner.train()
+
+        hooks = [
+            hook
+            for module in runner.model.modules()
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        ]
+        assert hooks == []
+        assert set(threading.enumerate()) <= threads
+        assert gc.isenabled() is collecting
+
     def test_stays_out_of_the_way_of_another_callback_s_error(self, tmp_path: Path) -> None:
         """The error of another reaches the user, and this one lets go of what it holds."""
         for hook in ("on_setup", "on_step", "on_epoch_end", "on_teardown"):
@@ -225,6 +340,20 @@ class CallbackContract:
 
             assert not [note for note in raised.__notes__ if note.startswith("and then")]
 
+    def test_the_cost_of_a_step_is_told(self, tmp_path: Path) -> None:
+        """Prints what the callback adds to a step, seen with `pytest -s`; no bound is asserted."""
+        without, within = Clocked(), Clocked()
+        for clock, callbacks in ((without, ()), (within, (self.make(),))):
+            config = {"project_root": str(tmp_path), "log_interval": 1000, "max_epochs": 1}
+            defaults = self.default_callbacks
+            self.runner_class(
+                config, samples=256, callbacks=[*callbacks, clock], default_callbacks=defaults
+            ).train()
+
+        added = (within.per_step - without.per_step) * 1e6
+        print(f"{self.make().name}: {added:.1f} us a step on {without.per_step * 1e6:.1f} us")
+        assert without.steps == 64
+
 
 class Failing(Callback):
     """Raises in one hook."""
@@ -234,6 +363,83 @@ class Failing(Callback):
 
     def _fail(self, hook: str, *_: Any) -> None:
         raise ZeroDivisionError(f"on purpose, in {hook}")
+
+
+class Lasting(Callback):
+    """Saves at every safe point, and dies by SIGKILL in the middle of a step."""
+
+    priority = Priority.LOWEST + 1
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.kill_at = kill_at
+
+    def on_step(self, runner: AccelerateRunner) -> None:
+        if runner.global_step == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_checkpoint(self, runner: AccelerateRunner) -> None:
+        runner.save_checkpoint()
+
+
+class Clocked(Callback):
+    """Takes the time of the steps between the first and the last one."""
+
+    def __init__(self) -> None:
+        self.steps, self._first, self._last = 0, 0.0, 0.0
+
+    @property
+    def per_step(self) -> float:
+        """Seconds of a step."""
+        return (self._last - self._first) / max(self.steps - 1, 1)
+
+    def on_step(self, runner: AccelerateRunner) -> None:
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        self.steps += 1
+
+
+class CountingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types
+    """Counts how often a value of a tensor was asked for, for which a device would be waited."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
+        self.waits = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.waits += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Do something in a forked process; returns its exit code, negative for a signal."""
+    with warnings.catch_warnings():  # of threads that are idle here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process = os.fork()
+    if process == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def outcome(runner: TinyRunner) -> dict[str, Any]:
+    """What a resumed training must have in common with one that nobody interrupted."""
+    return {
+        "model": runner.unwrapped_model.state_dict(),
+        "optimizer": runner.optimizer.state_dict(),
+        "results": runner.results,
+        "global_step": runner.global_step,
+        "stop_reason": runner.stop_reason,
+    }
 
 
 def is_equal(one: Any, other: Any) -> bool:

@@ -18,7 +18,7 @@ CORE = sorted(
 )
 READY_MADE = sorted((ROOT / "callbacks").glob("*.py"))
 SOURCES = CORE + READY_MADE
-SHARED_BASES = {"monitor"}
+SHARED_BASES = {"monitor", "weight_averaging"}
 PACKAGES = sorted(path.parent for path in CORE if path.name == "__init__.py")[1:]
 
 # A room imports from its own line and those above, under TYPE_CHECKING too.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,42 @@ class Clumsy(Callback):
         raise OSError("the file was never opened")
 
 
+class Drawing(Callback):
+    def on_step(self, runner):
+        torch.rand(1)
+
+
+class Shrinking(Callback):
+    def on_before_step(self, runner):
+        for parameter in runner.model.parameters():
+            parameter.grad.mul_(0.5)
+
+
+class Waiting(Callback):
+    def on_batch_end(self, runner, batch, output):
+        output["loss"].item()
+
+
+class Inexact(Callback):
+    def __init__(self):
+        self.scale = 1.0
+
+    def on_before_step(self, runner):
+        self.scale *= 0.9
+        for parameter in runner.model.parameters():
+            parameter.grad.mul_(self.scale)
+
+
+class Leaking(Callback):
+    def on_setup(self, runner):
+        runner.model.register_forward_hook(lambda module, inputs, output: None)
+
+
+class Collecting(Callback):
+    def on_setup(self, runner):
+        gc.disable()
+
+
 class TestCounter(CallbackContract):
     def make(self):
         return Counter()
@@ -74,11 +112,36 @@ def contract_of(kind):
         (Forgetful, "test_state_round_trips_through_a_checkpoint"),
         (Shared, "test_two_instances_are_independent"),
         (Clumsy, "test_stays_out_of_the_way_of_another_callback_s_error"),
+        (Drawing, "test_draws_no_random_numbers"),
+        (Shrinking, "test_changes_the_training_only_where_it_says_so"),
+        (Waiting, "test_does_not_wait_for_the_device_on_every_step"),
+        (Inexact, "test_a_killed_run_goes_on_exactly"),
+        (Leaking, "test_leaves_nothing_behind"),
+        (Collecting, "test_leaves_nothing_behind"),
     ],
 )
 def test_the_contract_finds_a_callback_that_breaks_it(kind, broken, tmp_path: Path):
+    try:
+        with pytest.raises(AssertionError):
+            getattr(contract_of(kind), broken)(tmp_path)
+    finally:
+        gc.enable()
+
+
+def test_one_that_says_it_changes_the_training_must(tmp_path: Path):
+    contract = contract_of(Shrinking)
+    contract.changes_training = True
+    contract.test_changes_the_training_only_where_it_says_so(tmp_path)
+
+    contract.make = Counter
     with pytest.raises(AssertionError):
-        getattr(contract_of(kind), broken)(tmp_path)
+        contract.test_changes_the_training_only_where_it_says_so(tmp_path)
+
+
+def test_the_cost_of_a_step_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    contract_of(Counter).test_the_cost_of_a_step_is_told(tmp_path)
+
+    assert re.fullmatch(r"counter: -?[\d.]+ us a step on [\d.]+ us\n", capsys.readouterr().out)
 
 
 def test_the_contract_finds_a_callback_that_counts_on_batches(tmp_path: Path):

@@ -89,14 +89,21 @@ class Saver:
     Args:
         world: The processes of the run.
         on_error: Whether a save that fails raises, or is counted and logged.
+        logger: The log of the run.
 
     Attributes:
         failures: The number of saves that failed since `open`.
     """
 
-    def __init__(self, world: World, on_error: Literal["raise", "warn"] = "raise") -> None:
+    def __init__(
+        self,
+        world: World,
+        on_error: Literal["raise", "warn"] = "raise",
+        logger: logging.Logger | None = None,
+    ) -> None:
         self.failures = 0
         self._on_error = on_error
+        self._logger = logger or _logger
         self._world = world
         self._threads = world  # the same processes, as the threads agree
         self._writer: AsyncWriter[Path] | None = None
@@ -174,7 +181,7 @@ class Saver:
             if self._on_error == "raise":
                 raise
             self.failures += 1
-            _logger.warning("save failed (%d so far): %s", self.failures, error)
+            self._logger.warning("save failed (%d so far): %s", self.failures, error)
 
 
 def _commit(

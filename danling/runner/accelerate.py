@@ -266,10 +266,21 @@ class AccelerateRunner(BaseRunner):
 
     @property
     def accum_steps(self) -> int:  # type: ignore[override]  # it is a constant of the base
-        """The micro-batches of one optimizer step."""
+        """The micro-batches of one optimizer step in this epoch."""
+        return self.accum_steps_in(self.epoch)
+
+    def accum_steps_in(self, epoch: int) -> int:
+        """The micro-batches of one optimizer step in an epoch: a callback may have a schedule."""
         options = self.config.accelerate
         key = "gradient_accumulation_steps"
-        return int(options[key]) if key in options else 1  # get() composes an error and drops it
+        steps = int(options[key]) if key in options else 1  # get() composes an error and drops it
+        for schedule in self._accumulation_schedules():
+            steps = schedule(epoch, steps)
+        return steps
+
+    def _accumulation_schedules(self) -> list[Callable[[int, int], int]]:
+        found = (getattr(callback, "accum_steps_in", None) for callback in self.callbacks)
+        return [schedule for schedule in found if schedule is not None]
 
     @property
     def datasets(self) -> dict[str, Any]:
@@ -351,8 +362,15 @@ class AccelerateRunner(BaseRunner):
             and "train" in self.splits
             and self.steps_per_epoch is not None
         ):
-            limits.append(self.config.max_epochs * self.steps_per_epoch)
+            limits.append(self._steps_of(self.config.max_epochs))
         return min(limits, default=None)
+
+    def _steps_of(self, epochs: int) -> int:
+        """The optimizer steps of a number of epochs, from the first one on."""
+        if not self._accumulation_schedules():
+            return epochs * (self.steps_per_epoch or 0)
+        batches = self.batches_per_epoch or 0
+        return sum(math.ceil(batches / self.accum_steps_in(epoch)) for epoch in range(epochs))
 
     @property
     def progress(self) -> float:
@@ -1003,9 +1021,14 @@ class AccelerateRunner(BaseRunner):
         return self._state(alone=True)
 
     def _state(self, *, alone: bool = False) -> dict[str, Any]:
+        whole = alone or self.optimization.model_state.whole
+        weights = self.optimization.model_state.state(whole=whole)
+        for callback in self.callbacks:  # what scored is what is saved: an average of the weights
+            if (replace_weights := getattr(callback, "weights_to_save", None)) is not None:
+                weights = replace_weights(self, weights)
         return self._contents.take(
             self.optimization,
-            super().state_dict(),
+            {"model": weights, **super().state_dict()},
             places=self._places_now(),
             unsafe=self.unsafe,
             alone=alone,
@@ -1066,8 +1089,9 @@ class AccelerateRunner(BaseRunner):
             left_out = contents.restore_weights(optimization, checkpoint, path)
             self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
             return
+        windows = self.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
         reasons = self.world.together(
-            lambda: contents.compare(optimization, checkpoint, path, self.accum_steps, strict)
+            lambda: contents.compare(optimization, checkpoint, path, windows, strict)
         )
         checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
         self._loaded_rng = contents.restore_streams(checkpoint)

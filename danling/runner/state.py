@@ -68,7 +68,7 @@ class Contents:
 
         Args:
             optimization: The model's state and the optimizers.
-            common: What every runner saves.
+            common: What every runner saves, and the weights.
             places: The number of batches that were used of each split in this epoch.
             unsafe: Why no run could go on exactly from here; None at a safe point.
             alone: Whether only this process takes part.
@@ -78,7 +78,7 @@ class Contents:
             gather = _alone
         whole, data = alone or optimization.model_state.whole, common["data"]
         return {
-            "model": optimization.model_state.state(whole=whole),
+            "model": common["model"],
             **optimization.state_dict(whole),
             **common,
             "data": {

@@ -196,5 +196,5 @@ def test_each_line_is_written_once(tmp_path: Path) -> None:
 
     (log,) = (tmp_path / "experiments").glob("*/run.log")
     for text in (ended.output, log.read_text()):
-        assert text.count("epoch 1/2 | step") == 1, ended.output
+        assert text.count("   1/2    4 |") == 1, ended.output
         assert text.count("2 processes") == 2  # one per training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import pytest
@@ -59,7 +59,7 @@ def ways() -> dict[str, list[tuple[str, str]]]:
     codes = {}
     hooks = {}
     for name in [*STEP, *AROUND, *EVALUATION]:
-        method = type(hook)(hook.__code__.replace(co_name=name), hook.__globals__, name)
+        method = FunctionType(hook.__code__.replace(co_name=name), hook.__globals__, name)
         hooks[name], codes[method.__code__] = method, name
     user = type("User", (Callback,), hooks)
 

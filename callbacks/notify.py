@@ -1,0 +1,126 @@
+"""A message when a run begins, ends or fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from danling.callback import Callback, Priority
+from danling.errors import CallbackError, did_you_mean
+
+if TYPE_CHECKING:
+    from danling.runner.accelerate import AccelerateRunner as Runner
+
+__all__ = ["Notify"]
+
+_EVENTS = ("start", "epoch", "end", "error")
+
+
+class Notify(Callback):
+    """Post a line to a webhook, as Slack's, when a run begins, ends or fails.
+
+    The address is in an environment variable, so that it is in no file of the run. Without it
+    nothing is sent, with a line in the log. A message is JSON with the key `text`; it is sent by a
+    thread with a time-out, and what goes wrong is a warning that does not show the address. The
+    main process sends, in order. A step costs nothing, and there is no state.
+
+    Args:
+        on: The occasions: any of `"start"`, `"epoch"`, `"end"` and `"error"`.
+        variable: The environment variable that holds the address.
+        timeout: How many seconds a message may take.
+
+    Raises:
+        CallbackError: There is no such occasion, or the time-out is not positive.
+
+    Example:
+        >>> Notify(on=("end", "error")).variable
+        'DANLING_WEBHOOK'
+    """
+
+    name = "notify"
+    priority = Priority.VERY_LOW
+
+    def __init__(
+        self,
+        on: tuple[str, ...] = ("start", "end", "error"),
+        *,
+        variable: str = "DANLING_WEBHOOK",
+        timeout: float = 10.0,
+    ) -> None:
+        for occasion in on:
+            if occasion not in _EVENTS:
+                near = did_you_mean(str(occasion), _EVENTS)
+                raise CallbackError(f"Notify(on={occasion!r}): {near}")
+        if not timeout > 0:
+            raise CallbackError(f"Notify(timeout={timeout!r}): must be positive")
+        self.on = on
+        self.variable = variable
+        self.timeout = timeout
+        self._threads: list[threading.Thread] = []
+        self._url: str | None = None
+
+    def on_setup(self, runner: Runner) -> None:
+        """Read the address."""
+        self._url = os.environ.get(self.variable) if runner.is_main_process else None
+        if self._url is None and runner.is_main_process:
+            runner.logger.info("%s: %s is not set, nothing is sent", self.name, self.variable)
+        elif self._url is not None and urlsplit(self._url).scheme not in ("http", "https"):
+            self._url = None
+            runner.logger.warning(
+                "%s: what is in %s is no http(s) address, nothing is sent", self.name, self.variable
+            )
+
+    def on_train_start(self, runner: Runner) -> None:
+        """Tell that it begins."""
+        self._tell(runner, "start", f"{runner.name}: training begins at epoch {runner.epoch}")
+
+    def on_epoch_end(self, runner: Runner) -> None:
+        """Tell the score of an epoch."""
+        self._tell(runner, "epoch", f"{runner.name}: epoch {runner.epoch}, {_score(runner)}")
+
+    def on_train_end(self, runner: Runner) -> None:
+        """Tell that it ends, and how."""
+        reason = f" ({runner.stop_reason})" if runner.stop_reason else ""
+        text = f"{runner.name}: training ends at epoch {runner.epoch}{reason}, {_score(runner)}"
+        self._tell(runner, "end", text)
+
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
+        """Tell what went wrong, without its values."""
+        text = f"{runner.name}: {type(error).__name__} at global step {runner.global_step}"
+        self._tell(runner, "error", text)
+
+    def on_teardown(self, runner: Runner) -> None:
+        """Wait for what is being sent, no longer than the time-outs."""
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.join(self.timeout)
+
+    def _tell(self, runner: Runner, occasion: str, text: str) -> None:
+        if self._url is None or occasion not in self.on:
+            return
+        before = self._threads[-1] if self._threads else None
+        thread = threading.Thread(
+            target=self._send, args=(runner.logger, self._url, text, before), daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+    def _send(self, logger: Any, url: str, text: str, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join(self.timeout)
+        body = json.dumps({"text": text}).encode()
+        request = Request(url, body, {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=self.timeout):
+                return
+        except (OSError, ValueError) as error:
+            logger.warning("%s: a message was not sent (%s)", self.name, type(error).__name__)
+
+
+def _score(runner: Runner) -> str:
+    best = runner.best_score
+    return f"best {runner.monitor} {best:.6g}" if best is not None else "no score yet"
