@@ -175,15 +175,14 @@ def _search(things: tuple[object, ...], besides: tuple[type, ...], whole: bool) 
         below: list[_Place] = []
         for place in level:
             value = place.value
-            if value is None:
-                if place.holder is not None and place.is_users:
-                    result.open.append(place)
-            elif is_generator(value):
-                if place.holder is not None:
-                    result.open.append(place)
-                if not _is_of_process(value):
-                    result.found.setdefault(id(value), place)
-            elif id(value) not in seen and not isinstance(value, opaque) and len(seen) < _MOST:
+            generator = is_generator(value)
+            if place.holder is not None and (generator or (value is None and place.is_users)):
+                result.open.append(place)
+            if generator and not _is_of_process(value):
+                result.found.setdefault(id(value), place)
+            if generator or value is None:
+                continue
+            if id(value) not in seen and not isinstance(value, opaque) and len(seen) < _MOST:
                 seen[id(value)] = value
                 below += _places(place, result.containers, whole)
         level = below
@@ -297,9 +296,8 @@ def _of_function(path: str, function: FunctionType) -> Iterator[_Place]:
         value = module.get(name)
         if isinstance(value, ModuleType) and not _library(value.__name__):
             inside = vars(value)
-            for inner in names:
-                if inner in inside:
-                    yield _Place(f"{value.__name__}.{inner}", inside[inner], inside, inner)
+            for inner in (inner for inner in names if inner in inside):
+                yield _Place(f"{value.__name__}.{inner}", inside[inner], inside, inner)
         elif name in module:
             yield _Place(f"{module.get('__name__')}.{name}", value, module, name)
 

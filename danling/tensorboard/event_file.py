@@ -271,16 +271,22 @@ def replace_value(path: str | os.PathLike[str], value: Summary.Value) -> bool:
         places = [index for index, old in enumerate(event.summary.value) if old.tag == value.tag]
         if places:
             event.summary.value[places[0]].CopyFrom(value)
-            new = frame(event.SerializeToString())
-            if len(new) == len(record):
-                with open(path, "rb+") as file:
-                    file.seek(start)
-                    file.write(new)
-            else:
-                write_bytes(path, data[:start] + new + data[start + len(record) :])
+            _overwrite(path, data, start, len(record), frame(event.SerializeToString()))
             return True
         start += len(record)
     return False
+
+
+def _overwrite(
+    path: str | os.PathLike[str], data: bytes, start: int, size: int, record: bytes
+) -> None:
+    """Put a record in the place of another one, in a file with this data."""
+    if len(record) != size:
+        write_bytes(path, data[:start] + record + data[start + size :])
+        return
+    with open(path, "rb+") as file:
+        file.seek(start)
+        file.write(record)
 
 
 def cut_events(
