@@ -1,4 +1,4 @@
-"""Runs on the disk: read, selected, compared, summarised, kept and repeated, over plain files.
+"""Runs on the disk: read, selected, compared, summarised and repeated, over plain files.
 
 Begin with `collection`. It may import everything but `testing` and `cli`, and imports no torch except in
 `verification`.
@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 from danling import lazy_names
 
 if TYPE_CHECKING:
-    from danling.experiments.run import CheckpointFile, History, Run
     from danling.experiments.collection import Runs, runs
+    from danling.experiments.run import CheckpointFile, History, Run
     from danling.experiments.seeds import SeedGroup, Summary
     from danling.experiments.selection import SelectionError, select, select_one
 

@@ -57,7 +57,8 @@ def find_repository(run: Run, start: Path | None = None) -> Repository:
         raise RunError(
             f"{run.id} was started outside of git: only digests of its source files are recorded"
         )
-    places = [start or Path.cwd(), *(Path(str(l.get("cwd"))) for l in run.launches[:1]), run.path]
+    started = [Path(str(launch.get("cwd"))) for launch in run.launches[:1]]
+    places = [start or Path.cwd(), *started, run.path]
     for place in places:
         if place.is_dir():
             with suppress(GitError):

@@ -290,5 +290,3 @@ def _sort_key(value: Any) -> tuple[bool, float, str]:
     if isinstance(value, int | float):
         return False, float(value), ""
     return True, 0.0, str(value)
-
-

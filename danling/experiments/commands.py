@@ -57,8 +57,8 @@ def split_command(argv: Sequence[str]) -> Parts | None:
     """The parts of a command line of Python; None where it runs no script.
 
     Example:
-        >>> split_command(["python", "-u", "-m", "project.train", "--lr", "1"])
-        Parts(python=['python', '-u'], script='project.train', is_module=True, arguments=['--lr', '1'])
+        >>> split_command(["python", "-u", "-m", "train", "--lr", "1"])
+        Parts(python=['python', '-u'], script='train', is_module=True, arguments=['--lr', '1'])
     """
     words, python = list(argv[1:]), list(argv[:1])
     while words and words[0].startswith("-") and words[0] != "-":
@@ -100,7 +100,9 @@ def resumed(run: Run, flags: Sequence[str] = ()) -> Command:
     cwd = run.launches[-1].get("cwd")
     notes = []
     if not isinstance(cwd, str) or not Path(cwd).is_dir():
-        notes.append(f"the folder {cwd} in which it was started is gone: this is for the current one")
+        notes.append(
+            f"the folder {cwd} in which it was started is gone: this is for the current one"
+        )
         cwd = None
     notes += _masked(parts)
     found = _launched(run, replace(parts, arguments=[*parts.arguments, *flags, *resume]))
@@ -175,7 +177,9 @@ def _launched(run: Run, parts: Parts) -> Command:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(local)]
     script = ["--module", parts.script] if parts.is_module else [parts.script]
     argv = [*parts.python, *launcher, *script, *parts.arguments]
-    notes = (f"it ran on {size} processes, {local} of them on each node: start it on each of those",)
+    notes = (
+        f"it ran on {size} processes, {local} of them on each node: start it on each of those",
+    )
     return Command(argv, notes=notes if str(local) != str(size) else ())
 
 

@@ -62,7 +62,9 @@ class CodeDifference:
         text = f"{self.before or 'no commit'} → {self.after or 'no commit'}"
         if self.note:
             return f"{text}: {self.note}"
-        added, removed = (sum(file[side] for file in self.files) for side in (1, 2))
+        added, removed = (
+            sum(numbers) for numbers in ([f[1] for f in self.files], [f[2] for f in self.files])
+        )
         names = ", ".join(file[0] for file in self.files[:3])
         more = ", ..." if len(self.files) > 3 else ""
         return (

@@ -42,7 +42,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_OPERATORS = (
+_OPERATORS: tuple[type[ast.AST], ...] = (
     *(ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is),
     *(ast.IsNot, *_ORDER, *_ARITHMETIC, ast.Load),
 )
@@ -147,7 +147,15 @@ def _problem(node: ast.AST) -> str | None:
         return None
     if isinstance(node, ast.Call):
         return "there are no calls"
-    allowed = (ast.BoolOp, ast.UnaryOp, ast.BinOp, ast.Compare, ast.List, ast.Tuple, *_OPERATORS)
+    allowed: tuple[type[ast.AST], ...] = (
+        ast.BoolOp,
+        ast.UnaryOp,
+        ast.BinOp,
+        ast.Compare,
+        ast.List,
+        ast.Tuple,
+        *_OPERATORS,
+    )
     return None if isinstance(node, allowed) else "this is no part of the language"
 
 

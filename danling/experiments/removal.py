@@ -240,7 +240,9 @@ def _plan(run: Run) -> CheckpointPlan:
     if any(file.sha256 is None for file in staying):  # it may name any shards
         return CheckpointPlan(run, [f.path for f in may_go if not f.shards and f.sha256])
     named = {file.shards for file in staying}
-    shards = {file.path.parent / file.shards for file in may_go if _is_free(file.shards, named)}
+    shards = {
+        file.path.parent / str(file.shards) for file in may_go if _is_free(file.shards, named)
+    }
     return CheckpointPlan(run, [file.path for file in may_go if file.sha256], sorted(shards))
 
 

@@ -169,7 +169,7 @@ class Run:
         try:
             return FoundRun(self.path, self.record).locked
         except OSError:
-            return self.record["status"] == "running"
+            return bool(self.record["status"] == "running")
 
     @property
     def reason(self) -> str | None:

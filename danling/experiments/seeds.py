@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from danling.experiments.columns import column
 from danling.experiments.run import Run
@@ -32,8 +32,7 @@ class Summary:
         return f"{self.mean:.4g}{spread} ({self.n})"
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """A curve over seeds, at the steps that all have in common."""
 
     steps: list[int]

@@ -1,13 +1,13 @@
 """Words that select runs, the same for every command.
 
-    a1b2            the run of which one part of the id begins so
-    a1b2c3d4        all runs that have this as a whole part: of one code, or of one configuration
-    digits-mlp      the runs of this name; digits-* of names like it
-    experiments/x   the run in this directory
-    @1  @2          the newest, the one before
-    @best           the best one, by the runs' own monitor
-    @failed         those of this status; @killed, @running and so on
-    @all            all
+a1b2            the run of which one part of the id begins so
+a1b2c3d4        all runs that have this as a whole part: of one code, or of one configuration
+digits-mlp      the runs of this name; digits-* of names like it
+experiments/x   the run in this directory
+@1  @2          the newest, the one before
+@best           the best one, by the runs' own monitor
+@failed         those of this status; @killed, @running and so on
+@all            all
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from danling.errors import DanLingError, RunDirectoryError, did_you_mean
-from danling.experiments.run import Run
 from danling.experiments.collection import Runs
+from danling.experiments.run import Run
 from danling.run.record import STATUSES
 
 __all__ = ["SelectionError", "select", "select_one"]
@@ -83,16 +84,15 @@ def _special(runs: Runs, word: str) -> Sequence[Run]:
     if name.isdigit():
         place = int(name)
         if not 1 <= place <= len(runs):
-            raise SelectionError(f"there is no {word}: there are {len(runs)} runs, @1 is the newest")
+            raise SelectionError(
+                f"there is no {word}: there are {len(runs)} runs, @1 is the newest"
+            )
         return [runs[place - 1]]
     statuses = (*STATUSES, "killed")
     words: Mapping[str, Callable[[], Sequence[Run]]] = {
         "best": lambda: [run for run in [runs.best()] if run is not None],
         "all": lambda: list(runs),
-        **{
-            status: (lambda status=status: [run for run in runs if run.status == status])
-            for status in statuses
-        },
+        **{status: partial(_of_status, runs, status) for status in statuses},
     }
     if name not in words:
         near = did_you_mean(word, [f"@{known}" for known in words])
@@ -101,6 +101,10 @@ def _special(runs: Runs, word: str) -> Sequence[Run]:
     if not found:
         raise SelectionError(f"no run is selected by {word}")
     return found
+
+
+def _of_status(runs: Runs, status: str) -> Sequence[Run]:
+    return [run for run in runs if run.status == status]
 
 
 def _by_path(runs: Runs, word: str) -> Sequence[Run]:
@@ -120,9 +124,7 @@ def _by_name(runs: Runs, word: str) -> Sequence[Run]:
     exact = [run for run in runs if word in (run.name, run.path.name)]
     if exact or not any(char in word for char in "*?["):
         return exact
-    return [
-        run for run in runs if fnmatchcase(run.name, word) or fnmatchcase(run.path.name, word)
-    ]
+    return [run for run in runs if fnmatchcase(run.name, word) or fnmatchcase(run.path.name, word)]
 
 
 def _by_id(runs: Runs, word: str) -> Sequence[Run]:
@@ -156,4 +158,3 @@ def _ambiguous(word: str, found: Sequence[Run]) -> SelectionError:
         shown.append(f"  and {more} more")
     message = f"{word!r} selects {len(found)} runs; take one of\n" + "\n".join(shown)
     return SelectionError(message, found)
-

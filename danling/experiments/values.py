@@ -53,7 +53,8 @@ def duration_text(seconds: float | None) -> str:
     if seconds < 10:
         return f"{max(seconds, 0):.1f}s"
     units = [("d", 86400), ("h", 3600), ("m", 60), ("s", 1)]
-    rest, parts = int(seconds), []
+    rest = int(seconds)
+    parts: list[str] = []
     for unit, length in units:
         count, rest = divmod(rest, length)
         if count or parts:
