@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def _abilities(folder: Path) -> dict[str, str]:
             pass
 
     (folder / "file").write_text("")
-    tries = {
+    tries: dict[str, Callable[[], object]] = {
         "locks": locks,
         "hard links": lambda: filesystem.link(folder / "file", folder / "link"),
         "symbolic links": lambda: (folder / "symbolic").symlink_to("file"),

@@ -86,7 +86,7 @@ def run_rm(options: Any, output: Output) -> int:
         output.error("name the runs to remove, such as @failed; danling ls lists them")
         return 2
     everything, root = runs(options.root), find_root(options.root)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in chosen(options, output):
         kept, size = protection(run, everything), run.size
         if kept is None and options.yes:

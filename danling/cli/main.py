@@ -51,6 +51,8 @@ VERBS = {
     "completion": Verb("completing", "completion for bash, zsh and fish"),
 }
 
+_TAKES_FLAGS = ("rerun", "sweep")  # of the script, besides their own
+
 _EPILOG = """\
 runs are selected by words:
   a1b2          the run of which a part of the id begins so
@@ -76,8 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The words after `danling`; those of this process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["__complete"]:
+        return _complete(words[1:])
     parser = build_parser(words)
-    options = parser.parse_args(words)
+    options, flags = parser.parse_known_args(words)
+    options.flags = flags
+    if options.flags and options.verb not in _TAKES_FLAGS:
+        parser.error(f"unrecognized: {' '.join(options.flags)}; see danling {options.verb} --help")
     if options.verb is None:
         parser.print_help()
         return MISUSED
@@ -143,6 +150,13 @@ def _run(options: Any, output: Output) -> int:
     except ImportError as error:
         output.error(str(error))
         return FAILED
+
+
+def _complete(words: Sequence[str]) -> int:
+    from danling.cli.completing import candidates
+
+    print("\n".join(candidates(words)))
+    return OK
 
 
 def _version() -> str:

@@ -68,6 +68,10 @@ class Output:
         """Print text as it is."""
         sys.stdout.write(text)
 
+    def flush(self) -> None:
+        """Print what is not printed yet, before another process prints."""
+        sys.stdout.flush()
+
     def message(self, text: str) -> None:
         """Print a message."""
         print(text, file=sys.stderr)

@@ -18,7 +18,10 @@ __all__ = ["EXAMPLES"]
 
 
 EXAMPLES = {
-    "show": "  danling show @1\n  danling show a1b2 --config\n  danling show @best --patch | git apply",
+    "show": """\
+  danling show @1
+  danling show a1b2 --config
+  danling show @best --patch | git apply""",
     "diff": """\
   danling diff @1 @best
   danling diff a1b2 c3d4 --patch                 the code too

@@ -1,4 +1,4 @@
-"""Runs on the disk: read, selected, compared, summarised and repeated, over plain files.
+"""Runs on the disk: read, selected, compared and repeated, over plain files.
 
 Begin with `collection`. It may import everything but `testing` and `cli`, and imports no torch except in
 `verification`.

@@ -19,6 +19,7 @@ __all__ = ["Change", "CodeDifference", "Difference", "difference"]
 
 _NOT_COMPARED = ("variables.", "cpu_count")
 _MISSING = object()
+_MOST_SHOWN = 6  # changes of a kind in one line
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ def _environment(run: Run) -> dict[str, Any]:
         if not key.startswith(_NOT_COMPARED)
     }
     launch = run.launches[-1] if run.launches else {}
-    return {**run.packages, **recorded, "world_size": launch.get("world_size")}
+    known = {**recorded, "world_size": launch.get("world_size")}
+    return known | {name: version for name, version in run.packages.items() if name not in known}
 
 
 def _command(run: Run) -> dict[str, Any]:
@@ -209,7 +211,10 @@ def _shown(run: Run) -> str:
 
 
 def _listed(changes: list[Change]) -> str:
-    return " · ".join(map(str, changes)) or "the same"
+    shown = [str(change) for change in changes[:_MOST_SHOWN]]
+    if len(changes) > len(shown):
+        shown.append(f"and {len(changes) - len(shown)} more (--json has all)")
+    return " · ".join(shown) or "the same"
 
 
 def _count(number: int, noun: str) -> str:

@@ -43,8 +43,20 @@ _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Div: operator.truediv,
 }
 _OPERATORS: tuple[type[ast.AST], ...] = (
-    *(ast.And, ast.Or, ast.Not, ast.USub, ast.UAdd, ast.Eq, ast.NotEq, ast.In, ast.NotIn, ast.Is),
-    *(ast.IsNot, *_ORDER, *_ARITHMETIC, ast.Load),
+    ast.And,
+    ast.Or,
+    ast.Not,
+    ast.USub,
+    ast.UAdd,
+    ast.Eq,
+    ast.NotEq,
+    ast.In,
+    ast.NotIn,
+    ast.Is,
+    ast.IsNot,
+    ast.Load,
+    *_ORDER,
+    *_ARITHMETIC,
 )
 
 

@@ -33,9 +33,11 @@ table { border-collapse: collapse; display: block; overflow-x: auto }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; white-space: nowrap }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem }
-figure { margin: 0; break-inside: avoid } svg { width: 100% } svg text { font-size: 12px; fill: currentColor }
+figure { margin: 0; break-inside: avoid } svg { width: 100% }
+svg text { font-size: 12px; fill: currentColor }
 .legend { list-style: none; padding: 0 0 0 3rem; margin: 0; font-size: 12px }
-.legend li { display: inline-block; margin-right: 1rem; border-left: 14px solid var(--c); padding-left: 6px }
+.legend li { display: inline-block; margin-right: 1rem; padding-left: 6px;
+  border-left: 14px solid var(--c) }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: 12px }
 details { margin: .5rem 0 } summary { cursor: pointer }
 @media print { :root { --fg: #000; --bg: #fff; --soft: #fff } body { margin: 0; max-width: none } }
