@@ -33,6 +33,7 @@ EXAMPLES = {
 def add_resume(parser: argparse.ArgumentParser) -> None:
     """The options of `resume`."""
     add_choice(parser, required=True)
+    parser.add_argument("--current-code", action="store_true", help="the code as it is now")
     parser.add_argument("--exec", action="store_true", dest="execute", help="run it")
 
 
@@ -42,7 +43,8 @@ def run_resume(options: Any, output: Output) -> int:
     for run in chosen(options, output):
         if run.is_running:
             raise RunDirectoryError(f"{run.id} is running: danling logs {run.id} -f follows it")
-        commands.append(resumed(run))
+        root = None if options.current_code else find_root(options.root)
+        commands.append(resumed(run, root=root))
     return _print_or_run(commands, options, output)
 
 

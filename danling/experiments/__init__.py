@@ -1,6 +1,6 @@
 """Runs on the disk: read, selected, compared and repeated, over plain files.
 
-Begin with `collection`. It may import everything but `testing` and `cli`, and imports no torch except in
+Begin with `collection`. It may import everything but `testing` and `cli`, and loads torch only in
 `verification`.
 
 - `collection`: many runs: filtered, sorted, compared, summarised over seeds.

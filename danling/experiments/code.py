@@ -19,6 +19,7 @@ __all__ = [
     "Rebuilt",
     "add_worktree",
     "find_repository",
+    "has_changed",
     "ignore_folder",
     "rebuild",
     "recorded_tree",
@@ -121,6 +122,22 @@ def rebuild(run: Run, folder: Path) -> Rebuilt:
     if not exact and not notes:
         notes = ["the rebuilt code is not exactly the recorded one"]
     return Rebuilt(target, exact, tuple(notes))
+
+
+def has_changed(run: Run, root: Path) -> bool:
+    """Whether the code where a run was started is known to be another now.
+
+    Of a run that has gone on with other code before, it is no question.
+    """
+    tree = run.code.get("tree")
+    if run.code.get("source") != "git" or any("code" in launch for launch in run.launches[1:]):
+        return False
+    cwd = run.launches[-1].get("cwd") if run.launches else None
+    if not isinstance(cwd, str) or not Path(cwd).is_dir():
+        return False
+    with suppress(GitError, OSError), WorkingTree.of(Repository(Path(cwd), _SECONDS)) as working:
+        return working.snapshot([root.resolve()]).tree != tree
+    return False
 
 
 def add_worktree(repository: Repository, target: Path, commit: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from danling.errors import RunDirectoryError, RunError
-from danling.experiments.code import CODE_FOLDER, Rebuilt, rebuild, script_in
+from danling.experiments.code import CODE_FOLDER, Rebuilt, has_changed, rebuild, script_in
 from danling.experiments.run import Run
 from danling.files.json import dumps
 
@@ -89,8 +89,14 @@ def command(run: Run, kind: str, overrides: Mapping[str, Any]) -> list[str]:
     return _launched(run, replace(parts, arguments=[*parts.arguments, *flags])).argv
 
 
-def resumed(run: Run, flags: Sequence[str] = ()) -> Command:
+def resumed(run: Run, flags: Sequence[str] = (), root: Path | None = None) -> Command:
     """The command that goes on with a run in its own directory.
+
+    Args:
+        run: The run.
+        flags: Further flags of the script.
+        root: The folder of the runs, below which the code of the run is rebuilt where the code has
+            changed since; None to go on with the code as it is now.
 
     Raises:
         RunDirectoryError: No command line is recorded.
@@ -105,8 +111,15 @@ def resumed(run: Run, flags: Sequence[str] = ()) -> Command:
         )
         cwd = None
     notes += _masked(parts)
-    found = _launched(run, replace(parts, arguments=[*parts.arguments, *flags, *resume]))
-    return replace(found, cwd=Path(cwd) if cwd else None, notes=(*notes, *found.notes))
+    parts = replace(parts, arguments=[*parts.arguments, *flags, *resume])
+    environment: dict[str, str] = {}
+    if root is not None and has_changed(run, root):
+        rebuilt = rebuild(run, root.resolve() / CODE_FOLDER)
+        parts, environment = _moved(run, parts, rebuilt.path, run.launches[-1].get("cwd"))
+        notes += ["the code has changed since: it goes on with its own, rebuilt", *rebuilt.notes]
+    found = _launched(run, parts)
+    place = Path(cwd) if cwd else None
+    return replace(found, cwd=place, environment=environment, notes=(*notes, *found.notes))
 
 
 def repeated(run: Run, root: Path, flags: Sequence[str] = ()) -> tuple[Command, Rebuilt]:
@@ -121,18 +134,9 @@ def repeated(run: Run, root: Path, flags: Sequence[str] = ()) -> tuple[Command, 
     parts = _parts(run, 0)
     rebuilt = rebuild(run, root.resolve() / CODE_FOLDER)
     cwd = run.launches[0].get("cwd")
-    arguments = [_in_worktree(word, rebuilt.path, cwd) for word in parts.arguments]
-    arguments += ["--project_root", str(root.resolve()), *_drawn_seed(run, flags), *flags]
-    environment = {}
-    if parts.is_module:  # `-P`: the current folder is not searched for modules
-        environment = {"PYTHONPATH": str(rebuilt.path)}
-        parts = replace(parts, python=[*parts.python, "-P"])
-    else:
-        script = script_in(rebuilt.path, parts.script, cwd)
-        if script is None:
-            raise RunError(f"{parts.script} of {run.id} is not in its code: it lay outside of git")
-        parts = replace(parts, script=str(script))
-    made = _launched(run, replace(parts, arguments=arguments))
+    parts, environment = _moved(run, parts, rebuilt.path, cwd)
+    own = ["--project_root", str(root.resolve()), *_drawn_seed(run, flags), *flags]
+    made = _launched(run, replace(parts, arguments=[*parts.arguments, *own]))
     notes = (*_masked(parts), *rebuilt.notes, *made.notes, *_other_machine(run))
     return replace(made, environment=environment, notes=notes), rebuilt
 
@@ -140,6 +144,18 @@ def repeated(run: Run, root: Path, flags: Sequence[str] = ()) -> tuple[Command, 
 def text_of(value: Any) -> str:
     """A value as it is written on the command line."""
     return value if isinstance(value, str) else dumps(value)
+
+
+def _moved(run: Run, parts: Parts, worktree: Path, cwd: str | None) -> tuple[Parts, dict[str, str]]:
+    """The command line of the script in a worktree, and the variables that it needs."""
+    arguments = [_in_worktree(word, worktree, cwd) for word in parts.arguments]
+    if parts.is_module:  # `-P`: the current folder is not searched for modules
+        python = [*parts.python, "-P"]
+        return replace(parts, python=python, arguments=arguments), {"PYTHONPATH": str(worktree)}
+    script = script_in(worktree, parts.script, cwd)
+    if script is None:
+        raise RunError(f"{parts.script} of {run.id} is not in its code: it lay outside of git")
+    return replace(parts, script=str(script), arguments=arguments), {}
 
 
 def _parts(run: Run, launch: int) -> Parts:
