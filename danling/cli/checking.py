@@ -28,7 +28,7 @@ EXAMPLES = {
 
 _PACKAGES = (
     *("danling", "torch", "accelerate", "numpy", "tensorboard", "gitpython", "pyyaml", "tqdm"),
-    *("deepspeed", "optuna", "submitit", "plotext", "argcomplete"),
+    *("deepspeed", "transformers", "plotext"),
 )
 
 

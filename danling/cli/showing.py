@@ -91,8 +91,8 @@ def _overview(run: Run, output: Output) -> None:
     reason = f": {one_line(run.reason)}" if run.reason else ""
     output.line(f"{output.paint(run.id, 'title')}  {one_line(run.name)}")
     facts = {
-        "status": output.paint(run.status, run.status) + reason,
-        "created": f"{run.record.get('created')} ({duration_text(run.age)} ago)",
+        "status": output.paint(one_line(run.status), run.status) + reason,
+        "created": f"{one_line(str(run.record.get('created')))} ({duration_text(run.age)} ago)",
         "time": duration_text(run.duration),
         "score": _score(run),
         "code": code_text(run),

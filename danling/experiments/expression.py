@@ -89,7 +89,7 @@ class Expression:
     def __init__(self, text: str) -> None:
         self.text = text
         self._tree = _parsed(text)
-        _check(self._tree)
+        _check(self._tree, text)
         self.names = list(dict.fromkeys(_names(self._tree)))
 
     def __repr__(self) -> str:
@@ -131,7 +131,7 @@ def _wrong(text: str, problem: str) -> ConfigError:
     )
 
 
-def _check(tree: ast.expr) -> None:
+def _check(tree: ast.expr, text: str) -> None:
     """Refuse everything that is not on the list, without recursion."""
     pending: list[tuple[ast.AST, int]] = [(tree, 1)]
     count = 0
@@ -144,7 +144,8 @@ def _check(tree: ast.expr) -> None:
             )
         problem = _problem(node)
         if problem:
-            raise _wrong(ast.unparse(node) if depth < _MAX_DEPTH else "...", problem)
+            where = f", at character {node.col_offset + 1}" if isinstance(node, ast.expr) else ""
+            raise _wrong(text, f"{problem}{where}")
         if not isinstance(node, ast.Attribute):  # a dotted name is one name
             pending += [(child, depth + 1) for child in ast.iter_child_nodes(node)]
 

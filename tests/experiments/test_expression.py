@@ -30,6 +30,10 @@ def as_python(text: str) -> bool:
     return bool(eval(text, {"__builtins__": {}}, names))
 
 
+NAMES = ["'adam'", "'sgd'"]
+PARTS = ["'fin'", "'paper'"]
+
+
 class Writer:
     """Writes random conditions."""
 
@@ -52,8 +56,8 @@ class Writer:
             lambda: f"{self.number()} {choice(['<', '<=', '>', '>=', '==', '!='])} {self.number()}",
             lambda: f"{self.number()} < {self.number()} <= {self.number()}",
             lambda: f"seed {choice(['in', 'not in'])} [{self.number()}, {self.number()}, 3]",
-            lambda: f"optim.name {choice(['==', '!='])} {choice(['"adam"', '"sgd"'])}",
-            lambda: f"{choice(['"fin"', '"paper"'])} in {choice(['status', 'tags'])}",
+            lambda: f"optim.name {choice(['==', '!='])} {choice(NAMES)}",
+            lambda: f"{choice(PARTS)} in {choice(['status', 'tags'])}",
             lambda: "dirty",
         ]
         return choice(kinds)()

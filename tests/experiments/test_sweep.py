@@ -147,7 +147,7 @@ def test_goes_on_after_it_was_killed_with_its_children(project: Path, moment: in
     _wait_for_checkpoints(project, moment - 2)
     _kill_with_children(process)
 
-    code, out, err = finish(project, *flags)
+    code, _, err = finish(project, *flags)
 
     assert code == 0, err
     runs = dl.runs()
@@ -169,7 +169,7 @@ def test_a_process_that_outlives_its_sweep_is_waited_for(project: Path):
     process.stderr.readline()
     _wait_for_checkpoints(project, 1)
     process.kill()
-    process.wait()
+    process.communicate()
 
     code, out, err = finish(project, *flags)
 
@@ -190,4 +190,4 @@ def _wait_for_checkpoints(project: Path, count: int) -> None:
 
 def _kill_with_children(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
