@@ -61,7 +61,7 @@ def find_repository(run: Run, start: Path | None = None) -> Repository:
     started = [Path(str(launch.get("cwd"))) for launch in run.launches[:1]]
     places = [start or Path.cwd(), *started, run.path]
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):  # of Path it may fail for want of rights
             with suppress(GitError):
                 repository = Repository(place, _SECONDS)
                 git(repository, "cat-file", "-e", f"{run.commit}^{{commit}}")
@@ -133,7 +133,7 @@ def has_changed(run: Run, root: Path) -> bool:
     if run.code.get("source") != "git" or any("code" in launch for launch in run.launches[1:]):
         return False
     cwd = run.launches[-1].get("cwd") if run.launches else None
-    if not isinstance(cwd, str) or not Path(cwd).is_dir():
+    if not isinstance(cwd, str) or not os.path.isdir(cwd):
         return False
     with suppress(GitError, OSError), WorkingTree.of(Repository(Path(cwd), _SECONDS)) as working:
         return working.snapshot([root.resolve()]).tree != tree

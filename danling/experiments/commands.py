@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,7 @@ def resumed(run: Run, flags: Sequence[str] = (), root: Path | None = None) -> Co
     resume = ["--resume", str(run.path.resolve())]
     cwd = run.launches[-1].get("cwd")
     notes = []
-    if not isinstance(cwd, str) or not Path(cwd).is_dir():
+    if not isinstance(cwd, str) or not os.path.isdir(cwd):
         notes.append(
             f"the folder {cwd} in which it was started is gone: this is for the current one"
         )

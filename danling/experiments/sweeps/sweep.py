@@ -99,7 +99,11 @@ class Sweep:
             raise RunLockedError(f"this sweep is running already: {self.folder}")
         self.note = ""
         """What there is to say about the code."""
-        self.script = self._code(script, renew)
+        try:
+            self.script = self._code(script, renew)
+        except BaseException:
+            self.close()
+            raise
         code = read_code(self.script.parent, exclude=[self.root], timeout=60.0)
         self.experiment_id = ids.experiment_uuid(code).hex
 
