@@ -27,12 +27,12 @@ READING: dict[str, list[str]] = {
     "watch": [],
     "resume": ["@1", "--current-code"],
     "export": [],
-    "report": ["-o", os.devnull],
     "verify": ["@1"],
     "doctor": [],
     "completion": ["bash"],
 }
 WRITING: dict[str, list[str]] = {
+    "report": ["-o", "page.html"],
     "rerun": ["@1"],
     "sweep": ["train.py", "--seed", "0..2", "--dry-run"],
     "tag": ["@1", "paper"],
