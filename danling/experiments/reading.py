@@ -12,10 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from danling.errors import RunDirectoryError
+from danling.errors import ConfigError, RunDirectoryError
+from danling.files.json import loads
 from danling.run.record import SCHEMA
 
-__all__ = ["PassedOver", "find_root", "list_root", "read_json", "read_record", "with_numbers"]
+__all__ = [
+    "PassedOver",
+    "find_root",
+    "list_root",
+    "read_json",
+    "read_record",
+    "read_settings",
+    "with_numbers",
+]
 
 
 ROOT_NAME = "experiments"
@@ -142,6 +151,24 @@ def _record_problem(data: Any) -> str | None:
         return f"run.json was written by a later DanLing (schema {schema}, known is {SCHEMA})"
     missing = [key for key in _NEEDED if not isinstance(data.get(key), str)]
     return f"run.json is incomplete: {', '.join(missing)} missing" if missing else None
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The keys of a .yaml or .json file, as they stand in it.
+
+    Raises:
+        ConfigError: It cannot be read, or holds no mapping.
+    """
+    from danling.config.yaml import load_yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: it cannot be read: {error}") from error
+    values = loads(text, str(path)) if Path(path).suffix == ".json" else load_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: this is no mapping of keys to values")
+    return values
 
 
 def with_numbers(value: Any) -> Any:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from danling.errors import CheckpointError, ConfigError, MetricError, RunDirectoryError
 from danling.errors import did_you_mean as nearest
 from danling.experiments.marks import Marks, Note, add_note, change_tags, read_marks
-from danling.experiments.reading import PassedOver, read_json, read_record, with_numbers
+from danling.experiments.reading import (
+    PassedOver,
+    read_json,
+    read_record,
+    read_settings,
+    with_numbers,
+)
 from danling.experiments.values import flattened
 from danling.run.directory import RunPaths
 from danling.run.metrics_file import read_metrics
@@ -251,10 +257,8 @@ class Run:
     @cached_property
     def all_settings(self) -> dict[str, Any]:
         """Every key of the configuration, dotted."""
-        from danling.config.files import read_config_file
-
         try:
-            return flattened(read_config_file(self.paths.runner_yaml)) | self._given
+            return flattened(read_settings(self.paths.runner_yaml)) | self._given
         except (ConfigError, OSError):
             return dict(self.settings)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from danling.errors import CheckpointError, ConfigError, RunError
 from danling.experiments.code import find_repository, recorded_tree
-from danling.experiments.reading import read_json
+from danling.experiments.reading import read_json, read_settings
 from danling.experiments.run import Run
 from danling.experiments.values import flattened
 from danling.identity import ids
@@ -75,10 +75,8 @@ def _ids(run: Run) -> Iterator[Finding]:
 
 
 def _config(run: Run) -> Iterator[Finding]:
-    from danling.config.files import read_config_file
-
     try:
-        written = flattened(read_config_file(run.paths.runner_yaml))
+        written = flattened(read_settings(run.paths.runner_yaml))
     except (ConfigError, OSError) as error:
         yield Finding("config", False, f"runner.yaml: {error}")
         return

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from danling.config.files import read_config_file
 from danling.errors import ConfigError
 from danling.experiments.commands import text_of
+from danling.experiments.reading import read_settings
 
 __all__ = ["Configuration", "configurations", "drawn", "read_axes"]
 
@@ -39,7 +39,7 @@ def read_axes(flags: Sequence[str], file: str | None = None) -> dict[str, list[s
         {'optim.lr': ['1e-3', '1e-4'], 'seed': ['0', '1', '2']}
     """
     axes: dict[str, list[str]] = {}
-    for key, values in (read_config_file(file) if file else {}).items():
+    for key, values in (read_settings(file) if file else {}).items():
         items = values if isinstance(values, list) else [values]
         axes[key] = [text_of(item) for item in items]
     words = list(flags)
