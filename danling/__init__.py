@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         RunError,
         RunLockedError,
     )
+    from danling.experiments.collection import runs
     from danling.runner.accelerate import AccelerateRunner
     from danling.runner.base import BaseRunner
     from danling.seed import seed_everything
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "errors",
     "read_checkpoint",
+    "runs",
     "seed_everything",
 ]
 
@@ -71,6 +73,7 @@ _MODULES = {
     "Every": "triggers",
     "Priority": "callback",
     "read_checkpoint": "checkpoint.reading",
+    "runs": "experiments.collection",
     "seed_everything": "seed",
 } | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
 

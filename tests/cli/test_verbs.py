@@ -1,0 +1,343 @@
+"""Every verb: as JSON, in a pipe, in 40 columns, without colours, on nothing and without rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import danling as dl
+from danling.cli.main import VERBS, main
+from tests.support.week import copy_week, make_week
+
+READING: dict[str, list[str]] = {
+    "ls": [],
+    "show": ["@1"],
+    "diff": ["@1", "@2"],
+    "best": [],
+    "seeds": [],
+    "plot": ["@1", "-m", "val.loss"],
+    "logs": ["@1"],
+    "watch": [],
+    "resume": ["@1", "--current-code"],
+    "export": [],
+    "verify": ["@1"],
+    "doctor": [],
+    "completion": ["bash"],
+}
+WRITING: dict[str, list[str]] = {
+    "report": ["-o", "page.html"],
+    "rerun": ["@1"],
+    "sweep": ["train.py", "--seed", "0..2", "--dry-run"],
+    "tag": ["@1", "paper"],
+    "note": ["@1", "odd"],
+    "rm": ["@failed"],
+    "restore": [],
+    "gc": [],
+}
+SHAPES: dict[str, type] = {
+    **dict.fromkeys(["ls", "show", "diff", "plot", "logs", "note", "rm", "gc"], dict),
+    **dict.fromkeys(["report", "doctor", "completion", "tensorboard"], dict),
+    **dict.fromkeys(["best", "seeds", "watch", "export", "verify", "resume", "rerun"], list),
+    **dict.fromkeys(["sweep", "tag", "restore"], list),
+}
+KEYS: dict[str, set[str]] = {
+    "ls": {"runs", "passed_over"},
+    "show": {"id", "name", "status", "reason", "config", "best", "code", "launches", "checkpoints"},
+    "diff": {"first", "second", "config", "code", "environment", "command", "metrics"},
+    "best": {"id", "name", "metric", "value", "epoch", "checkpoint"},
+    "plot": {"tag", "curves"},
+    "verify": {"id", "ok", "findings"},
+    "resume": {"argv", "cwd", "environment", "notes"},
+    "gc": {"done", "bytes", "removed"},
+    "rm": {"done", "runs"},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_week(tmp_path_factory.mktemp("made") / "week", seeds=1)
+
+
+@pytest.fixture
+def week(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = copy_week(made, tmp_path / "week")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_every_verb_is_tried():
+    assert {*READING, *WRITING, "tensorboard"} == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", [*READING, *WRITING])
+def test_json_has_a_schema_and_the_documented_shape(
+    verb: str, week: Path, capfd: pytest.CaptureFixture[str]
+):
+    main([verb, *{**READING, **WRITING}[verb], "--json"])
+
+    printed = json.loads(capfd.readouterr().out)
+    assert printed.keys() == {"schema", "data"}
+    assert printed["schema"] == "danling/1"
+    assert isinstance(printed["data"], SHAPES[verb])
+    data = printed["data"]
+    first = next(iter(data), {}) if isinstance(data, list) else data
+    assert KEYS.get(verb, set()) <= first.keys()
+
+
+@pytest.mark.parametrize("verb", [*READING, *WRITING])
+def test_works_in_a_pipe_without_escapes_and_without_cutting(
+    verb: str, week: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "40")
+
+    code = main([verb, *{**READING, **WRITING}[verb]])
+
+    printed = capfd.readouterr().out
+    assert code == 0 or verb == "restore"  # there is nothing in the trash
+    assert "\x1b" not in printed
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize("verb", ["ls", "show", "diff", "best", "seeds", "plot", "watch", "gc"])
+@pytest.mark.parametrize("plain", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {}])
+def test_fits_a_narrow_terminal(verb: str, plain: dict[str, str], week: Path):
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40", **plain}
+    words = {**READING, **WRITING}[verb]
+
+    printed = on_terminal([verb, *words], environment)
+
+    colours = re.findall(r"\x1b\[[\d;]*m", printed)
+    bare = re.sub(r"\x1b\[[\d;]*m", "", printed)
+    assert "Traceback" not in printed
+    assert not plain or not colours
+    if verb in ("ls", "best", "seeds", "watch"):
+        assert max(map(len, bare.splitlines())) <= 40
+        assert plain or colours
+
+
+def on_terminal(words: list[str], environment: dict[str, str]) -> str:
+    """What a command prints on a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "danling", *words],
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    os.close(theirs)
+    printed = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        printed += piece
+    process.wait()
+    os.close(ours)
+    return printed.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("verb", [*READING, *WRITING])
+def test_on_an_empty_folder_it_says_what_to_do(
+    verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "train.py").write_text("")
+
+    code = main([verb, *{**READING, **WRITING}[verb]])
+
+    assert code in (0, 1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [*READING, "rm", "gc"])
+def test_without_a_folder_it_says_where_to_look(
+    verb: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    if verb in ("doctor", "completion"):
+        return
+
+    code = main([verb, *{**READING, **WRITING}[verb]])
+
+    assert code == 1
+    assert "name one with -C DIR or DANLING_ROOT" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_reading_needs_no_right_to_write(week: Path):
+    for folder in (week, *week.parents[:4]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+
+    verbs = {v: words for v, words in READING.items() if v not in ("verify", "doctor")}
+    program = (
+        "import os, sys; from danling.cli.main import main\n"
+        f"verbs = {list(verbs.items())!r}\n"
+        "def run(): return [main([verb, *words]) for verb, words in verbs]\n"
+        "run(); main(['tag', '@1', 'old']); os.seteuid(65534)\n"  # all is imported by then
+        "sys.exit(any(run()) or main(['tag', '@1', 'paper']) != 1)"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    assert "marks.json cannot be written: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["ls", "-F", "optim.lrr > 1"], 2, "did you mean 'optim.lr'?"),
+        (["ls", "-F", "import os"], 2, "cannot be read"),
+        (["ls", "-s", "val.acuracy"], 2, "did you mean 'val.accuracy'?"),
+        (["ls", "-F", "optim.lr > 100"], 1, "no run is selected"),
+        (["show", "zzz"], 1, "danling ls lists the runs"),
+        (["show", "@0"], 1, "@1 is the newest"),
+        (["show", "@bst"], 1, "did you mean '@best'?"),
+        (["show", "moons-mlp"], 2, "selects 6 runs; take one of"),
+        (["best", "-m", "train.accuracy"], 2, "say --mode min or max"),
+        (["rm"], 2, "name the runs to remove"),
+        (["tag", "@1", "two words"], 2, "one word"),
+        (["plot", "@1", "-m", "val.los"], 2, "no run has a curve"),
+        (["export", "-m", "nothing"], 2, "no run has 'nothing'"),
+        (["sweep", "missing.py", "--seed", "1"], 1, "there is no script"),
+        (["sweep", "train.py", "--seed"], 2, "--seed needs values"),
+        (["-C", "nowhere"], 2, "usage"),
+        (["ls", "-C", "nowhere"], 1, "there is no folder 'nowhere'"),
+        (["ls", "--lenght", "3"], 2, "unrecognized"),
+    ],
+)
+def test_errors_say_what_to_do_and_have_their_codes(
+    words: list[str], code: int, message: str, week: Path, capfd: pytest.CaptureFixture[str]
+):
+    try:
+        found = main(words)
+    except SystemExit as leaving:  # argparse's own
+        found = int(leaving.code or 0)
+
+    printed = capfd.readouterr()
+    assert message in printed.err
+    assert found == code
+    assert "Traceback" not in printed.err
+
+
+def test_selection_words(week: Path):
+    runs = dl.runs()
+    run = runs[2]
+
+    assert runs[run.uuid[:6]] is run
+    assert runs[run.run_id] is run
+    assert runs[run.id] is run
+    assert runs[run.path.name] is run
+    assert runs[str(run.path)] == run
+    assert runs["@3"] is run
+    assert runs["@best"] is runs.best()
+
+
+def test_a_closed_pipe_is_quiet(week: Path):
+    command = f"{sys.executable} -m danling export --history | head -1"
+
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+
+    assert done.stdout == "id,tag,global_step,value,time\n"
+    assert done.stderr == ""
+
+
+def test_an_interrupt_is_130(week: Path):
+    program = (
+        "import os, signal, sys; from danling.cli import following, main;"
+        "following.list_runs = lambda *_: os.kill(os.getpid(), signal.SIGINT);"
+        "sys.exit(main.main(['watch']))"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 130
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_verbs_ids_and_keys(
+    shell: str, week: Path, capsys: pytest.CaptureFixture[str]
+):
+    def completed(*words: str) -> list[str]:
+        main(["__complete", *words])
+        return capsys.readouterr().out.split()
+
+    uuid = dl.runs()[0].uuid[:8]
+    assert completed("exp") == ["export"]
+    assert completed("show", uuid[:5]) == [uuid]
+    assert completed("ls", "-s", "optim.l") == ["optim.lr"]
+    assert "--filter" in completed("ls", "--f")
+    assert main(["completion", shell]) == 0
+    assert "danling __complete" in capsys.readouterr().out
+
+
+def test_bash_accepts_the_script_and_completes(week: Path, tmp_path: Path):
+    (tmp_path / "danling").write_text(f'#!/bin/sh\nexec {sys.executable} -m danling "$@"\n')
+    (tmp_path / "danling").chmod(0o755)
+    script = (
+        'eval "$(danling completion bash)"; COMP_WORDS=(danling repo); COMP_CWORD=1; _danling;'
+        ' echo "${COMPREPLY[@]}"'
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+
+    assert done.stdout.split() == ["report"]
+
+
+def test_links_for_tensorboard_have_readable_names(
+    week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from danling.cli.serving import link
+
+    assert main(["tensorboard"]) == 1  # the script attaches no TensorBoard
+    for run in dl.runs():
+        (run.path / "events.out.tfevents.1").write_text("")
+
+    assert main(["tensorboard", "-F", "optim.lr == 0.1", "--json"]) == 0
+
+    labels = json.loads(capsys.readouterr().out)["data"]
+    assert sorted(labels) == [
+        "moons-mlp optim.weight_decay=0",
+        "moons-mlp optim.weight_decay=0.001",
+    ]
+    farm = tmp_path / "farm"
+    farm.mkdir()
+    link(farm, dl.runs())
+    assert len(list(farm.iterdir())) == 6
+    link(farm, dl.runs().filter("optim.lr == 0.1"))
+    assert sorted(entry.name for entry in farm.iterdir()) == sorted(labels)
+
+
+def test_latex_is_ready_for_a_paper(week: Path, capsys: pytest.CaptureFixture[str]):
+    main(["export", "--seeds", "--format", "latex", "-m", "val.accuracy"])
+
+    table = capsys.readouterr().out
+    assert table.startswith("\\begin{tabular}")
+    assert table.count("\\textbf{") == 1
+    assert "optim.weight\\_decay" in table
+
+
+def test_help_has_examples_and_loads_little():
+    program = (
+        "import sys; from danling.cli.main import main\ntry: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'yaml', 'git', 'numpy'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.returncode == 0
+    assert "examples:" in done.stdout
+    for verb in VERBS:
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
