@@ -55,6 +55,7 @@ class PlainRunner(BaseRunner):
 
     def train(self) -> None:
         with self:
+            self.accept_directory()
             self.callbacks("on_train_start", self)
             self.clock.start()
             while not self.is_ending:
