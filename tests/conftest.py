@@ -27,6 +27,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+# A worker of pytest-xdist is started with `python -c`, whose text would be code of every run.
+if getattr(sys.modules["__main__"], "__file__", None) is None:
+    sys.modules["__main__"].__file__ = pytest.__file__
+
 # As in a terminal: under nohup and in the background they are ignored, and so by children.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:

@@ -74,7 +74,8 @@ def find_repository(run: Run, start: Path | None = None) -> Repository:
 
 def git(repository: Repository, *arguments: str, stdin: bytes = b"", **variables: str) -> str:
     """What git prints, without its hooks."""
-    output = repository.run(*arguments, stdin=stdin, config=_CONFIG, **variables)
+    extra: dict[str, Any] = dict(variables)
+    output = repository.run(*arguments, stdin=stdin, config=_CONFIG, **extra)
     return output.decode("utf-8", "replace")
 
 

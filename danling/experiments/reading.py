@@ -84,20 +84,21 @@ def list_root(root: Path) -> tuple[list[Path], list[PassedOver]]:
     Raises:
         RunDirectoryError: The folder cannot be read.
     """
-    directories, others = [], []
+    found: list[tuple[Path, str | None]] = []
     try:
         with os.scandir(root) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
+            for entry in (entry for entry in entries if not entry.name.startswith(".")):
                 problem = _entry_problem(entry)
-                if problem is None:
-                    directories.append(Path(entry.path))
-                elif _RUN_NAME.fullmatch(entry.name):
-                    others.append(PassedOver(Path(entry.path), problem))
+                found.append((Path(entry.path), problem))
     except OSError as error:
         reason = f"the folder of the runs cannot be read: {error.strerror}"
         raise RunDirectoryError(error.errno, reason, str(root)) from error
+    directories = [path for path, problem in found if problem is None]
+    others = [
+        PassedOver(path, problem)
+        for path, problem in found
+        if problem is not None and _RUN_NAME.fullmatch(path.name)
+    ]
     return directories, others
 
 

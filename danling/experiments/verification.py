@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -107,21 +107,23 @@ def _files(run: Run) -> Iterator[Finding]:
 
 
 def _metrics_problems(run: Run) -> list[str]:
-    import json
-
-    broken = 0
     try:
         with open(run.paths.metrics, "rb") as file:
-            for line in file:
-                with suppress(ValueError):
-                    json.loads(line)
-                    continue
-                broken += line.endswith(b"\n")  # a half line at the end is of a process killed
+            # a half line at the end is of a process that was killed
+            broken = sum(line.endswith(b"\n") and not _is_json(line) for line in file)
     except FileNotFoundError:
         return []
     except OSError as error:
         return [f"metrics.jsonl: {error.strerror}"]
     return [f"metrics.jsonl: {broken} lines are not valid JSON"] if broken else []
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _consistency(run: Run) -> list[str]:

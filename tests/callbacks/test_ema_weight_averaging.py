@@ -7,6 +7,7 @@ import torch
 
 from danling.callbacks.ema_weight_averaging import EMAWeightAveraging
 from danling.callbacks.lambda_callback import LambdaCallback
+from danling.errors import CallbackError
 from danling.testing import TinyRunner
 
 
@@ -27,5 +28,5 @@ def test_each_step_moves_the_average_by_the_rest_of_the_decay():
 
 
 def test_a_decay_outside_of_0_to_1_is_refused():
-    with pytest.raises(ValueError, match="decay"):
+    with pytest.raises(CallbackError, match="decay"):
         EMAWeightAveraging(decay=1.5)

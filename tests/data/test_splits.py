@@ -28,7 +28,7 @@ def test_a_training_evaluates_all_but_train_and_test():
 
 
 def test_a_split_that_is_not_there_is_named_with_the_nearest():
-    with pytest.raises(DataError, match="'vla'.*did you mean 'val'"):
+    with pytest.raises(DataError, match=r"'vla'.*did you mean 'val'"):
         make().loader("vla")
 
 

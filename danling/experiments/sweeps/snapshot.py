@@ -20,6 +20,9 @@ _LARGE = 1 << 20  # bytes above which a file outside of git is data, not code
 _SKIPPED = ("__pycache__", "node_modules")
 
 
+_SOURCES = ("*.py", "*.yaml", "*.yml", "*.json", "*.toml")  # untracked data may be large
+
+
 def snapshot(script: Path, root: Path, folder: Path) -> Path:
     """Copy the code around a script, uncommitted and untracked files included.
 
@@ -62,7 +65,11 @@ def _checked_out(repository: Repository, status: Status, target: Path) -> None:
     """A worktree with the changes of the working tree, whole or not there."""
     draft = target.with_name(f"{target.name}.{uuid4().hex[:8]}")
     add_worktree(repository, draft, str(status.commit))
-    for name in (*status.changed, *status.untracked):
+    listed = repository.run(
+        "ls-files", "--others", "--exclude-standard", "-z", "--", *_SOURCES, config={}
+    )
+    untracked = [name for name in listed.decode("utf-8", "surrogateescape").split("\0") if name]
+    for name in (*status.changed, *untracked):
         source, copy = repository.root / name, draft / name
         if source.is_symlink() or source.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
