@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
 from danling.errors import RunError, did_you_mean
+from danling.optimization.checks import check_optimizers, check_schedulers
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
 
@@ -49,6 +50,9 @@ class Optimization:
         max_norm: Clip the total norm of the gradients to this.
         max_value: Clip each gradient to this magnitude.
         interval: Whether schedulers move with each step or each epoch.
+
+    Raises:
+        ConfigError: An optimizer or a scheduler cannot be used.
     """
 
     readable = True
@@ -64,6 +68,8 @@ class Optimization:
         max_value: float | None = None,
         interval: Literal["step", "epoch"] = "step",
     ) -> None:
+        check_optimizers(optimizers)
+        check_schedulers(schedulers, optimizers)
         self.direct = accelerate_adds_nothing(accelerator)
         self.optimizers = dict(optimizers)
         self.schedulers = dict(schedulers)
@@ -99,6 +105,7 @@ class Optimization:
         self._model = model = prepared.pop(0) if model is not None else None
         if not self.direct:
             self._prepared = dict(zip(self.optimizers, prepared, strict=True))
+        check_schedulers(self.schedulers, self.optimizers)  # Accelerate has made groups anew
         return model
 
     def choose(self, name: str | None) -> str:

@@ -42,6 +42,7 @@ from danling.errors import (
 )
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable
+from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.optimization import Optimization
 from danling.runner.base import BaseRunner
@@ -50,8 +51,9 @@ from danling.runner.compatibility import (
     config_changes,
 )
 from danling.runner.evaluation import evaluation_mode, joined, to_host
+from danling.runner.habits import check_mappings, check_steps
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
-from danling.runner.resume import find_checkpoint, report, warn_of_newer
+from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
 from danling.runner.steps import forward, predict, read_output, sample_count
 from danling.seed import seed_everything, set_rng_state
@@ -84,7 +86,9 @@ class AccelerateRunner(BaseRunner):
         resume: `"auto"`, `"latest"`, `"best"`, a path or False; in place of `config.resume`.
 
     Raises:
-        ConfigError: A value in the configuration is wrong.
+        ConfigError: A value in the configuration, an optimizer or a scheduler is wrong.
+        DataError: `datasets` or `dataloaders` is not a mapping of splits.
+        MetricError: `metrics` is not a mapping.
         CallbackError: Something in `callbacks` is not a callback, or two have one name.
 
     Example:
@@ -119,6 +123,9 @@ class AccelerateRunner(BaseRunner):
         default_callbacks: bool = True,
         resume: str | Path | bool | None = None,
     ) -> None:
+        check_mappings(datasets, dataloaders, metrics)
+        check_optimizers(by_name(optimizer))
+        check_schedulers(by_name(scheduler), by_name(optimizer))
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
@@ -151,6 +158,10 @@ class AccelerateRunner(BaseRunner):
         self._evaluate_every: Every | None = None
 
     # How it is made
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_steps(cls)
 
     def _make_world(self) -> World:
         join_after_restart()
@@ -289,6 +300,7 @@ class AccelerateRunner(BaseRunner):
 
     @datasets.setter
     def datasets(self, datasets: Mapping[str, Any]) -> None:
+        check_mappings(datasets=datasets)
         self.data.datasets = dict(datasets)
 
     @property
@@ -298,6 +310,7 @@ class AccelerateRunner(BaseRunner):
 
     @dataloaders.setter
     def dataloaders(self, dataloaders: Mapping[str, Any]) -> None:
+        check_mappings(dataloaders=dataloaders)
         self.data.dataloaders = dict(dataloaders)
 
     @property
@@ -307,6 +320,7 @@ class AccelerateRunner(BaseRunner):
 
     @metrics.setter
     def metrics(self, metrics: Mapping[str, Any]) -> None:
+        check_mappings(metrics=metrics)
         self.logbook.metrics = dict(metrics)
 
     @property
@@ -686,7 +700,7 @@ class AccelerateRunner(BaseRunner):
             One tensor where the outputs are tensors, else the list of the outputs of all batches.
 
         Raises:
-            DataError: There is no such split.
+            DataError: There is no such split, or it is empty.
         """
         with self.world.call("predict()"):
             self.prepare()
@@ -702,8 +716,11 @@ class AccelerateRunner(BaseRunner):
             output = self.predict_step(batch)
             hooks("on_predict_batch_end", self, batch, output)
             outputs.append((loader.positions(index)[0], to_host(output)))
+        parts = self.world.gather(outputs)
+        if not any(parts):
+            raise DataError(f"the split {split!r} has no batches: there is nothing to predict")
         hooks("on_predict_end", self, split)
-        return joined(self.world.gather(outputs))
+        return joined(parts)
 
     def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Batches of an evaluation, as many on each process as the model needs."""
@@ -1052,18 +1069,19 @@ class AccelerateRunner(BaseRunner):
         """A runner with configuration and state of a checkpoint, for a new run or evaluation.
 
         Args:
-            path: The file.
+            path: The file; the directory of a run, or that of its checkpoints, means the latest.
             **parts: Arguments of the constructor; `config` in place of the one of the file.
 
         Raises:
             CheckpointError: The file is damaged, or does not fit the parts.
         """
+        path = file_of(path)
         checkpoint = read_checkpoint(path, whole=False)
         saved = checkpoint["config"]
         own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
         config = parts.get("config") or Config(own)
         runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
-        runner._restore(checkpoint, Path(path))
+        runner._restore(checkpoint, path)
         return runner
 
     def _resume(self) -> None:
