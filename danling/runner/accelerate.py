@@ -55,7 +55,7 @@ from danling.runner.habits import check_mappings, check_steps
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
-from danling.runner.steps import forward, predict, read_output, sample_count
+from danling.runner.steps import SampleCounter, forward, predict, read_output, samples_read
 from danling.seed import seed_everything, set_rng_state
 from danling.triggers import Every
 
@@ -153,6 +153,7 @@ class AccelerateRunner(BaseRunner):
         self._batch: OpenBatch | None = None
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
+        self._count = SampleCounter()
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
@@ -549,6 +550,7 @@ class AccelerateRunner(BaseRunner):
         batches = loader.iterate(self.epoch, done)
         epoch.length = loader.batches_in(self.epoch)
         length = epoch.length if loader.is_length_exact else None
+        epoch.loader, epoch.read = loader, samples_read(loader, length)
         if self.distributed and length is None:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done)
@@ -590,7 +592,7 @@ class AccelerateRunner(BaseRunner):
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
         if samples is None:
-            samples = sample_count(batch.batch) or 1
+            samples = self._samples_in(batch.batch)
         kept, add = loss.detach(), self.logbook.meter.add
         add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
         for key, value in metrics.items():
@@ -611,6 +613,16 @@ class AccelerateRunner(BaseRunner):
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
+
+    def _samples_in(self, batch: Any) -> int:
+        """The samples of the batch in hand: as many as were read, or as it says itself."""
+        epoch = self._epoch
+        if epoch is None or epoch.loader is None:
+            return self._count(batch, self.logger)
+        index = epoch.place(self.counters.batch_index)
+        if epoch.read is not None:
+            return epoch.read.of(index)
+        return epoch.loader.samples_of(index) or self._count(batch, self.logger)
 
     # What a model does with a batch: override these
 
@@ -678,11 +690,17 @@ class AccelerateRunner(BaseRunner):
         with self.logbook.evaluation(split) as averages:
             self.data.check_samples(loader)
             hooks("on_evaluate_start", self, split)
-            for batch in self._in_step(loader.iterate(0)):
+            batches = self._in_step(loader.iterate(0))
+            read = samples_read(loader, loader.length)
+            for index, batch in enumerate(batches):
                 hooks("on_evaluate_batch_start", self, batch)
                 output = self.evaluate_step(batch)
                 loss, values, samples = read_output(output)
-                count = samples if samples is not None else sample_count(batch) or 1
+                if samples is not None:
+                    count = samples
+                else:
+                    known = loader.samples_of(index) if read is None else read.of(index)
+                    count = known or self._count(batch, self.logger)
                 averages.add(f"{split}/loss", loss.detach().clone(), count)
                 for name, value in values.items():
                     averages.add(f"{split}/{name}", value, count)
