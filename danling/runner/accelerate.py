@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -29,7 +30,12 @@ from danling.config.settings import STATE_KEYS
 from danling.data.loader import Loader
 from danling.data.prepare import Placement
 from danling.data.splits import Splits
-from danling.distributed.launch import forget_accelerate_state, join_after_restart, make_world
+from danling.distributed.launch import (
+    environment_of_accelerate,
+    forget_accelerate_state,
+    join_after_restart,
+    make_world,
+)
 from danling.distributed.sharding import check_engine, in_step
 from danling.distributed.world import World
 from danling.errors import (
@@ -40,6 +46,7 @@ from danling.errors import (
     RunError,
     did_you_mean,
 )
+from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable
 from danling.optimization.checks import check_optimizers, check_schedulers
@@ -56,10 +63,13 @@ from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
 from danling.runner.steps import SampleCounter, forward, predict, read_output, samples_read
-from danling.seed import seed_everything, set_rng_state
+from danling.seed import isolated_rng, seed_everything, set_rng_state
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
+
+_TRAINING: WeakSet[OpenTraining] = WeakSet()
+"""The trainings that are open in this process."""
 
 
 class AccelerateRunner(BaseRunner):
@@ -176,13 +186,9 @@ class AccelerateRunner(BaseRunner):
         """Make the accelerator from `config.accelerate`; override it for plug-in objects."""
         options = dict(self.config.accelerate)
         options.pop("gradient_accumulation_steps", None)  # the runner counts real micro-batches
+        forget_accelerate_state()
         try:
-            try:
-                return Accelerator(**options)
-            except ValueError as error:
-                if "already been initialized" not in str(error):
-                    raise
-                forget_accelerate_state()
+            with environment_of_accelerate():
                 return Accelerator(**options)
         except TypeError as error:
             raise ConfigError(
@@ -190,7 +196,14 @@ class AccelerateRunner(BaseRunner):
             ) from error
 
     def _settle_seed(self) -> None:
-        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew.
+
+        The random streams of a training that is open in this process are left alone.
+        """
+        with isolated_rng() if _TRAINING else nullcontext():
+            self._seed_all()
+
+    def _seed_all(self) -> None:
         drawn = seed_everything(self.config)
         if self.distributed and self.config.drawn_seed:
             seed = self.world.broadcast(drawn)
@@ -415,6 +428,9 @@ class AccelerateRunner(BaseRunner):
         every = config.evaluate_every
         self._evaluate_every = None if every is None else Every(every)
         self.prepare()
+        self.optimization.configure(
+            config.max_grad_norm, config.max_grad_value, config.scheduler_interval
+        )
         super()._open()
         self._resume()
 
@@ -428,6 +444,8 @@ class AccelerateRunner(BaseRunner):
             for names in training.deferred:
                 self.logger.warning("%s was not saved: the run ended before a safe point", names[0])
         super()._unwind(error)
+        if training is not None:
+            _TRAINING.discard(training)
         self._training = None
 
     # The loop
@@ -452,6 +470,7 @@ class AccelerateRunner(BaseRunner):
         """
         self._check_limits()
         with self.world.call("train()"), nullcontext() if self.in_run else self:
+            self._warn_of_periods()
             for _ in self.epochs():
                 for batch in self.batches("train"):
                     self.step(self.train_step(batch))
@@ -484,7 +503,7 @@ class AccelerateRunner(BaseRunner):
             if self._training is not training:
                 raise RunError("these epochs are over: ask runner.epochs() for new ones")
             self._complete_epoch()
-            self.callbacks("on_epoch_end", self)
+            self._end_with("on_epoch_end")
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -519,9 +538,7 @@ class AccelerateRunner(BaseRunner):
                     epoch.ended_by = "break"
                 raise
             if epoch.iterator is not iterator:
-                raise RunError(
-                    "these batches are of an epoch that is over: ask runner.batches() for new ones"
-                )
+                raise RunError(no_longer_in_use(split, is_open=self._epoch is epoch))
             if self._batch is batch:  # else an evaluation has closed it
                 self._complete_batch()
                 if "on_batch_end" in heard:
@@ -706,9 +723,10 @@ class AccelerateRunner(BaseRunner):
                     averages.add(f"{split}/{name}", value, count)
                 hooks("on_evaluate_batch_end", self, batch, output)
             result = self.logbook.evaluation_result(split, averages)
-        if not result:
-            raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
-        hooks("on_evaluate_end", self, split, result)
+            if not result:
+                raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
+            hooks("on_evaluate_end", self, split, result)
+            result |= self.logbook.means_of(split, averages)  # what the hook has logged
         return result
 
     def predict(self, split: str = "test") -> Any:
@@ -747,16 +765,22 @@ class AccelerateRunner(BaseRunner):
         return in_step(self.world, batches, self.predict_step, self.device)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
+        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
+
+        A training that `max_steps` ends is evaluated at its end, if it never was.
+        """
         every, epoch = self._evaluate_every, self._epoch
         if every is None or epoch is None or not self.evaluation_splits:
             return
         now = self.now()
+        never = not self.evaluations and self.counters.global_step >= self._max_steps
         if epoch.ended_by == "last batch":
             now = replace(now, epoch=now.epoch + 1)
-        elif every.unit == "epochs" or self._batch is None or not self._batch.stepped:
+        elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
+            return  # one at the last step is that of the epoch
+        elif every.unit == "epochs" and not never:
             return
-        if every.is_due(now, self.last_evaluation):
+        if never or every.is_due(now, self.last_evaluation):
             self.last_evaluation = now
             self.evaluate()
 
@@ -779,7 +803,7 @@ class AccelerateRunner(BaseRunner):
 
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
-        is_news = self.monitor.partition("/")[0] in result
+        is_news = split_of(self.monitor, result) is not None
         if scored and is_news and self.latest_score is not None:
             self.optimization.end_evaluation(self.latest_score)
 
@@ -815,7 +839,7 @@ class AccelerateRunner(BaseRunner):
             self.logger.warning(
                 "values that are not finite by global step %d: %s", self.global_step, bad
             )
-        self.callbacks("on_log", self, metrics | self.optimization.learning_rates())
+        self.callbacks("on_log", self, metrics | self.optimization.learning_rates(used=True))
 
     # How a training, an epoch and a batch open and close
 
@@ -836,9 +860,26 @@ class AccelerateRunner(BaseRunner):
                 "nothing says when training ends: set max_epochs or max_steps in the configuration"
             )
 
+    def _warn_of_periods(self) -> None:
+        """Say so where training ends before the first evaluation is due."""
+        every, steps, total = self._evaluate_every, self.steps_per_epoch, self.total_steps
+        if every is None or every.unit != "epochs" or not self.evaluation_splits:
+            return
+        if not steps or total is None or every.value * steps <= total:
+            return
+        end = " but the one at its end" if total >= self._max_steps else ""
+        self.logger.warning(
+            "evaluate_every is %s, and training ends after %.3g epochs (%d steps, %d an epoch): "
+            "there is no evaluation%s; a period in steps comes sooner",
+            every,
+            total / steps,
+            total,
+            steps,
+            end,
+        )
+
     def _check_monitor(self) -> None:
-        split = self.monitor.partition("/")[0]
-        if split not in ("train", *self.splits):
+        if split_of(self.monitor, ("train", *self.splits)) is None:
             known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
             raise MetricError(
                 f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
@@ -848,6 +889,7 @@ class AccelerateRunner(BaseRunner):
         self._check_limits()
         self._check_monitor()
         self._training = training = OpenTraining()
+        _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
         if self.model is not None and not self.model.training:
@@ -873,7 +915,7 @@ class AccelerateRunner(BaseRunner):
             training.is_leaving = True
             training.at_safe_point |= self.counters.global_step > 0
             self._complete_epoch(cut=True)
-            self.callbacks("on_epoch_end", self)
+            self._end_with("on_epoch_end")
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -882,8 +924,19 @@ class AccelerateRunner(BaseRunner):
         if self.logbook.meter or self.distributed:  # what other processes have is not known here
             self._log_window()
         self._training = None
+        _TRAINING.discard(training)
         self.clock.stop()
-        self.callbacks("on_train_end", self)
+        self._end_with("on_train_end")
+
+    def _end_with(self, hook: str) -> None:
+        """Fire the hook of an end: what it logs belongs to the result that ends."""
+        with self.logbook.ending() as averages:
+            self.callbacks(hook, self)
+        if not (values := self.logbook.means(averages)):
+            return
+        self.callbacks("on_log", self, values)
+        if self.results:
+            self.history.complete(values)
 
     def _open_epoch(self, training: OpenTraining) -> None:
         self._epoch = OpenEpoch(self._places)
@@ -1155,6 +1208,18 @@ class AccelerateRunner(BaseRunner):
             return
         self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
         self.logger.warning("the random streams are not exactly restored: %s", problems)
+
+
+def no_longer_in_use(split: str, *, is_open: bool) -> str:
+    """What is said of an iterator of batches that is asked for more when it is not its turn."""
+    if not is_open:
+        return "these batches are of an epoch that is over: ask runner.batches() for new ones"
+    return (
+        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
+        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
+        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
+        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
+    )
 
 
 def by_name(part: Any) -> dict[str, Any]:

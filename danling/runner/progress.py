@@ -56,7 +56,7 @@ class Clock:
         return self.before + (0.0 if self._started is None else time.monotonic() - self._started)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class OpenTraining:
     """A training, from `on_train_start` to `on_train_end`.
 
@@ -125,6 +125,10 @@ class OpenEpoch:
     def place(self, batch_index: int) -> int:
         """The number of batches used of the split that is iterated."""
         return batch_index - self._offset
+
+    def is_last(self, batch_index: int) -> bool:
+        """Whether the batch in hand is known to be the last one of the split."""
+        return self.place(batch_index) + 1 == self.length
 
     def places(self, batch_index: int) -> dict[str, int]:
         """The number of batches used of each split."""
