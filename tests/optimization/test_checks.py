@@ -39,7 +39,7 @@ class WithoutState:
 
 
 class NeedsClosure(SGD):
-    def step(self, closure: Any) -> Any:  # type: ignore[override]  # as LBFGS does
+    def step(self, closure: Any) -> Any:
         return closure()
 
 
@@ -110,7 +110,7 @@ def test_a_scheduler_of_an_optimizer_inside_another_moves_it_or_is_refused(keeps
             super().__init__(inner.param_groups, inner.defaults)
             self.param_groups = inner.param_groups
 
-        def step(self, closure: Any = None) -> None:  # type: ignore[override]  # returns nothing
+        def step(self, closure: Any = None) -> None:
             self.inner.step()
 
         def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -18,7 +18,10 @@ VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 50.0, 60.0, 70.0, 800.0, 900.0, 1000.
 def make(config: dict[str, Any] | None = None, **parts: Any) -> dl.AccelerateRunner:
     settings = {"seed": 0, "max_epochs": 1, "accelerate": {"cpu": True}, **(config or {})}
     model = nn.Linear(1, 1)
-    given = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.0)} | parts
+    given: dict[str, Any] = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.0),
+    } | parts
     return dl.AccelerateRunner(settings, default_callbacks=False, **given)
 
 
@@ -145,8 +148,10 @@ def test_a_second_split_of_an_epoch_begins_at_its_first_batch() -> None:
     with runner:
         for _ in runner.epochs():
             for split in ("train", "val"):
-                batches = [runner.step(runner.train_step(batch)) for batch in runner.batches(split)]
-                seen.append(len(batches))
+                seen.append(0)
+                for batch in runner.batches(split):
+                    runner.step(runner.train_step(batch))
+                    seen[-1] += 1
 
     assert seen == [4, 4, 4, 4]
 
