@@ -18,7 +18,7 @@ def test_the_picture_in_the_documentation_shows_every_hook_in_firing_order():
     picture = (Callback.__doc__ or "").partition("Hooks of one event run by")[0]
     drawn = list(dict.fromkeys(re.findall(r"\bon_\w+", picture)))
     recording = RecordingCallback()
-    config = {"max_epochs": 1, "evaluate_every": "1 steps", "dataloader": {"batch_size": 16}}
+    config = {"max_epochs": 1, "evaluate_every": "1 steps", "dataloader": {"batch_size": 8}}
     runner = TinyRunner(config, callbacks=[recording])
     runner.train()
 

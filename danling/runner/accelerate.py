@@ -637,8 +637,9 @@ class AccelerateRunner(BaseRunner):
         if epoch is None or epoch.loader is None:
             return self._count(batch, self.logger)
         index = epoch.place(self.counters.batch_index)
-        if epoch.read is not None:
-            return epoch.read.of(index)
+        read = epoch.read
+        if read is not None:
+            return read.size if index < read.last else read.rest  # every step asks
         return epoch.loader.samples_of(index) or self._count(batch, self.logger)
 
     # What a model does with a batch: override these
@@ -772,14 +773,14 @@ class AccelerateRunner(BaseRunner):
         every, epoch = self._evaluate_every, self._epoch
         if every is None or epoch is None or not self.evaluation_splits:
             return
-        now = self.now()
         never = not self.evaluations and self.counters.global_step >= self._max_steps
+        if epoch.ended_by is None and every.unit == "epochs" and not never:
+            return
+        now = self.now()
         if epoch.ended_by == "last batch":
             now = replace(now, epoch=now.epoch + 1)
         elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
             return  # one at the last step is that of the epoch
-        elif every.unit == "epochs" and not never:
-            return
         if never or every.is_due(now, self.last_evaluation):
             self.last_evaluation = now
             self.evaluate()
