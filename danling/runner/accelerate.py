@@ -771,10 +771,12 @@ class AccelerateRunner(BaseRunner):
         A training that `max_steps` ends is evaluated at its end, if it never was.
         """
         every, epoch = self._evaluate_every, self._epoch
-        if every is None or epoch is None or not self.evaluation_splits:
+        if every is None or epoch is None:
             return
         never = not self.evaluations and self.counters.global_step >= self._max_steps
         if epoch.ended_by is None and every.unit == "epochs" and not never:
+            return
+        if not self.evaluation_splits:
             return
         now = self.now()
         if epoch.ended_by == "last batch":
