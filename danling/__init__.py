@@ -18,6 +18,7 @@ from danling import errors
 __version__ = "1.0.0.dev0"
 
 if TYPE_CHECKING:
+    from danling import callbacks  # noqa: TID251  # as a name of the package, for type checkers
     from danling.callback import Callback, Priority
     from danling.checkpoint.reading import read_checkpoint
     from danling.config.config import Config
@@ -59,6 +60,7 @@ __all__ = [
     "RunError",
     "RunLockedError",
     "__version__",
+    "callbacks",
     "errors",
     "read_checkpoint",
     "runs",
@@ -74,6 +76,7 @@ _MODULES = {
     "Priority": "callback",
     "read_checkpoint": "checkpoint.reading",
     "runs": "experiments.collection",
+    "callbacks": "callbacks",
     "seed_everything": "seed",
 } | {name: "errors" for name in errors.__all__ if name.endswith("Error")}
 
@@ -86,14 +89,16 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: The full name of the package.
-        modules: For each name, the module below the package that has it.
+        modules: For each name, the module below the package that has it; a module that is named
+            itself is given whole.
     """
 
     def look_up(name: str) -> Any:
         if name not in modules:
             near = errors.did_you_mean(name, modules)
             raise AttributeError(f"module {package!r} has no attribute {name!r}: {near}")
-        value = getattr(_imported(f"{package}.{modules[name]}"), name)
+        module = _imported(f"{package}.{modules[name]}")
+        value = module if name == modules[name] else getattr(module, name)
         vars(sys.modules[package])[name] = value
         return value
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from danling.errors import did_you_mean
 
@@ -65,7 +66,8 @@ class Callback:
         priority: When to run among the callbacks of one hook, see `Priority`.
 
     Raises:
-        TypeError: When a subclass defines a function named `on_...` that is no hook.
+        TypeError: When a subclass defines a function named `on_...` that is no hook, or a hook that
+            does not take the arguments it is called with.
 
     Example:
         >>> class Greeter(Callback):
@@ -86,13 +88,8 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for attribute, value in vars(cls).items():
-            if (
-                attribute.startswith("on_")
-                and isinstance(value, FunctionType)
-                and attribute not in HOOKS
-            ):
-                near = did_you_mean(attribute, HOOKS)
-                raise TypeError(f"{cls.__name__}.{attribute} is not a hook: {near}")
+            if attribute.startswith("on_") and isinstance(value, FunctionType):
+                check_hook(f"{cls.__name__}.{attribute}", attribute, value)
         if "name" in vars(cls):
             cls._has_own_name = True
         elif not cls._has_own_name:  # a name set by hand is inherited, one made from a class is not
@@ -216,3 +213,73 @@ class Callback:
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+
+FOREIGN_HOOKS: Final = {
+    # Lightning: https://lightning.ai/docs/pytorch/stable/api/lightning.pytorch.callbacks.Callback.html
+    "on_fit_start": "on_train_start",
+    "on_fit_end": "on_train_end",
+    "on_train_epoch_start": "on_epoch_start",
+    "on_train_epoch_end": "on_epoch_end",
+    "on_train_batch_start": "on_batch_start",
+    "on_train_batch_end": "on_batch_end",
+    "on_validation_start": "on_evaluate_start",
+    "on_validation_end": "on_evaluate_end",
+    "on_validation_epoch_start": "on_evaluate_start",
+    "on_validation_epoch_end": "on_evaluate_end",
+    "on_validation_batch_start": "on_evaluate_batch_start",
+    "on_validation_batch_end": "on_evaluate_batch_end",
+    "on_test_start": "on_evaluate_start",
+    "on_test_end": "on_evaluate_end",
+    "on_test_epoch_start": "on_evaluate_start",
+    "on_test_epoch_end": "on_evaluate_end",
+    "on_test_batch_start": "on_evaluate_batch_start",
+    "on_test_batch_end": "on_evaluate_batch_end",
+    "on_predict_epoch_start": "on_predict_start",
+    "on_predict_epoch_end": "on_predict_end",
+    "on_save_checkpoint": "on_save",
+    "on_load_checkpoint": "on_load",
+    "on_after_backward": "on_before_step",
+    "on_before_optimizer_step": "on_before_step",
+    "on_before_zero_grad": "on_step",
+    # Keras: https://keras.io/api/callbacks/base_callback
+    "on_train_begin": "on_train_start",
+    "on_epoch_begin": "on_epoch_start",
+    "on_batch_begin": "on_batch_start",
+    "on_train_batch_begin": "on_batch_start",
+    "on_test_begin": "on_evaluate_start",
+    "on_test_batch_begin": "on_evaluate_batch_start",
+    "on_predict_begin": "on_predict_start",
+    # Transformers: https://huggingface.co/docs/transformers/main_classes/callback
+    "on_init_end": "on_setup",
+    "on_step_begin": "on_batch_start",
+    "on_step_end": "on_step",
+    "on_substep_end": "on_batch_end",
+    "on_pre_optimizer_step": "on_before_step",
+    "on_optimizer_step": "on_step",
+    "on_evaluate": "on_evaluate_end",
+    "on_predict": "on_predict_end",
+    "on_prediction_step": "on_evaluate_batch_end",
+}
+"""The hook that fires where one of another library does, by its name there."""
+
+
+def check_hook(where: str, name: str, function: FunctionType) -> None:
+    """Refuse a function that is named as a hook and cannot be called as one.
+
+    Raises:
+        TypeError: There is no such hook, or it is called with other arguments.
+    """
+    if name in FOREIGN_HOOKS:
+        raise TypeError(f"{where} is not a hook: here it is called {FOREIGN_HOOKS[name]!r}")
+    if name not in HOOKS:
+        raise TypeError(f"{where} is not a hook: {did_you_mean(name, HOOKS)}")
+    arguments = inspect.signature(getattr(Callback, name)).parameters
+    given = inspect.signature(function)
+    try:
+        given.bind(*arguments)
+    except TypeError:
+        have = f"({', '.join(given.parameters)})"
+        raise TypeError(
+            f"{where}{have} cannot be called as a hook: define {name}({', '.join(arguments)})"
+        ) from None

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from danling.callback import HOOKS, Callback, Priority
+from danling.callback import FOREIGN_HOOKS, HOOKS, Callback, Priority
 from danling.testing import RecordingCallback, TinyRunner
 
 
@@ -18,7 +18,7 @@ def test_the_picture_in_the_documentation_shows_every_hook_in_firing_order():
     picture = (Callback.__doc__ or "").partition("Hooks of one event run by")[0]
     drawn = list(dict.fromkeys(re.findall(r"\bon_\w+", picture)))
     recording = RecordingCallback()
-    config = {"max_epochs": 1, "evaluate_every": "1 steps", "dataloader": {"batch_size": 16}}
+    config = {"max_epochs": 1, "evaluate_every": "1 steps", "dataloader": {"batch_size": 8}}
     runner = TinyRunner(config, callbacks=[recording])
     runner.train()
 
@@ -114,3 +114,59 @@ def test_a_callback_has_no_state_unless_it_says_so():
     callback.load_state_dict({})
 
     assert callback.state_dict() == {}
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN_HOOKS))
+def test_the_hook_of_another_library_is_answered_with_ours(name):
+    assert name not in HOOKS
+    assert FOREIGN_HOOKS[name] in HOOKS
+    with pytest.raises(
+        TypeError, match=f"^Ported.{name} is not a hook: here it is called '{FOREIGN_HOOKS[name]}'"
+    ):
+        type("Ported", (Callback,), {name: lambda self, runner: None})
+
+
+def test_common_hooks_of_other_libraries_mean_the_same_moment():
+    pairs = {
+        "on_train_epoch_end": "on_epoch_end",
+        "on_train_batch_end": "on_batch_end",
+        "on_validation_end": "on_evaluate_end",
+        "on_epoch_begin": "on_epoch_start",
+        "on_step_end": "on_step",
+    }
+    assert {name: FOREIGN_HOOKS[name] for name in pairs} == pairs
+
+
+@pytest.mark.parametrize(
+    ("hook", "function", "message"),
+    [
+        (
+            "on_train_end",
+            lambda self: None,
+            r"(self) cannot be called as a hook: define on_train_end(self, runner)",
+        ),
+        ("on_step", lambda: None, "define on_step(self, runner)"),
+        ("on_epoch_end", lambda self, runner, epoch: None, "define on_epoch_end(self, runner)"),
+        (
+            "on_batch_end",
+            lambda self, runner, batch: None,
+            "define on_batch_end(self, runner, batch, output)",
+        ),
+        ("on_evaluate_end", lambda self, runner, result: None, "(self, runner, split, result)"),
+        ("on_step", lambda self, runner, *, every: None, "define on_step(self, runner)"),
+    ],
+)
+def test_a_hook_with_other_arguments_is_refused_where_it_is_defined(hook, function, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        type("Wrong", (Callback,), {hook: function})
+
+
+def test_a_hook_may_take_more_than_it_needs_to():
+    class Fine(Callback):
+        def on_step(self, *args): ...
+
+        def on_batch_end(self, runner, *args, **kwargs): ...
+
+        def on_epoch_end(self, trainer, verbose=False): ...
+
+    assert Fine().name == "fine"

@@ -172,7 +172,8 @@ def test_only_the_runner_and_what_tests_callbacks_take_a_runner(path: Path):
 def test_only_the_defaults_know_the_ready_made_callbacks(path: Path):
     ready_made = {name for name in imported(path) if name.startswith("danling.callbacks")}
 
-    assert not ready_made or path.name == "defaults.py"
+    named = "danling/__init__.py"  # for type checkers alone; `danling.callbacks` is an attribute
+    assert not ready_made or path.name == "defaults.py" or str(path).endswith(named)
 
 
 @pytest.mark.parametrize("path", READY_MADE, ids=ids)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from danling.distributed.world import World
 from danling.errors import ConfigError
 
-__all__ = ["forget_accelerate_state", "join_after_restart", "make_world"]
+__all__ = [
+    "environment_of_accelerate",
+    "forget_accelerate_state",
+    "join_after_restart",
+    "make_world",
+]
 
 
 def join_after_restart() -> None:
@@ -61,7 +68,34 @@ def make_world(accelerator: Accelerator) -> World:
 def forget_accelerate_state() -> None:
     """Let an accelerator differ from an earlier one of this process, which keeps what it has.
 
-    Accelerate shares one dictionary between all of them, and refuses another precision.
+    Accelerate shares one dictionary between all of them: a later one would get the precision, the
+    device and the plug-ins of the first. An accelerator that is there keeps its own. So it is with
+    the variables that plug-ins have set, unless the process was started with them.
+
+    Example:
+        >>> first = Accelerator(cpu=True, mixed_precision="bf16")
+        >>> forget_accelerate_state()
+        >>> Accelerator(cpu=True).mixed_precision, first.mixed_precision
+        ('no', 'bf16')
     """
-    for state in (AcceleratorState, PartialState):
+    states = [AcceleratorState, GradientState]
+    if not dist.is_initialized():  # else the processes are those that there are
+        states.append(PartialState)
+    for state in states:
         state._shared_state = type(state._shared_state)()
+    while _LEFT_BEHIND:
+        os.environ.pop(_LEFT_BEHIND.pop(), None)
+
+
+_LEFT_BEHIND: set[str] = set()
+
+
+@contextmanager
+def environment_of_accelerate() -> Iterator[None]:
+    """Take note of the variables that an accelerator sets: the next one is made without them."""
+    before = set(os.environ)
+    try:
+        yield
+    finally:
+        new = os.environ.keys() - before
+        _LEFT_BEHIND.update(name for name in new if name.startswith(("ACCELERATE_", "FSDP_")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from danling.errors import MetricError, did_you_mean
@@ -66,6 +66,16 @@ class History:
         if is_better(score, self.best_score, self.mode):
             self._best = len(self.results) - 1
 
+    def complete(self, values: Mapping[str, float]) -> None:
+        """Add values by tag to the last result, which is judged again."""
+        last = self.results[-1]
+        for tag, value in values.items():
+            split = split_of(tag, [*self._splits(last), "train"]) or tag.partition("/")[0]
+            name = tag.removeprefix(f"{split}/")
+            last[split] = {**last.get(split, {}), name: value}
+        if self._settled is None:
+            self.add({key: last[key] for key in ("epoch", "global_step")})
+
     @property
     def settled(self) -> list[Result]:
         """The results, without what an epoch has given that was cut: it may go on."""
@@ -113,14 +123,28 @@ class History:
 
     def _is_judgeable(self, result: Result) -> bool:
         """Whether the monitored value should be here: its split is, or something was evaluated."""
-        splits = [key for key, value in result.items() if isinstance(value, Mapping)]
-        return self.monitor.partition("/")[0] in splits or len(splits) > 1
+        splits = self._splits(result)
+        return split_of(self.monitor, splits) is not None or len(splits) > 1
 
     def _find(self, result: Result) -> float | None:
-        split, _, name = self.monitor.partition("/")
-        value = result.get(split)
-        found = value.get(name) if isinstance(value, Mapping) else None
+        split = split_of(self.monitor, self._splits(result))
+        if split is None:
+            return None
+        found = result[split].get(self.monitor.removeprefix(f"{split}/"))
         return None if found is None else float(found)
+
+    def _splits(self, result: Result) -> list[str]:
+        return [key for key, value in result.items() if isinstance(value, Mapping)]
+
+
+def split_of(tag: str, splits: Iterable[str]) -> str | None:
+    """The split that a tag is of: the longest one, since `"val/clean"` may be one; None for none.
+
+    Example:
+        >>> split_of("val/clean/loss", ["val", "val/clean"]), split_of("test/loss", ["val"])
+        ('val/clean', None)
+    """
+    return max((split for split in splits if tag.startswith(f"{split}/")), key=len, default=None)
 
 
 def flatten(result: Mapping[str, Any]) -> dict[str, float]:

@@ -42,6 +42,7 @@ class Logbook:
         self.evaluating: str | None = None
         self._averages: Averages | None = None  # of the evaluation that runs
         self._copies: dict[tuple[str, bool], dict[str, Any]] = {}
+        self._originals: dict[tuple[str, bool], dict[str, Any]] = {}  # what they are copies of
         self._world = world
         self._device = device
 
@@ -61,14 +62,28 @@ class Logbook:
         key = split, self.evaluating is not None
         if key not in self._copies:
             self._copies[key] = own_copies(self.metrics, self._device)
+            self._originals[key] = dict(self.metrics)
         return self._copies[key]
+
+    def _renewed(self, split: str) -> dict[str, Any]:
+        """The metrics of a split at a beginning: of those that are assigned by now, and empty."""
+        key = split, self.evaluating is not None
+        known = self._originals.get(key, {})
+        same = known.keys() == self.metrics.keys() and all(
+            known[name] is metric for name, metric in self.metrics.items()
+        )
+        if not same:
+            self._copies.pop(key, None)
+        metrics = self.metrics_of(split)
+        reset(metrics)
+        return metrics
 
     # The training
 
     def start_epoch(self) -> None:
         """Begin the means and the metrics of an epoch."""
         self.meter.start_epoch()
-        reset(self.metrics_of("train"))
+        self._renewed("train")
 
     def epoch_means(self) -> dict[str, float]:
         """The means of the open epoch by name, over all processes; a collective."""
@@ -96,7 +111,7 @@ class Logbook:
         averages = Averages()
         self._averages, self.evaluating = averages, split
         try:
-            reset(self.metrics_of(split))
+            self._renewed(split)
             yield averages
         finally:
             self._averages, self.evaluating = before
@@ -111,6 +126,27 @@ class Logbook:
             return {}
         result = {tag.removeprefix(f"{split}/"): total.mean for tag, total in totals.items()}
         return result | compute(self.metrics_of(split), self._world)
+
+    def means_of(self, split: str, averages: Averages) -> dict[str, float]:
+        """The means of a split by name, over all processes; a collective."""
+        return {tag.removeprefix(f"{split}/"): mean for tag, mean in self.means(averages).items()}
+
+    # An end
+
+    @contextmanager
+    def ending(self) -> Iterator[Averages]:
+        """Keep what is logged apart from the training: it is of a result that is there already."""
+        before, averages = self._averages, Averages()
+        self._averages = averages
+        try:
+            yield averages
+        finally:
+            self._averages = before
+
+    def means(self, averages: Averages) -> dict[str, float]:
+        """The means of what was logged by tag, over all processes; a collective."""
+        totals = reduce_totals(averages.take(), self._world.gather)
+        return {tag: total.mean for tag, total in totals.items()}
 
     # State
 

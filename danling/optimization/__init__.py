@@ -3,6 +3,7 @@
 Begin with `optimization`. It may import `distributed` and `errors`.
 
 - `optimization`: `Optimization`, one step after the other for all optimizers of a runner.
+- `checks`: what is refused where an optimizer or a scheduler is handed over.
 - `deepspeed`: the same where an engine of DeepSpeed holds gradients and weights.
 - `hyperparameters`: what optimizers and schedulers were made with, so that new values win.
 """

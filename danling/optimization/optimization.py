@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
 from danling.errors import RunError, did_you_mean
+from danling.optimization.checks import check_optimizers, check_schedulers
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
 
@@ -49,6 +50,9 @@ class Optimization:
         max_norm: Clip the total norm of the gradients to this.
         max_value: Clip each gradient to this magnitude.
         interval: Whether schedulers move with each step or each epoch.
+
+    Raises:
+        ConfigError: An optimizer or a scheduler cannot be used.
     """
 
     readable = True
@@ -64,6 +68,8 @@ class Optimization:
         max_value: float | None = None,
         interval: Literal["step", "epoch"] = "step",
     ) -> None:
+        check_optimizers(optimizers)
+        check_schedulers(schedulers, optimizers)
         self.direct = accelerate_adds_nothing(accelerator)
         self.optimizers = dict(optimizers)
         self.schedulers = dict(schedulers)
@@ -84,10 +90,20 @@ class Optimization:
         """The values that optimizers and schedulers were made with: see `hyperparameters`."""
         self._model: Any = None
         self._prepared: dict[str, Any] = dict(optimizers)
+        self._used_rates: dict[str, list[Any]] = {}  # of optimizers with a scheduler
         self._current = ""  # the optimizer whose step is open
         self._is_open = False  # its gradients are complete, and not forgotten yet
         self.used_norm: Tensor | None = None
         """The norm of the open step, if anybody asked for it."""
+
+    def configure(
+        self,
+        max_norm: float | None,
+        max_value: float | None,
+        interval: Literal["step", "epoch"],
+    ) -> None:
+        """Take the settings of the run that opens: they may have changed since the last one."""
+        self.max_norm, self.max_value, self.interval = max_norm, max_value, interval
 
     def prepare(self, model: nn.Module | None) -> Any:
         """Let Accelerate place and wrap the model and the optimizers; returns the model."""
@@ -99,6 +115,7 @@ class Optimization:
         self._model = model = prepared.pop(0) if model is not None else None
         if not self.direct:
             self._prepared = dict(zip(self.optimizers, prepared, strict=True))
+        check_schedulers(self.schedulers, self.optimizers)  # Accelerate has made groups anew
         return model
 
     def choose(self, name: str | None) -> str:
@@ -177,7 +194,9 @@ class Optimization:
         if self.max_norm is not None:
             self._clip_norm(name, self.max_norm)
         if self.max_value is not None:
-            clip_grad_value_(self._parameters(name), self.max_value)
+            clip_values(self._parameters(name), self.max_value)
+        if name in self.schedulers:
+            self._used_rates[name] = rates_of(self.optimizers[name])  # before it moves them
         self._prepared[name].step()
         if self.interval == "step" and name in self.schedulers:
             skipped = not self.direct and self._prepared[name].step_was_skipped
@@ -207,7 +226,7 @@ class Optimization:
             raise RunError("grad_norm is of a step: ask for it in on_before_step or on_step")
         if self.used_norm is None:
             gradients = [
-                parameter.grad
+                whole(parameter)
                 for parameter in self._parameters(self._current)
                 if parameter.grad is not None
             ]
@@ -227,13 +246,23 @@ class Optimization:
             if isinstance(scheduler, ReduceLROnPlateau):
                 scheduler.step(score)
 
-    def learning_rates(self) -> dict[str, float]:
-        """The learning rate of every parameter group, by tag."""
+    def learning_rates(self, *, used: bool = False) -> dict[str, float]:
+        """The learning rate of every parameter group, by tag.
+
+        Groups of one name have their number after it.
+
+        Args:
+            used: Whether it is that which the last step used, and not that of the next one.
+        """
         rates = {}
         for name, optimizer in self.optimizers.items():
             prefix = f"optim/lr/{name}/" if name else "optim/lr/"
-            for index, group in enumerate(optimizer.param_groups):
-                rates[f"{prefix}{group.get('name', index)}"] = float(group["lr"])
+            names = [str(group.get("name", i)) for i, group in enumerate(optimizer.param_groups)]
+            rates_now = rates_of(optimizer)
+            found = self._used_rates.get(name, rates_now) if used else rates_now
+            for index, (own, rate) in enumerate(zip(names, found, strict=False)):
+                tag = own if names.count(own) == 1 else f"{own}-{index}"
+                rates[f"{prefix}{tag}"] = float(rate)
         return rates
 
     def groups(self, name: str) -> list[list[Any]]:
@@ -251,7 +280,12 @@ class Optimization:
 
     def _clip_norm(self, name: str, limit: float) -> None:
         with torch.no_grad():
-            clip_grads_with_norm_(self._parameters(name), limit, self.grad_norm)
+            norm, parameters = self.grad_norm, self._parameters(name)
+            sparse = [p for p in parameters if p.grad is not None and p.grad.is_sparse]
+            for parameter in sparse:
+                whole(parameter).mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+            dense = [p for p in parameters if p.grad is None or not p.grad.is_sparse]
+            clip_grads_with_norm_(dense if sparse else parameters, limit, norm)
 
     # State
 
@@ -277,6 +311,7 @@ class Optimization:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave."""
+        self._used_rates = {}
         states = named(state["optimizer"])
         for name in self.optimizers.keys() & states.keys():
             self.model_state.load_optimizer_state(self.optimizers[name], states[name])
@@ -286,3 +321,28 @@ class Optimization:
         scaler = getattr(self._accelerator, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
+
+
+def rates_of(optimizer: Optimizer) -> list[Any]:
+    """The learning rates of an optimizer as they are now; a scheduler changes tensors in place."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [rate.clone() if isinstance(rate, Tensor) else rate for rate in rates]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter; of a sparse one the values, added up where an index is twice."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if not gradient.is_sparse:
+        return gradient
+    if not gradient.is_coalesced():
+        parameter.grad = gradient = gradient.coalesce()
+    return gradient.values()  # they share memory with it
+
+
+def clip_values(parameters: list[Tensor], limit: float) -> None:
+    """Clip each element of the gradients; in a sparse one those that are there."""
+    sparse = [p for p in parameters if p.grad is not None and p.grad.is_sparse]
+    for parameter in sparse:
+        whole(parameter).clamp_(-limit, limit)
+    clip_grad_value_([p for p in parameters if p.grad is None or not p.grad.is_sparse], limit)

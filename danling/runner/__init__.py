@@ -10,6 +10,7 @@ package; no other package imports this one, but `danling.testing`.
 - `stopping`: a stop that any process asks for, and what all of them agree on.
 - `batches`: the batches of an epoch with their accumulation windows.
 - `steps`: what a step returns, and the default steps.
+- `habits`: what is handed over or asked by the habits of another library.
 - `evaluation`: the mode of an evaluation, and the outputs of a prediction.
 - `state`: what is in a checkpoint, and how a runner takes it back.
 - `compatibility`: whether a checkpoint fits a runner, before anything is changed.

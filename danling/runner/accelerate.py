@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
+from weakref import WeakSet
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -29,7 +30,12 @@ from danling.config.settings import STATE_KEYS
 from danling.data.loader import Loader
 from danling.data.prepare import Placement
 from danling.data.splits import Splits
-from danling.distributed.launch import forget_accelerate_state, join_after_restart, make_world
+from danling.distributed.launch import (
+    environment_of_accelerate,
+    forget_accelerate_state,
+    join_after_restart,
+    make_world,
+)
 from danling.distributed.sharding import check_engine, in_step
 from danling.distributed.world import World
 from danling.errors import (
@@ -40,8 +46,10 @@ from danling.errors import (
     RunError,
     did_you_mean,
 )
+from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable
+from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.optimization import Optimization
 from danling.runner.base import BaseRunner
@@ -50,14 +58,18 @@ from danling.runner.compatibility import (
     config_changes,
 )
 from danling.runner.evaluation import evaluation_mode, joined, to_host
+from danling.runner.habits import check_mappings, check_steps
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
-from danling.runner.resume import find_checkpoint, report, warn_of_newer
+from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
-from danling.runner.steps import forward, predict, read_output, sample_count
-from danling.seed import seed_everything, set_rng_state
+from danling.runner.steps import SampleCounter, forward, predict, read_output, samples_read
+from danling.seed import isolated_rng, seed_everything, set_rng_state
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
+
+_TRAINING: WeakSet[OpenTraining] = WeakSet()
+"""The trainings that are open in this process."""
 
 
 class AccelerateRunner(BaseRunner):
@@ -84,7 +96,9 @@ class AccelerateRunner(BaseRunner):
         resume: `"auto"`, `"latest"`, `"best"`, a path or False; in place of `config.resume`.
 
     Raises:
-        ConfigError: A value in the configuration is wrong.
+        ConfigError: A value in the configuration, an optimizer or a scheduler is wrong.
+        DataError: `datasets` or `dataloaders` is not a mapping of splits.
+        MetricError: `metrics` is not a mapping.
         CallbackError: Something in `callbacks` is not a callback, or two have one name.
 
     Example:
@@ -119,6 +133,9 @@ class AccelerateRunner(BaseRunner):
         default_callbacks: bool = True,
         resume: str | Path | bool | None = None,
     ) -> None:
+        check_mappings(datasets, dataloaders, metrics)
+        check_optimizers(by_name(optimizer))
+        check_schedulers(by_name(scheduler), by_name(optimizer))
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
@@ -146,11 +163,16 @@ class AccelerateRunner(BaseRunner):
         self._batch: OpenBatch | None = None
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
+        self._count = SampleCounter()
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
 
     # How it is made
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        check_steps(cls)
 
     def _make_world(self) -> World:
         join_after_restart()
@@ -164,13 +186,9 @@ class AccelerateRunner(BaseRunner):
         """Make the accelerator from `config.accelerate`; override it for plug-in objects."""
         options = dict(self.config.accelerate)
         options.pop("gradient_accumulation_steps", None)  # the runner counts real micro-batches
+        forget_accelerate_state()
         try:
-            try:
-                return Accelerator(**options)
-            except ValueError as error:
-                if "already been initialized" not in str(error):
-                    raise
-                forget_accelerate_state()
+            with environment_of_accelerate():
                 return Accelerator(**options)
         except TypeError as error:
             raise ConfigError(
@@ -178,7 +196,14 @@ class AccelerateRunner(BaseRunner):
             ) from error
 
     def _settle_seed(self) -> None:
-        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew.
+
+        The random streams of a training that is open in this process are left alone.
+        """
+        with isolated_rng() if _TRAINING else nullcontext():
+            self._seed_all()
+
+    def _seed_all(self) -> None:
         drawn = seed_everything(self.config)
         if self.distributed and self.config.drawn_seed:
             seed = self.world.broadcast(drawn)
@@ -289,6 +314,7 @@ class AccelerateRunner(BaseRunner):
 
     @datasets.setter
     def datasets(self, datasets: Mapping[str, Any]) -> None:
+        check_mappings(datasets=datasets)
         self.data.datasets = dict(datasets)
 
     @property
@@ -298,6 +324,7 @@ class AccelerateRunner(BaseRunner):
 
     @dataloaders.setter
     def dataloaders(self, dataloaders: Mapping[str, Any]) -> None:
+        check_mappings(dataloaders=dataloaders)
         self.data.dataloaders = dict(dataloaders)
 
     @property
@@ -307,6 +334,7 @@ class AccelerateRunner(BaseRunner):
 
     @metrics.setter
     def metrics(self, metrics: Mapping[str, Any]) -> None:
+        check_mappings(metrics=metrics)
         self.logbook.metrics = dict(metrics)
 
     @property
@@ -400,6 +428,9 @@ class AccelerateRunner(BaseRunner):
         every = config.evaluate_every
         self._evaluate_every = None if every is None else Every(every)
         self.prepare()
+        self.optimization.configure(
+            config.max_grad_norm, config.max_grad_value, config.scheduler_interval
+        )
         super()._open()
         self._resume()
 
@@ -413,6 +444,8 @@ class AccelerateRunner(BaseRunner):
             for names in training.deferred:
                 self.logger.warning("%s was not saved: the run ended before a safe point", names[0])
         super()._unwind(error)
+        if training is not None:
+            _TRAINING.discard(training)
         self._training = None
 
     # The loop
@@ -437,6 +470,7 @@ class AccelerateRunner(BaseRunner):
         """
         self._check_limits()
         with self.world.call("train()"), nullcontext() if self.in_run else self:
+            self._warn_of_periods()
             for _ in self.epochs():
                 for batch in self.batches("train"):
                     self.step(self.train_step(batch))
@@ -469,7 +503,7 @@ class AccelerateRunner(BaseRunner):
             if self._training is not training:
                 raise RunError("these epochs are over: ask runner.epochs() for new ones")
             self._complete_epoch()
-            self.callbacks("on_epoch_end", self)
+            self._end_with("on_epoch_end")
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -504,9 +538,7 @@ class AccelerateRunner(BaseRunner):
                     epoch.ended_by = "break"
                 raise
             if epoch.iterator is not iterator:
-                raise RunError(
-                    "these batches are of an epoch that is over: ask runner.batches() for new ones"
-                )
+                raise RunError(no_longer_in_use(split, is_open=self._epoch is epoch))
             if self._batch is batch:  # else an evaluation has closed it
                 self._complete_batch()
                 if "on_batch_end" in heard:
@@ -535,6 +567,7 @@ class AccelerateRunner(BaseRunner):
         batches = loader.iterate(self.epoch, done)
         epoch.length = loader.batches_in(self.epoch)
         length = epoch.length if loader.is_length_exact else None
+        epoch.loader, epoch.read = loader, samples_read(loader, length)
         if self.distributed and length is None:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done)
@@ -576,7 +609,7 @@ class AccelerateRunner(BaseRunner):
         optimization.backward(loss if window.size == 1 else loss / window.size, name)
         batch.output = output
         if samples is None:
-            samples = sample_count(batch.batch) or 1
+            samples = self._samples_in(batch.batch)
         kept, add = loss.detach(), self.logbook.meter.add
         add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
         for key, value in metrics.items():
@@ -597,6 +630,17 @@ class AccelerateRunner(BaseRunner):
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
+
+    def _samples_in(self, batch: Any) -> int:
+        """The samples of the batch in hand: as many as were read, or as it says itself."""
+        epoch = self._epoch
+        if epoch is None or epoch.loader is None:
+            return self._count(batch, self.logger)
+        index = epoch.place(self.counters.batch_index)
+        read = epoch.read
+        if read is not None:
+            return read.size if index < read.last else read.rest  # every step asks
+        return epoch.loader.samples_of(index) or self._count(batch, self.logger)
 
     # What a model does with a batch: override these
 
@@ -664,19 +708,26 @@ class AccelerateRunner(BaseRunner):
         with self.logbook.evaluation(split) as averages:
             self.data.check_samples(loader)
             hooks("on_evaluate_start", self, split)
-            for batch in self._in_step(loader.iterate(0)):
+            batches = self._in_step(loader.iterate(0))
+            read = samples_read(loader, loader.length)
+            for index, batch in enumerate(batches):
                 hooks("on_evaluate_batch_start", self, batch)
                 output = self.evaluate_step(batch)
                 loss, values, samples = read_output(output)
-                count = samples if samples is not None else sample_count(batch) or 1
+                if samples is not None:
+                    count = samples
+                else:
+                    known = loader.samples_of(index) if read is None else read.of(index)
+                    count = known or self._count(batch, self.logger)
                 averages.add(f"{split}/loss", loss.detach().clone(), count)
                 for name, value in values.items():
                     averages.add(f"{split}/{name}", value, count)
                 hooks("on_evaluate_batch_end", self, batch, output)
             result = self.logbook.evaluation_result(split, averages)
-        if not result:
-            raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
-        hooks("on_evaluate_end", self, split, result)
+            if not result:
+                raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
+            hooks("on_evaluate_end", self, split, result)
+            result |= self.logbook.means_of(split, averages)  # what the hook has logged
         return result
 
     def predict(self, split: str = "test") -> Any:
@@ -686,7 +737,7 @@ class AccelerateRunner(BaseRunner):
             One tensor where the outputs are tensors, else the list of the outputs of all batches.
 
         Raises:
-            DataError: There is no such split.
+            DataError: There is no such split, or it is empty.
         """
         with self.world.call("predict()"):
             self.prepare()
@@ -702,8 +753,11 @@ class AccelerateRunner(BaseRunner):
             output = self.predict_step(batch)
             hooks("on_predict_batch_end", self, batch, output)
             outputs.append((loader.positions(index)[0], to_host(output)))
+        parts = self.world.gather(outputs)
+        if not any(parts):
+            raise DataError(f"the split {split!r} has no batches: there is nothing to predict")
         hooks("on_predict_end", self, split)
-        return joined(self.world.gather(outputs))
+        return joined(parts)
 
     def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Batches of an evaluation, as many on each process as the model needs."""
@@ -712,16 +766,24 @@ class AccelerateRunner(BaseRunner):
         return in_step(self.world, batches, self.predict_step, self.device)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed."""
+        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
+
+        A training that `max_steps` ends is evaluated at its end, if it never was.
+        """
         every, epoch = self._evaluate_every, self._epoch
-        if every is None or epoch is None or not self.evaluation_splits:
+        if every is None or epoch is None:
+            return
+        never = not self.evaluations and self.counters.global_step >= self._max_steps
+        if epoch.ended_by is None and every.unit == "epochs" and not never:
+            return
+        if not self.evaluation_splits:
             return
         now = self.now()
         if epoch.ended_by == "last batch":
             now = replace(now, epoch=now.epoch + 1)
-        elif every.unit == "epochs" or self._batch is None or not self._batch.stepped:
-            return
-        if every.is_due(now, self.last_evaluation):
+        elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
+            return  # one at the last step is that of the epoch
+        if never or every.is_due(now, self.last_evaluation):
             self.last_evaluation = now
             self.evaluate()
 
@@ -744,7 +806,7 @@ class AccelerateRunner(BaseRunner):
 
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
-        is_news = self.monitor.partition("/")[0] in result
+        is_news = split_of(self.monitor, result) is not None
         if scored and is_news and self.latest_score is not None:
             self.optimization.end_evaluation(self.latest_score)
 
@@ -780,7 +842,7 @@ class AccelerateRunner(BaseRunner):
             self.logger.warning(
                 "values that are not finite by global step %d: %s", self.global_step, bad
             )
-        self.callbacks("on_log", self, metrics | self.optimization.learning_rates())
+        self.callbacks("on_log", self, metrics | self.optimization.learning_rates(used=True))
 
     # How a training, an epoch and a batch open and close
 
@@ -801,9 +863,26 @@ class AccelerateRunner(BaseRunner):
                 "nothing says when training ends: set max_epochs or max_steps in the configuration"
             )
 
+    def _warn_of_periods(self) -> None:
+        """Say so where training ends before the first evaluation is due."""
+        every, steps, total = self._evaluate_every, self.steps_per_epoch, self.total_steps
+        if every is None or every.unit != "epochs" or not self.evaluation_splits:
+            return
+        if not steps or total is None or every.value * steps <= total:
+            return
+        end = " but the one at its end" if total >= self._max_steps else ""
+        self.logger.warning(
+            "evaluate_every is %s, and training ends after %.3g epochs (%d steps, %d an epoch): "
+            "there is no evaluation%s; a period in steps comes sooner",
+            every,
+            total / steps,
+            total,
+            steps,
+            end,
+        )
+
     def _check_monitor(self) -> None:
-        split = self.monitor.partition("/")[0]
-        if split not in ("train", *self.splits):
+        if split_of(self.monitor, ("train", *self.splits)) is None:
             known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
             raise MetricError(
                 f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
@@ -813,6 +892,7 @@ class AccelerateRunner(BaseRunner):
         self._check_limits()
         self._check_monitor()
         self._training = training = OpenTraining()
+        _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
         if self.model is not None and not self.model.training:
@@ -838,7 +918,7 @@ class AccelerateRunner(BaseRunner):
             training.is_leaving = True
             training.at_safe_point |= self.counters.global_step > 0
             self._complete_epoch(cut=True)
-            self.callbacks("on_epoch_end", self)
+            self._end_with("on_epoch_end")
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -847,8 +927,19 @@ class AccelerateRunner(BaseRunner):
         if self.logbook.meter or self.distributed:  # what other processes have is not known here
             self._log_window()
         self._training = None
+        _TRAINING.discard(training)
         self.clock.stop()
-        self.callbacks("on_train_end", self)
+        self._end_with("on_train_end")
+
+    def _end_with(self, hook: str) -> None:
+        """Fire the hook of an end: what it logs belongs to the result that ends."""
+        with self.logbook.ending() as averages:
+            self.callbacks(hook, self)
+        if not (values := self.logbook.means(averages)):
+            return
+        self.callbacks("on_log", self, values)
+        if self.results:
+            self.history.complete(values)
 
     def _open_epoch(self, training: OpenTraining) -> None:
         self._epoch = OpenEpoch(self._places)
@@ -1052,18 +1143,19 @@ class AccelerateRunner(BaseRunner):
         """A runner with configuration and state of a checkpoint, for a new run or evaluation.
 
         Args:
-            path: The file.
+            path: The file; the directory of a run, or that of its checkpoints, means the latest.
             **parts: Arguments of the constructor; `config` in place of the one of the file.
 
         Raises:
             CheckpointError: The file is damaged, or does not fit the parts.
         """
+        path = file_of(path)
         checkpoint = read_checkpoint(path, whole=False)
         saved = checkpoint["config"]
         own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
         config = parts.get("config") or Config(own)
         runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
-        runner._restore(checkpoint, Path(path))
+        runner._restore(checkpoint, path)
         return runner
 
     def _resume(self) -> None:
@@ -1119,6 +1211,18 @@ class AccelerateRunner(BaseRunner):
             return
         self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
         self.logger.warning("the random streams are not exactly restored: %s", problems)
+
+
+def no_longer_in_use(split: str, *, is_open: bool) -> str:
+    """What is said of an iterator of batches that is asked for more when it is not its turn."""
+    if not is_open:
+        return "these batches are of an epoch that is over: ask runner.batches() for new ones"
+    return (
+        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
+        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
+        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
+        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
+    )
 
 
 def by_name(part: Any) -> dict[str, Any]:

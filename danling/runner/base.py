@@ -20,6 +20,7 @@ from danling.files.json import to_plain
 from danling.metrics.history import History
 from danling.run.run import RunOnDisk
 from danling.runner.callbacks import Callbacks
+from danling.runner.habits import no_attribute
 from danling.runner.progress import Clock, Counters
 from danling.runner.stopping import Stopping, exit_for_signal
 from danling.triggers import Moment
@@ -106,6 +107,13 @@ class BaseRunner:
         self._history: History | None = None
         self._checkpoints: CheckpointStore | None = None
         self.config.bind_state({name: partial(self._config_state, name) for name in STATE_KEYS})
+
+    if not TYPE_CHECKING:  # to type checkers, a class with a `__getattr__` has every name
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property raised an AttributeError: again, as it was
+                return object.__getattribute__(self, name)
+            raise no_attribute(self, name)
 
     def _make_world(self) -> World:
         """The processes of this run; a platform that starts several overrides it."""

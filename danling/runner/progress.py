@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from danling.data.loader import Loader
 from danling.runner.batches import Window
+from danling.runner.steps import Read
 
 __all__ = ["Clock", "Counters", "OpenBatch", "OpenEpoch", "OpenTraining"]
 
@@ -54,7 +56,7 @@ class Clock:
         return self.before + (0.0 if self._started is None else time.monotonic() - self._started)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class OpenTraining:
     """A training, from `on_train_start` to `on_train_end`.
 
@@ -89,6 +91,8 @@ class OpenEpoch:
         ended_by: Whether the last batch or a `break` ended the batches; None while they go on.
         results: The results of evaluations at its end, by split.
         within: The last result that was added within it, if there is one.
+        loader: The loader of the split that is iterated.
+        read: The samples of the batches that are iterated, where the loader knows them.
 
     Example:
         >>> epoch = OpenEpoch({})
@@ -104,6 +108,8 @@ class OpenEpoch:
         self.ended_by: Literal["last batch", "break"] | None = None
         self.results: dict[str, dict[str, float]] = {}
         self.within: dict[str, Any] | None = None
+        self.loader: Loader | None = None
+        self.read: Read | None = None
         self._before = dict(places)
         self._split: str | None = None
         self._offset = 0  # batches of the epoch that were of other splits
@@ -119,6 +125,10 @@ class OpenEpoch:
     def place(self, batch_index: int) -> int:
         """The number of batches used of the split that is iterated."""
         return batch_index - self._offset
+
+    def is_last(self, batch_index: int) -> bool:
+        """Whether the batch in hand is known to be the last one of the split."""
+        return self.place(batch_index) + 1 == self.length
 
     def places(self, batch_index: int) -> dict[str, int]:
         """The number of batches used of each split."""

@@ -42,6 +42,26 @@ def find_checkpoint(
     return checkpoint, path
 
 
+def file_of(path: str | Path) -> Path:
+    """The checkpoint file that a path means; of a directory it is the latest in it.
+
+    Raises:
+        CheckpointError: There is no checkpoint in the directory.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for pattern in ("latest.pth", "*/latest.pth"):
+        if found := sorted(path.glob(pattern)):
+            return found[0]
+    others = sorted([*path.glob("*.pth"), *path.glob("*/*.pth")])
+    names = ", ".join(str(other.relative_to(path)) for other in others)
+    raise CheckpointError(
+        f"{path} is a directory without a latest.pth: "
+        + (f"name one of its files ({names})" if others else "there is no checkpoint in it")
+    )
+
+
 def choose(store: CheckpointStore, which: str) -> tuple[dict[str, Any], Path]:
     """The checkpoint of a name or path; `latest` is the newest that a run can go on from."""
     first = checkpoint, path = store.load(which, whole=False)

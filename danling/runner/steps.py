@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
+from danling.data.loader import Loader
 from danling.errors import DataError, MetricError, RunError
 from danling.metrics.metric import RESERVED, measure
 
-__all__ = ["Output", "forward", "predict", "read_output", "sample_count"]
+__all__ = [
+    "Output",
+    "Read",
+    "SampleCounter",
+    "forward",
+    "predict",
+    "read_output",
+    "sample_count",
+    "samples_read",
+]
 
 
 Output = tuple[Tensor, Mapping[str, Any], Tensor | int | None]
@@ -78,20 +90,163 @@ def is_scalar(value: Any) -> bool:
     return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)
 
 
+class SampleCounter:
+    """Counts the samples of batches that nobody else knows the number of.
+
+    Where a batch contradicts itself, this says so once: means over such batches may be wrong.
+    """
+
+    def __init__(self) -> None:
+        self._is_warned = False
+
+    def __call__(self, batch: Any, logger: logging.Logger) -> int:
+        """The number of samples of a batch, and at least 1."""
+        if size := shared_size(batch):
+            return size
+        counts = sample_counts(batch)
+        if counts is None:
+            return 1
+        if len(counts) != 1 and not self._is_warned:
+            self._is_warned = True
+            logger.warning(
+                "nobody knows how many samples a batch holds: it is a %s whose parts say %s; means "
+                'over batches may be wrong until the step returns the number as "n": '
+                '{"loss": loss, "n": samples}',
+                type(batch).__name__,
+                " or ".join(map(str, sorted(counts))) or "different numbers",
+            )
+        return sample_count(batch) or 1
+
+
+class Read(NamedTuple):
+    """The samples of the batches of an epoch on this process, where the loader makes them.
+
+    Attributes:
+        size: The samples of every batch but the last.
+        last: The index of the last batch.
+        rest: The samples of the last batch.
+
+    Example:
+        >>> Read(4, 2, 3).of(1), Read(4, 2, 3).of(2)
+        (4, 3)
+    """
+
+    size: int
+    last: int
+    rest: int
+
+    def of(self, index: int) -> int:
+        """The samples of a batch of the epoch."""
+        return self.size if index < self.last else self.rest
+
+
+def samples_read(loader: Loader, length: int | None) -> Read | None:
+    """The samples that a loader reads for its batches; None where the user makes the batches.
+
+    Args:
+        loader: A loader whose epoch has begun.
+        length: The number of batches of the epoch on this process.
+    """
+    if loader.batch_size is None or loader.kind in ("iterable", "stateful") or not length:
+        return None
+    return Read(loader.batch_size, length - 1, len(loader.positions(length - 1)))
+
+
+def shared_size(batch: Any) -> int:
+    """The size 0 that the tensors of a tuple or a mapping share; 0 where it is not as simple."""
+    size = 0
+    if not isinstance(batch, (list, tuple)):
+        if type(batch) is not dict:
+            return 0
+        batch = batch.values()
+    for part in batch:
+        if type(part) is not Tensor or not part.ndim or (size and part.shape[0] != size):
+            return 0
+        size = part.shape[0]
+    return size
+
+
 def sample_count(batch: Any) -> int:
-    """How many samples a batch holds: the size 0 of the first tensor in it that has one."""
-    if isinstance(batch, (list, tuple)):
-        parts: Iterable[Any] = batch
-        if batch and isinstance(batch[0], Tensor) and batch[0].ndim and batch[0].size(0):
-            return batch[0].size(0)  # so it mostly is, and every step asks
-    elif isinstance(batch, Tensor):
+    """How many samples a batch holds, as far as it says so; 0 where it does not.
+
+    Of numbers that contradict each other, this is the size 0 of the first tensor.
+    """
+    counts = sample_counts(batch)
+    if counts is None:
+        return 0
+    if len(counts) == 1:
+        return next(iter(counts))
+    return first_size(batch) or max(counts, default=0)
+
+
+def sample_counts(batch: Any) -> frozenset[int] | None:
+    """All numbers of samples that a batch may hold; None where nothing in it tells.
+
+    It is what an object says of itself (`batch_size`, or `num_graphs` as in PyTorch Geometric), the
+    length of a list of samples, and the size 0 of a tensor. Parts side by side must agree; in a
+    list inside a batch each element is a sample, or holds all samples.
+
+    Example:
+        >>> import torch
+        >>> images = [torch.zeros(3, 8, 8), torch.zeros(3, 6, 9)]
+        >>> sample_counts((images, [{"boxes": torch.zeros(5, 4)}, {"boxes": torch.zeros(7, 4)}]))
+        frozenset({2})
+        >>> sorted(sample_counts({"edges": torch.zeros(2, 9), "labels": torch.zeros(4)}))
+        []
+    """
+    own = said_of_itself(batch)
+    if own is not None:
+        return frozenset({own})
+    if isinstance(batch, Tensor):
+        return frozenset({batch.size(0)}) if batch.ndim else None
+    if isinstance(batch, Mapping):
+        return agreed(map(part_counts, batch.values()))
+    if not isinstance(batch, (list, tuple)):
+        return None
+    samples = isinstance(batch, list) and batch and not isinstance(batch[0], (Tensor, list, tuple))
+    if samples and said_of_itself(batch[0]) is None:
+        return frozenset({len(batch)})
+    return agreed(map(part_counts, batch))
+
+
+def part_counts(part: Any) -> frozenset[int] | None:
+    """All numbers of samples that a part of a batch may hold."""
+    if not isinstance(part, (list, tuple)) or said_of_itself(part) is not None:
+        return sample_counts(part)
+    length = frozenset({len(part)})
+    if not all(isinstance(element, Tensor) for element in part):
+        return length
+    return length | (agreed(map(sample_counts, part)) or frozenset())
+
+
+def agreed(counts: Iterable[frozenset[int] | None]) -> frozenset[int] | None:
+    """What all parts have in common, of those that tell anything."""
+    telling = [count for count in counts if count is not None]
+    return frozenset.intersection(*telling) if telling else None
+
+
+def said_of_itself(batch: Any) -> int | None:
+    """The number of samples that an object gives as an attribute."""
+    if isinstance(batch, Tensor) or type(batch) in (dict, list, tuple):
+        return None
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])
+    for name in ("num_graphs", "batch_size"):
+        said = getattr(batch, name, None)
+        said = said[0] if isinstance(said, tuple) and said else said  # as of a TensorDict
+        if isinstance(said, int) and not isinstance(said, bool):
+            return said
+    return None
+
+
+def first_size(batch: Any) -> int:
+    """The size 0 of the first tensor in a batch that has one."""
+    if isinstance(batch, Tensor):
         return batch.size(0) if batch.ndim else 0
-    else:
-        parts = batch.values() if isinstance(batch, Mapping) else ()
-    for part in parts:
-        if count := sample_count(part):
-            return count
-    return 0
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    if not isinstance(batch, (list, tuple, Mapping)):
+        return 0
+    return next((size for part in parts if (size := first_size(part))), 0)
 
 
 def no_pair(batch: Any) -> DataError:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from danling.errors import DataError, MetricError
 from danling.metrics.logbook import checked_scalar
-from danling.runner.steps import forward, predict, read_output, sample_count
+from danling.runner.steps import SampleCounter, forward, predict, read_output, sample_count
 from danling.testing import TinyRunner
 
 Pair = namedtuple("Pair", "input target")
@@ -123,8 +124,68 @@ def test_a_step_that_returns_no_scalar_ends_the_run_with_that(step):
         (object(), 0),
     ],
 )
-def test_a_batch_has_as_many_samples_as_its_first_tensor_has_rows(batch, count):
+def test_a_batch_has_as_many_samples_as_its_tensors_have_rows(batch, count):
     assert sample_count(batch) == count
+
+
+class Graphs:
+    num_graphs = 3
+    batch_size = 7
+
+    def to(self, device):
+        return self
+
+
+IMAGES = [torch.zeros(3, 5, 5), torch.zeros(3, 9, 2), torch.zeros(3, 1, 1), torch.zeros(3, 4, 4)]
+BOXES = [{"boxes": torch.zeros(size, 4)} for size in (2, 7, 1, 3)]
+PACKED = nn.utils.rnn.pack_sequence([torch.zeros(5, 2), torch.zeros(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ((IMAGES, BOXES), 4),
+        ([IMAGES, BOXES], 4),
+        ((tuple(IMAGES), tuple(BOXES)), 4),
+        (BOXES, 4),
+        (Graphs(), 3),
+        ((Graphs(), torch.zeros(3, 2)), 3),
+        ((PACKED, torch.zeros(2)), 2),
+        (["a", "b", "c"], 3),
+        ({"text": ["a", "b", "c"], "label": torch.zeros(3)}, 3),
+        (([torch.zeros(6, 2), torch.zeros(6, 3)], torch.zeros(6)), 6),
+        ({"x": torch.zeros(6, 2), "scale": torch.tensor(2.0)}, 6),
+    ],
+)
+def test_a_batch_of_another_kind_says_how_many_samples_it_holds(batch, count, caplog):
+    counter = SampleCounter()
+
+    assert sample_count(batch) == counter(batch, logging.getLogger("steps")) == count
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"edge_index": torch.zeros(2, 9), "y": torch.zeros(4)},
+        (torch.zeros(10, 4, 8), torch.zeros(4)),
+        {"image": torch.zeros(3, 8, 8), "pixels": torch.zeros(64)},
+    ],
+)
+def test_a_batch_that_contradicts_itself_is_told_of_once(batch, caplog):
+    counter, logger = SampleCounter(), logging.getLogger("steps")
+
+    counts = {counter(batch, logger) for _ in range(5)}
+
+    assert counts == {next(iter(batch.values() if isinstance(batch, dict) else batch)).shape[0]}
+    (record,) = caplog.records
+    assert 'returns the number as "n"' in record.getMessage()
+
+
+@pytest.mark.parametrize("batch", [7, None, object(), torch.tensor(0.5), "text"])
+def test_a_batch_that_says_nothing_counts_once(batch, caplog):
+    assert SampleCounter()(batch, logging.getLogger("steps")) == 1
+    assert not caplog.records
 
 
 # The default step

@@ -1,0 +1,80 @@
+"""What is handed to a runner, or asked of it, by the habits of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from danling.errors import DataError, MetricError, did_you_mean
+
+__all__ = ["check_mappings", "check_steps", "no_attribute"]
+
+STEPS: Final = {
+    "training_step": "train_step(self, batch)",
+    "validation_step": "evaluate_step(self, batch)",
+    "test_step": "evaluate_step(self, batch)",
+    "prediction_step": "predict_step(self, batch)",
+}
+"""The steps that other libraries have a subclass define, and what is called here."""
+
+MEMBERS: Final = {
+    "fit": "train()",
+    "validate": "evaluate('val')",
+    "test": "evaluate('test')",
+    "compile": "model = torch.compile(model)",
+    "configure_optimizers": "optimizer and scheduler: assign them, or pass them to the runner",
+    "train_dataloader": "dataloaders['train']",
+    "val_dataloader": "dataloaders['val']",
+    "train_dataset": "datasets['train']",
+    "eval_dataset": "datasets['val']",
+    "current_epoch": "epoch",
+    "log_dict": "log({name: value})",
+    "manual_backward": "step(loss)",
+    "save_model": "save_checkpoint()",
+} | STEPS
+"""What Lightning, Keras and Transformers call what a runner has under another name."""
+
+
+def check_mappings(datasets: Any = None, dataloaders: Any = None, metrics: Any = None) -> None:
+    """Refuse a single part where a runner takes several by name.
+
+    Raises:
+        DataError: The data is not a mapping of splits.
+        MetricError: The metrics are not a mapping.
+
+    Example:
+        >>> check_mappings(metrics=[len])
+        Traceback (most recent call last):
+        ...
+        danling.errors.MetricError: metrics is a list, not a mapping of names: ...
+    """
+    for name, given in (("datasets", datasets), ("dataloaders", dataloaders)):
+        if given is not None and not isinstance(given, Mapping):
+            raise DataError(
+                f"{name} is a {type(given).__name__}, not a mapping of splits: "
+                f'write {name}={{"train": ...}}'
+            )
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise MetricError(
+            f"metrics is a {type(metrics).__name__}, not a mapping of names: "
+            'write metrics={"accuracy": ...}'
+        )
+
+
+def check_steps(kind: type) -> None:
+    """Refuse a class that defines a step which nothing here would call.
+
+    Raises:
+        TypeError: It has a step by the name that another library gives it.
+    """
+    for name in STEPS.keys() & vars(kind).keys():
+        raise TypeError(f"{kind.__name__}.{name} would never be called: here it is {STEPS[name]}")
+
+
+def no_attribute(runner: object, name: str) -> AttributeError:
+    """What is raised for a name that a runner does not have."""
+    if name in MEMBERS:
+        hint = f"here it is {MEMBERS[name]}"
+    else:
+        hint = did_you_mean(name, [known for known in dir(runner) if not known.startswith("_")])
+    return AttributeError(f"{type(runner).__name__!r} has no attribute {name!r}: {hint}")
