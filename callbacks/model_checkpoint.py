@@ -214,7 +214,8 @@ class ModelCheckpoint(Monitor):
         checkpoint = runner.state_dict()  # all processes take part, the main one writes
         groups = [(tuple(names), checkpoint)]
         if self.save_weights_only:
-            weights = {key: checkpoint[key] for key in ("model", "config", "run")}
+            kept = ("model", "stateful", "config", "run")
+            weights = {key: checkpoint[key] for key in kept if key in checkpoint}
             groups = [((name,), checkpoint if name == "latest" else weights) for name in names]
         for group, contents in groups:
             reasons = {key: value for name in group for key, value in names[name].items()}
