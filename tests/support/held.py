@@ -16,6 +16,7 @@ from torch import nn
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
+from danling.checkpoint.sharded.state import plain_names
 from tests.support.resume_harness import digest
 
 STEPS, EPOCHS, KILL_AT = 4, 3, 10
@@ -284,7 +285,15 @@ def tied(runner: Held) -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
     second.weight = first.weight
     last = nn.utils.parametrizations.weight_norm(nn.Linear(4, 1))
-    runner.model = nn.Sequential(first, second, nn.utils.weight_norm(nn.Linear(4, 4)), last)
+    runner.model = nn.Sequential(first, second, last)
+
+
+@case
+def compiled(runner: Held) -> None:
+    """The killed process compiles a part of its model, the one that goes on compiles another."""
+    torch.compiler.set_stance("force_eager")  # the names are what matters
+    index = 2 if Kill.step is None else 0
+    runner.model[index] = torch.compile(runner.model[index])
 
 
 @case
@@ -338,7 +347,8 @@ def own_attributes(runner: Held) -> None:
 
 def states(runner: Held) -> Iterator[Any]:
     """What training has moved."""
-    yield {} if runner.unwrapped_model is None else runner.unwrapped_model.state_dict()
+    state = {} if runner.unwrapped_model is None else runner.unwrapped_model.state_dict()
+    yield plain_names(state)
     for value in (runner.criterion, *vars(runner).values()):
         if isinstance(value, nn.Module) and value is not runner.model:
             yield value.state_dict()
@@ -349,8 +359,8 @@ def states(runner: Held) -> Iterator[Any]:
 def train(root: Path, case: str, kill_at: int | None = None) -> None:
     """Train in this process, and leave what came of it in `outcome.json`."""
     torch.set_num_threads(1)
+    Kill.step = kill_at  # it is of this process
     runner = Held(root, case)
-    runner.callbacks["kill"].step = kill_at  # type: ignore[attr-defined]
     runner.train()
     outcome = {"digest": digest(list(states(runner))), "report": runner.resume_report}
     outcome["log"] = runner.log_path.read_text()
