@@ -129,11 +129,12 @@ class Optimization:
 
     def begin_together(self) -> None:
         """Let the modules besides the model be equal on all processes; a collective."""
-        if self._averaged is not None:
-            for module in self.apart:
-                for tensor in (*module.parameters(), *module.buffers()):
-                    if not hasattr(tensor, "full_tensor"):
-                        dist.broadcast(tensor.data, 0)
+        if self._averaged is None:
+            return
+        for module in self.apart:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if not hasattr(tensor, "full_tensor"):
+                    dist.broadcast(tensor.data, 0)
 
     def _keep_together(self, name: str, averaged: set[int]) -> None:
         """Average the gradients that no wrapper averages, and share the buffers of rank 0.

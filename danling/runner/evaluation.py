@@ -34,10 +34,16 @@ def evaluation_mode(model: nn.Module | None, *others: Any, partial: bool = False
         try:
             yield
         finally:
-            for module, own in zip(wholes, modes, strict=True):
-                module.train(own[0][1])  # what a module does besides, as merging its adapters
-                for part, mode in own:
-                    part.training = mode
+            for own in modes:
+                put_modes_back(own)
+
+
+def put_modes_back(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Let the parts of a module be in the modes that they were in, the whole of it first."""
+    whole, mode = modes[0]
+    whole.train(mode)  # what a module does besides, as merging its adapters
+    for part, mode in modes:
+        part.training = mode
 
 
 @contextmanager

@@ -248,23 +248,25 @@ def _modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _watched(modules: Mapping[str, nn.Module]) -> dict[str, Place]:
-    found: dict[str, Place] = {}
-    for name, whole in modules.items():
-        for part_name, part in _modules(whole):
-            prefix = f"{name}.{part_name}".rstrip(".")
-            values = {key: value for key, value in vars(part).items() if key not in _INTERNAL}
-            values |= {key: part._buffers[key] for key in part._non_persistent_buffers_set}
-            for key, value in values.items():
-                if _is_plain(value) or _is_kept(value) or _drawn(value):
-                    found[f"{prefix}.{key}"] = part, key, value
-            for key, parameter in part._parameters.items():
-                if parameter is not None:
-                    found[f"{prefix}.{key}.requires_grad"] = (
-                        parameter,
-                        "requires_grad",
-                        parameter.requires_grad,
-                    )
-    return found
+    return {
+        f"{name}.{part_name}".rstrip(".") + f".{key}": place
+        for name, whole in modules.items()
+        for part_name, part in _modules(whole)
+        for key, place in _places(part)
+    }
+
+
+def _places(part: nn.Module) -> Iterator[tuple[str, Place]]:
+    """What of one module is watched, without the modules in it."""
+    values = {key: value for key, value in vars(part).items() if key not in _INTERNAL}
+    values |= {key: part._buffers[key] for key in part._non_persistent_buffers_set}
+    for key, value in values.items():
+        if _is_plain(value) or _is_kept(value) or _drawn(value):
+            yield key, (part, key, value)
+    for key, parameter in part._parameters.items():
+        if parameter is not None:
+            place = (parameter, "requires_grad", parameter.requires_grad)
+            yield f"{key}.requires_grad", place
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,7 +23,7 @@ def networks(runner: Held) -> None:
         loss: torch.Tensor = runner.criterion(second(first(batch[0])), batch[1])
         return loss
 
-    runner.train_step = step  # type: ignore[method-assign]
+    runner.train_step = step
 
 
 def thawed(runner: Held) -> None:
@@ -36,7 +36,7 @@ def thawed(runner: Held) -> None:
         model[2].requires_grad_(runner.global_step > 2)
         return plain(batch)
 
-    runner.train_step = step  # type: ignore[method-assign]
+    runner.train_step = step
 
 
 CASES |= {"networks": networks, "thawed": thawed}

@@ -110,6 +110,12 @@ class Average:
 class Held(dl.AccelerateRunner):
     """A training of a small model; the cases change what it holds."""
 
+    teacher: nn.Linear
+    teachers: list[nn.Linear]
+    first: nn.Linear
+    second: nn.Linear
+    scale: nn.Linear
+
     def __init__(self, root: Path, case: str, size: int = 1, **config: Any) -> None:
         settings = {
             "project_root": str(root / "experiments"),
@@ -160,7 +166,7 @@ def extra_loss(runner: Held, loss: Callable[[Any], torch.Tensor]) -> None:
     def train_step(batch: Any) -> torch.Tensor:
         return plain(batch) + loss(batch)
 
-    runner.train_step = train_step  # type: ignore[method-assign]
+    runner.train_step = train_step
 
 
 @case
@@ -171,10 +177,10 @@ def criterion(runner: Held) -> None:
 
 @case
 def teacher(runner: Held) -> None:
-    runner.teacher = nn.Linear(4, 1)  # type: ignore[attr-defined]
+    runner.teacher = nn.Linear(4, 1)
     with torch.no_grad():
         runner.teacher.weight.add_(torch.rand(1, 4, generator=torch.Generator()))
-    runner.teachers = [nn.Linear(4, 1)]  # type: ignore[attr-defined]
+    runner.teachers = [nn.Linear(4, 1)]
     networks = [runner.teacher, runner.teachers[0]]
 
     def distil(batch: Any) -> torch.Tensor:
@@ -200,15 +206,15 @@ def registered(runner: Held) -> None:
 @case
 def two_models(runner: Held) -> None:
     runner.model = None
-    runner.first = nn.Linear(4, 3)  # type: ignore[attr-defined]
-    runner.second = nn.Linear(3, 1)  # type: ignore[attr-defined]
+    runner.first = nn.Linear(4, 3)
+    runner.second = nn.Linear(3, 1)
     runner.optimizer = sgd([*runner.first.parameters(), *runner.second.parameters()])
 
     def step(batch: Any) -> torch.Tensor:
         loss: torch.Tensor = runner.criterion(runner.second(runner.first(batch[0])), batch[1])
         return loss
 
-    runner.train_step = runner.evaluate_step = step  # type: ignore[method-assign]
+    runner.train_step = runner.evaluate_step = step
 
 
 @case
@@ -293,7 +299,7 @@ def compiled(runner: Held) -> None:
     """The killed process compiles a part of its model, the one that goes on compiles another."""
     torch.compiler.set_stance("force_eager")  # the names are what matters
     index = 2 if Kill.step is None else 0
-    runner.model[index] = torch.compile(runner.model[index])
+    runner.model[index] = torch.compile(runner.model[index], backend="eager")
 
 
 @case
@@ -321,7 +327,7 @@ def unsaved(runner: Held) -> None:
 @case
 def left_out(runner: Held) -> None:
     type(runner).not_saved = ("scale",)
-    runner.scale = nn.Linear(1, 1)  # type: ignore[attr-defined]
+    runner.scale = nn.Linear(1, 1)
     runner.optimizer = sgd([*runner.model.parameters(), *runner.scale.parameters()])
     extra_loss(runner, lambda batch: runner.scale(runner.model(batch[0])).square().mean())
 
