@@ -214,8 +214,9 @@ class ModelCheckpoint(Monitor):
         checkpoint = runner.state_dict()  # all processes take part, the main one writes
         groups = [(tuple(names), checkpoint)]
         if self.save_weights_only:
-            kept = ("model", "stateful", "config", "run")
-            weights = {key: checkpoint[key] for key in kept if key in checkpoint}
+            weights = {key: checkpoint[key] for key in ("model", "config", "run")}
+            if members := checkpoint.get("stateful"):
+                weights["stateful"] = members
             groups = [((name,), checkpoint if name == "latest" else weights) for name in names]
         for group, contents in groups:
             reasons = {key: value for name in group for key, value in names[name].items()}
