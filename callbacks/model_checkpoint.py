@@ -215,6 +215,8 @@ class ModelCheckpoint(Monitor):
         groups = [(tuple(names), checkpoint)]
         if self.save_weights_only:
             weights = {key: checkpoint[key] for key in ("model", "config", "run")}
+            if members := checkpoint.get("stateful"):
+                weights["stateful"] = members
             groups = [((name,), checkpoint if name == "latest" else weights) for name in names]
         for group, contents in groups:
             reasons = {key: value for name in group for key, value in names[name].items()}

@@ -209,7 +209,11 @@ class Callback:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Take back what `state_dict` gave.
+
+        It comes before the optimizers are compared with the checkpoint and restored, so that a
+        callback that has added a parameter group can add it again; `on_load` comes after all.
+        """
 
 
 HOOKS: tuple[str, ...] = tuple(name for name in vars(Callback) if name.startswith("on_"))

@@ -7,8 +7,9 @@ made with, and what differs from that now is kept, while everything that trainin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from itertools import chain, islice, repeat, zip_longest
 from typing import Any
 
 import torch
@@ -87,7 +88,13 @@ def move_to_schedule(optimization: Optimization, then: State, now: State) -> Non
 def _merged_part(kind: str, state: Any, then: Any, now: Any) -> Any:
     if then is None or now is None or kind == "scheduler":
         return _merged(state, then, now)
-    groups = [_merged_group(*three) for three in zip(state["param_groups"], then, now, strict=True)]
+    begun: Iterator[tuple[State, State]] = islice(
+        zip_longest(then, now, fillvalue={}), len(state["param_groups"])
+    )
+    given = chain(begun, repeat(({}, {})))  # groups that came while it trained
+    groups = [
+        _merged_group(group, *two) for group, two in zip(state["param_groups"], given, strict=False)
+    ]
     return {**state, "param_groups": groups}
 
 

@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -93,6 +95,10 @@ class Optimization:
         self._used_rates: dict[str, list[Any]] = {}  # of optimizers with a scheduler
         self._current = ""  # the optimizer whose step is open
         self._is_open = False  # its gradients are complete, and not forgotten yet
+        self.apart: list[nn.Module] = []
+        """Modules besides the model, which the processes keep equal at each step."""
+        self._averaged: set[int] | None = None  # parameters that the model's wrapper averages
+        self._bypassed = False  # no forward of the wrapper has been seen yet
         self.used_norm: Tensor | None = None
         """The norm of the open step, if anybody asked for it."""
 
@@ -116,7 +122,63 @@ class Optimization:
         if not self.direct:
             self._prepared = dict(zip(self.optimizers, prepared, strict=True))
         check_schedulers(self.schedulers, self.optimizers)  # Accelerate has made groups anew
+        if self._accelerator.num_processes > 1 and self.readable:
+            self._watch_wrapper(model)
         return model
+
+    def _watch_wrapper(self, model: Any) -> None:
+        """Remember which gradients the model's wrapper averages, and whether it is called."""
+        self._averaged = set()
+        if model is None:
+            return
+        is_wrapped = isinstance(model, DistributedDataParallel)
+        self._averaged = {id(p) for p in model.parameters() if p.requires_grad or not is_wrapped}
+        self._bypassed = is_wrapped
+        if not is_wrapped:
+            return
+
+        def called(*_: Any) -> None:
+            if torch.is_grad_enabled():
+                self._bypassed = False
+                handle.remove()
+
+        handle = model.register_forward_pre_hook(called)
+
+    def begin_together(self) -> None:
+        """Let the modules besides the model be equal on all processes; a collective."""
+        if self._averaged is None:
+            return
+        for module in self.apart:
+            for tensor in (*module.parameters(), *module.buffers()):
+                if not hasattr(tensor, "full_tensor"):
+                    dist.broadcast(tensor.data, 0)
+
+    def _keep_together(self, name: str, averaged: set[int]) -> None:
+        """Average the gradients that no wrapper averages, and share the buffers of rank 0.
+
+        Raises:
+            RunError: The networks of the model were called without the wrapper around it.
+        """
+        if self._bypassed and any(p.grad is not None for p in self._model.parameters()):
+            raise RunError(
+                "parts of the model were called one by one, past the DistributedDataParallel that "
+                "averages their gradients: the processes would drift apart. Call runner.model as "
+                "a whole (its forward may take the name of a part), or make the parts attributes "
+                "of the runner in place of its model: their gradients are averaged at each step"
+            )
+        own = [p for p in self._parameters(name) if p.requires_grad and id(p) not in averaged]
+        own = [p for p in own if not hasattr(p, "full_tensor")]
+        if own:
+            has = torch.tensor([float(p.grad is not None) for p in own], device=own[0].device)
+            dist.all_reduce(has, dist.ReduceOp.MAX)
+            for parameter in itertools.compress(own, has.tolist()):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad.div_(self._accelerator.num_processes)
+        for module in self.apart:
+            for buffer in module.buffers() if module.training else ():
+                dist.broadcast(buffer, 0)
 
     def choose(self, name: str | None) -> str:
         """The name of the optimizer to step."""
@@ -181,6 +243,8 @@ class Optimization:
     def open(self, name: str, rescale: float = 1.0) -> None:
         """Gradients of the named optimizer are complete: make them readable."""
         self._current, self._is_open, self.used_norm = name, True, None
+        if self._averaged is not None:
+            self._keep_together(name, self._averaged)
         if rescale != 1.0:
             for parameter in self._parameters(name):
                 if parameter.grad is not None:

@@ -12,6 +12,7 @@ package; no other package imports this one, but `danling.testing`.
 - `steps`: what a step returns, and the default steps.
 - `habits`: what is handed over or asked by the habits of another library.
 - `evaluation`: the mode of an evaluation, and the outputs of a prediction.
+- `members`: modules and objects with a state besides the model, and what training changes of them.
 - `state`: what is in a checkpoint, and how a runner takes it back.
 - `compatibility`: whether a checkpoint fits a runner, before anything is changed.
 - `resume`: which checkpoint a run goes on from, and what is said about it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -59,6 +59,7 @@ from danling.runner.compatibility import (
 )
 from danling.runner.evaluation import evaluation_mode, joined, to_host
 from danling.runner.habits import check_mappings, check_steps
+from danling.runner.members import find_members, with_names
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
@@ -117,6 +118,8 @@ class AccelerateRunner(BaseRunner):
     """
 
     accelerator: Accelerator
+    not_saved: tuple[str, ...] = ()
+    """Names of attributes that have a state and are in no checkpoint."""
 
     def __init__(
         self,
@@ -136,6 +139,7 @@ class AccelerateRunner(BaseRunner):
         check_mappings(datasets, dataloaders, metrics)
         check_optimizers(by_name(optimizer))
         check_schedulers(by_name(scheduler), by_name(optimizer))
+        before = set(vars(self))
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
@@ -167,6 +171,9 @@ class AccelerateRunner(BaseRunner):
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
+        self._registered: dict[str, Any] = {}
+        self._modes_are_loaded = False  # the next training leaves the modes of modules alone
+        self._own_names = frozenset(vars(self)) - before
 
     # How it is made
 
@@ -235,9 +242,48 @@ class AccelerateRunner(BaseRunner):
         self.optimization.model_state = model_state_of(
             self.model, self.unwrapped_model, whole=self._saves_one_file()
         )
-        if isinstance(self.criterion, nn.Module):
-            self.criterion.to(self.device)
+        self._find_members()
         self._prepared = True
+
+    def register_for_checkpointing(self, **objects: Any) -> None:
+        """Save objects with every checkpoint under the given names, and restore them by name.
+
+        Modules and objects that are attributes of the runner are saved without it, but for those
+        that the class names in `not_saved`.
+
+        Args:
+            **objects: What has `state_dict()` and `load_state_dict()`.
+
+        Raises:
+            ConfigError: One has not, or its name is taken.
+
+        Example:
+            >>> runner.register_for_checkpointing(queue=queue)  # doctest: +SKIP
+        """
+        self._registered |= with_names(objects, self._registered)
+        if self._prepared:
+            self._find_members()
+
+    def _find_members(self) -> None:
+        """Look which modules and objects have a state, place them, and watch what changes."""
+        own = {name: value for name, value in vars(self).items() if name not in self._own_names}
+        given = getattr(self.accelerator, "_custom_objects", [])
+        candidates = {"criterion": self.criterion, **own, **self._registered}
+        candidates |= {f"registered.{index}": value for index, value in enumerate(given)}
+        left_out = [candidates.pop(name) for name in self.not_saved if name in candidates]
+        known = [*left_out, self.model, self.optimizer, self.scheduler, *self.callbacks]
+        known += self.optimization.optimizers.values()
+        known += self.optimization.schedulers.values()
+        known += [*self.metrics.values(), *self.datasets.values(), *self.dataloaders.values()]
+        known += [] if self.unwrapped_model is None else self.unwrapped_model.modules()
+        before = self._contents.members
+        self._contents.members = members = find_members(candidates, known)
+        modules = [part for part in members.values() if isinstance(part, nn.Module)]
+        for name, module in members.items():
+            if isinstance(module, nn.Module) and before.get(name) is not module:
+                module.to(self.device)
+        self.optimization.apart = modules
+        self._contents.begin(self.optimization)
 
     def _optimization_kind(self) -> type[Optimization]:
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
@@ -432,7 +478,19 @@ class AccelerateRunner(BaseRunner):
             config.max_grad_norm, config.max_grad_value, config.scheduler_interval
         )
         super()._open()
+        self._find_members()  # callbacks may have given it some
+        self._tell_what_is_saved()
         self._resume()
+        self.optimization.begin_together()
+
+    def _tell_what_is_saved(self) -> None:
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        saved = [name for name, part in parts.items() if part is not None]
+        saved += [name for name, part in self._contents.members.items() if part.state_dict()]
+        if self.has_dir and saved:
+            self.logger.info("checkpoints hold %s", ", ".join(saved))
+        for line in self._contents.lost(self.optimization):
+            self.logger.warning("a resume will not be exact: %s", line)
 
     def _finish(self) -> None:
         self._end_training()
@@ -699,7 +757,7 @@ class AccelerateRunner(BaseRunner):
         names = names or self.evaluation_splits
         if not names:
             raise DataError(f"no split to evaluate: without names it skips some of {self.splits}")
-        with evaluation_mode(self.model, partial=self.optimization.model_state.is_partial):
+        with self._evaluation_mode():
             return {split: self._evaluate_split(split) for split in names}
 
     def _evaluate_split(self, split: str) -> dict[str, float]:
@@ -741,8 +799,13 @@ class AccelerateRunner(BaseRunner):
         """
         with self.world.call("predict()"):
             self.prepare()
-            with evaluation_mode(self.model, partial=self.optimization.model_state.is_partial):
+            with self._evaluation_mode():
                 return self._predict(split)
+
+    def _evaluation_mode(self) -> AbstractContextManager[None]:
+        others = self._contents.members.values()
+        partial_model = self.optimization.model_state.is_partial
+        return evaluation_mode(self.model, *others, partial=partial_model)
 
     def _predict(self, split: str) -> Any:
         hooks, loader = self.callbacks, self.loader(split, evaluating=True)
@@ -895,7 +958,8 @@ class AccelerateRunner(BaseRunner):
         _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
-        if self.model is not None and not self.model.training:
+        kept, self._modes_are_loaded = self._modes_are_loaded, False
+        if self.model is not None and not self.model.training and not kept:
             self.model.train()  # else modules in evaluation mode are there on purpose: frozen
         if self.rank > 0 and self.global_step == self.batch_index == 0:
             seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
@@ -1182,13 +1246,25 @@ class AccelerateRunner(BaseRunner):
             self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
             return
         windows = self.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
+        problems: list[str] = []
+
+        @contextmanager
+        def with_callbacks() -> Iterator[None]:
+            with self.callbacks.kept_on_error():
+                problems.extend(self._load_callbacks(checkpoint, strict=strict))
+                yield
+
         reasons = self.world.together(
-            lambda: contents.compare(optimization, checkpoint, path, windows, strict)
+            lambda: contents.compare(
+                optimization, checkpoint, path, windows, strict, with_callbacks()
+            )
         )
         checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
+        reasons += problems + contents.restore_changes(optimization, checkpoint)
+        self._take_modes()
         self._loaded_rng = contents.restore_streams(checkpoint)
         self._places = contents.places(checkpoint)
-        reasons += self.load_state_dict(checkpoint, strict=strict)
+        self._load_counters(checkpoint)
         reasons += [self.run.doubt] if self.run.doubt else []
         run = checkpoint["run"]
         self.resume_report = {
@@ -1202,6 +1278,13 @@ class AccelerateRunner(BaseRunner):
             "global_step": self.global_step,
         }
         self.callbacks("on_load", self, checkpoint)
+
+    def _take_modes(self) -> None:
+        """Leave a model that a training had in evaluation mode as it was."""
+        plain = self.unwrapped_model
+        if isinstance(plain, nn.Module) and not plain.training:
+            self._modes_are_loaded = True
+            self.model.training = False
 
     def _restore_rng(self) -> None:
         """Put the random streams back, once, right before the first batch after a resume."""

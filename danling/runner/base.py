@@ -502,11 +502,18 @@ class BaseRunner:
         Raises:
             CheckpointError: The state of a callback does not load, and `strict` is set.
         """
+        problems = self._load_callbacks(state, strict=strict)
+        self._load_counters(state)
+        return problems
+
+    def _load_counters(self, state: Mapping[str, Any]) -> None:
         for name in ("epoch", "global_step", "batch_index"):
             setattr(self.counters, name, state["data"][name])
         self.history.restore(state["results"])
         self.clock.before = state["run"]["seconds"]
         self.last_evaluation = Moment(**state["data"]["last_evaluation"])
+
+    def _load_callbacks(self, state: Mapping[str, Any], *, strict: bool) -> list[str]:
         problems, news = self.callbacks.load_state_dict(state["callbacks"], strict=strict)
         if news:
             self.logger.warning("the callbacks differ from those of the checkpoint (%s)", news)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from danling.callback import HOOKS, Callback
@@ -169,6 +170,17 @@ class Callbacks:
         gone = sorted(name for name, state in self._unclaimed.items() if state)
         lists = [("new", sorted(names - states.keys())), ("gone", gone)]
         return problems, "; ".join(f"{word}: {', '.join(found)}" for word, found in lists if found)
+
+    @contextmanager
+    def kept_on_error(self) -> Iterator[None]:
+        """Give all callbacks back the state that they had, where the block raises."""
+        states, unclaimed = self.state_dict(), self._unclaimed
+        try:
+            yield
+        except BaseException:
+            self.load_state_dict(states, strict=False)
+            self._unclaimed = unclaimed
+            raise
 
     def _check(self, callback: object, others: list[Callback]) -> None:
         if not isinstance(callback, Callback):

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.nn.parameter import is_lazy
 
 from danling.checkpoint.encoding import named
-from danling.checkpoint.sharded.state import ModelState
+from danling.checkpoint.sharded.state import ModelState, plain_name
 from danling.config import Config
 from danling.config.mapping import difference
 from danling.config.settings import STATE_KEYS
@@ -20,12 +21,14 @@ from danling.optimization import Optimization
 
 __all__ = [
     "check_complete",
+    "check_model",
     "check_parts",
     "check_weights",
     "config_changes",
     "kinds",
     "obstacles",
     "part_problems",
+    "refuse_unfit",
     "surrounding_changes",
     "surroundings",
 ]
@@ -76,10 +79,10 @@ def check_complete(checkpoint: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path} is not complete: {', '.join(missing)} is not in it")
 
 
-def check_parts(
+def check_model(
     optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
 ) -> list[str]:
-    """Compare names, shapes and types of weights, optimizers and schedulers.
+    """Compare names, shapes and types of weights.
 
     Returns:
         What does not fit and is left out, where `strict` is not set.
@@ -88,10 +91,36 @@ def check_parts(
         CheckpointError: Something does not fit; nothing was changed.
     """
     wrong, other = _model_problems(optimization.model_state, checkpoint["model"])
-    other += part_problems(optimization, checkpoint)
-    if wrong or (other and strict):
-        raise _unfit(path, wrong + other)
+    refuse_unfit(path, wrong + other if wrong or strict else [])
     return other
+
+
+def check_parts(
+    optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
+) -> list[str]:
+    """Compare the optimizers and their groups, and the schedulers.
+
+    Returns:
+        What does not fit and is left out, where `strict` is not set.
+
+    Raises:
+        CheckpointError: Something does not fit.
+    """
+    problems = part_problems(optimization, checkpoint)
+    refuse_unfit(path, problems if strict else [])
+    return problems
+
+
+def refuse_unfit(path: Path, problems: list[str]) -> None:
+    """Raise an error that names the first of the problems, if there are any.
+
+    Raises:
+        CheckpointError: There are.
+    """
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        shown = "; ".join(problems[:_SHOWN])
+        raise CheckpointError(f"{path} does not fit this run: {shown}{more}")
 
 
 def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> list[str]:
@@ -101,8 +130,7 @@ def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> li
         CheckpointError: Shapes differ; nothing was changed.
     """
     wrong, other = _model_problems(model, state)
-    if wrong:
-        raise _unfit(path, wrong)
+    refuse_unfit(path, wrong)
     return other
 
 
@@ -152,18 +180,13 @@ def config_changes(config: Config, saved: Mapping[str, Any]) -> list[str]:
     return [f"config: {key} was {old!r}, now it is {new!r}" for key, (new, old) in pairs]
 
 
-def _unfit(path: Path, problems: list[str]) -> CheckpointError:
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return CheckpointError(f"{path} does not fit this run: {'; '.join(problems[:_SHOWN])}{more}")
-
-
 def _model_problems(
     model: ModelState, state: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str]]:
     """What cannot be loaded at all, and what can be left out."""
     if model.plain is None or state is None:
         return [], []
-    own = model.describe()
+    own, state = model.describe(), {plain_name(name): value for name, value in state.items()}
     other = [f"missing weight {name}" for name in own if name not in state]
     other += [f"unexpected weight {name}" for name in state if name not in own]
     wrong = []
@@ -171,6 +194,8 @@ def _model_problems(
         then, now = state[name], own[name]
         if not (isinstance(then, torch.Tensor) and isinstance(now, torch.Tensor)):
             continue
+        if is_lazy(now) or is_lazy(then):
+            continue  # it takes the shape that it is given
         if then.shape != now.shape:
             shapes = f"{tuple(then.shape)}, in the model {tuple(now.shape)}"
             wrong.append(f"{name} has the shape {shapes}")

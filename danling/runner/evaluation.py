@@ -18,24 +18,32 @@ __all__ = ["evaluation_mode", "joined", "to_host"]
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module | None, *, partial: bool = False) -> Iterator[None]:
+def evaluation_mode(model: nn.Module | None, *others: Any, partial: bool = False) -> Iterator[None]:
     """Evaluation mode without gradients; random streams and modes of modules are put back.
 
     Args:
         model: The model.
+        *others: Modules besides it, as the criterion; what is no module is left out.
         partial: Whether a process holds only a part of it.
     """
-    modes = [] if model is None else [(module, module.training) for module in model.modules()]
+    wholes = [module for module in (model, *others) if isinstance(module, nn.Module)]
+    modes = [[(part, part.training) for part in module.modules()] for module in wholes]
     with isolated_rng(), torch.no_grad(), without_collectives(model, partial):
-        if model is not None:
-            model.eval()
+        for module in wholes:
+            module.eval()
         try:
             yield
         finally:
-            if model is not None:
-                model.train(modes[0][1])  # what a module does besides, as merging its adapters
-            for module, mode in modes:
-                module.training = mode
+            for own in modes:
+                put_modes_back(own)
+
+
+def put_modes_back(modes: list[tuple[nn.Module, bool]]) -> None:
+    """Let the parts of a module be in the modes that they were in, the whole of it first."""
+    whole, mode = modes[0]
+    whole.train(mode)  # what a module does besides, as merging its adapters
+    for part, mode in modes:
+        part.training = mode
 
 
 @contextmanager

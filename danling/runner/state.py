@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import nn
 
+from danling.checkpoint.encoding import named
+from danling.checkpoint.sharded.state import differences, plain_names, renamed
 from danling.config import Config
 from danling.data.splits import Splits
 from danling.distributed.world import World
-from danling.errors import ResumeError
+from danling.errors import CheckpointError, ResumeError
 from danling.metrics.logbook import Logbook
 from danling.optimization.hyperparameters import made_with, restore_optimization
 from danling.optimization.optimization import Optimization
 from danling.runner.compatibility import (
     check_complete,
+    check_model,
     check_parts,
     check_weights,
     kinds,
     obstacles,
     part_problems,
+    refuse_unfit,
     surrounding_changes,
     surroundings,
 )
+from danling.runner.members import Watch, lost, state_problems
 from danling.seed import derive, rng_state, seed_everything
 
 __all__ = ["Contents"]
@@ -54,6 +61,28 @@ class Contents:
         self._accelerator = accelerator
         self._data = data
         self._logbook = logbook
+        self._watch = Watch()
+        self.members: dict[str, Any] = {}
+        """The modules and objects whose state is saved besides that of the model, by name."""
+
+    def modules(self, optimization: Optimization) -> dict[str, nn.Module]:
+        """The modules of the run by name, the model among them."""
+        found = {"model": optimization.model_state.plain, **self.members}
+        return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+
+    def begin(self, optimization: Optimization) -> None:
+        """Remember how the modules are before the training: what it changes is saved."""
+        self._watch.begin(self.modules(optimization))
+
+    def lost(
+        self, optimization: Optimization, states: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """What optimizers have and no checkpoint holds."""
+        if optimization.model_state.is_partial:
+            return []  # its parameters are parts of others
+        if states is None:
+            states = {name: member.state_dict() for name, member in self.members.items()}
+        return lost(optimization.optimizers, self.modules(optimization), states.values())
 
     def take(
         self,
@@ -77,9 +106,15 @@ class Contents:
         if alone:
             gather = _alone
         whole, data = alone or optimization.model_state.whole, common["data"]
+        states = {
+            name: plain_names(state) if isinstance(self.members[name], nn.Module) else state
+            for name, member in self.members.items()
+            if (state := member.state_dict())
+        }
         return {
             "model": common["model"],
             **optimization.state_dict(whole),
+            "stateful": states,
             **common,
             "data": {
                 **data,
@@ -93,6 +128,8 @@ class Contents:
                 "surroundings": surroundings(self._accelerator),
                 "kinds": kinds(optimization),
                 "given": made_with(optimization),
+                "changed": gather(self._watch.changed(self.modules(optimization))),
+                "lost": self.lost(optimization, states),
             },
         }
 
@@ -103,15 +140,32 @@ class Contents:
         path: Path,
         accum_steps: int,
         strict: bool,
+        with_callbacks: AbstractContextManager[None],
     ) -> list[str]:
         """Why the continuation will not be exact, all of which was asked for or cannot be helped.
+
+        Callbacks take their state between the comparison of the weights and that of the optimizers:
+        one that has given an optimizer a group can do so again.
 
         Raises:
             CheckpointError: The checkpoint does not fit.
             ResumeError: It does, but the continuation would not be the one that was asked for.
         """
         check_complete(checkpoint, path)
-        left_out = check_parts(optimization, checkpoint, path, strict=strict)
+        saved, run = checkpoint.get("stateful"), checkpoint["run"]
+        wrong, other, missing = state_problems(self.members, saved)
+        refuse_unfit(path, wrong + other if strict or wrong else [])
+        left_out = check_model(optimization, checkpoint, path, strict=strict)
+        with with_callbacks:
+            left_out += check_parts(optimization, checkpoint, path, strict=strict)
+            if optimization.optimizers:
+                left_out += other + missing + run.get("lost", [])
+            return left_out + self._compare_run(checkpoint, path, accum_steps, strict)
+
+    def _compare_run(
+        self, checkpoint: Mapping[str, Any], path: Path, accum_steps: int, strict: bool
+    ) -> list[str]:
+        run = checkpoint["run"]
         self._adopt_drawn_seed(checkpoint["config"])
         try:
             doubts = self._restore_loaders(checkpoint)
@@ -120,7 +174,6 @@ class Contents:
             if strict:
                 raise
             doubts = [str(error)]
-        run = checkpoint["run"]
         found = obstacles(run, {"world_size": self._world.size, "accum_steps": accum_steps})
         if found and strict and not self._config.elastic:
             self._data.forget_loaders()
@@ -130,7 +183,7 @@ class Contents:
                 "as before; or take what fits with load_checkpoint(path, strict=False)"
             )
         then, now = run.get("surroundings", {}), surroundings(self._accelerator)
-        return left_out + found + doubts + surrounding_changes(then, now)
+        return found + doubts + surrounding_changes(then, now)
 
     def restore_parts(
         self, optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, strict: bool
@@ -138,12 +191,43 @@ class Contents:
         """Load model, optimizers and schedulers; returns the checkpoint with what is in shards."""
         fits = not part_problems(optimization, checkpoint)  # else left out: it is not strict
         model_state, optimizers = optimization.model_state, optimization.optimizers
+        self._load_members(checkpoint.get("stateful") or {}, strict)
         checkpoint = model_state.read(checkpoint, path, self._world, optimizers, fits=fits)
         if model_state.plain is not None:
             model_state.load(checkpoint["model"], strict=strict)
         if fits:
             restore_optimization(optimization, checkpoint)
         return checkpoint
+
+    def restore_changes(
+        self, optimization: Optimization, checkpoint: Mapping[str, Any]
+    ) -> list[str]:
+        """Put back modes, frozen parameters and attributes of modules; returns what is not exact.
+
+        Also what optimizers have made of their state that is other than it was saved.
+        """
+        changed = checkpoint["run"].get("changed")
+        reasons: list[str] = []
+        if changed is not None:
+            own = changed[self._world.rank if len(changed) == self._world.size else 0]
+            reasons += self._watch.restore(self.modules(optimization), own)
+        states = named(checkpoint["optimizer"])
+        for name in optimization.optimizers.keys() & states.keys():
+            if not optimization.model_state.is_partial:
+                reasons += differences(optimization.optimizers[name], states[name])
+        lost_then = checkpoint["run"].get("lost", [])
+        return reasons + [line for line in self.lost(optimization) if line not in lost_then]
+
+    def _load_members(self, states: Mapping[str, Any], strict: bool) -> None:
+        for name in self.members.keys() & states.keys():
+            member = self.members[name]
+            try:
+                if isinstance(member, nn.Module):
+                    member.load_state_dict(renamed(member, states[name]), strict=strict)
+                else:
+                    member.load_state_dict(states[name])
+            except Exception as error:
+                raise CheckpointError(f"the state of {name!r} does not load: {error!r}") from error
 
     def restore_weights(
         self, optimization: Optimization, checkpoint: Mapping[str, Any], path: Path
@@ -157,6 +241,7 @@ class Contents:
         left_out = check_weights(model_state, checkpoint["model"], path)
         whole = model_state.read(checkpoint, path, self._world, optimization.optimizers)
         model_state.load(whole["model"], strict=False)
+        self._load_members(checkpoint.get("stateful") or {}, strict=False)
         return left_out
 
     def restore_streams(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_the_public_keys_are_there_and_load_with_weights_only():
     loaded = torch.load(runner.checkpoint_dir / "latest.pth", weights_only=True)
 
     public = {"format", "model", "optimizer", "scheduler", "scaler", "config", "results"}
-    assert set(loaded) == public | {"callbacks", "data", "rng", "run"}
+    assert set(loaded) == public | {"callbacks", "data", "rng", "run", "stateful"}
 
 
 def test_the_weights_of_a_run_load_where_danling_is_not_installed():

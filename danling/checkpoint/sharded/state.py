@@ -5,12 +5,14 @@ One object answers for a model, chosen once when it is prepared by `model_state_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from danling.checkpoint.sharded import deepspeed, shards
@@ -21,7 +23,55 @@ if TYPE_CHECKING:
     from danling.checkpoint.store import CheckpointStore
     from danling.distributed.world import World
 
-__all__ = ["DeepSpeedState", "ModelState", "ShardedState", "model_state_of", "write_shards"]
+__all__ = [
+    "DeepSpeedState",
+    "ModelState",
+    "ShardedState",
+    "differences",
+    "model_state_of",
+    "plain_name",
+    "plain_names",
+    "renamed",
+    "write_shards",
+]
+
+
+_COMPILED = "_orig_mod."
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight or a module without what `torch.compile` puts into it.
+
+    Example:
+        >>> plain_name("backbone._orig_mod.0.weight")
+        'backbone.0.weight'
+    """
+    return name.replace(_COMPILED, "").removesuffix("._orig_mod")
+
+
+def plain_names(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict of a module under its plain names: where no part is compiled, the very same."""
+    if not any(_COMPILED in name for name in state):
+        return state
+    plain = type(state)((plain_name(name), value) for name, value in state.items())
+    if (metadata := getattr(state, "_metadata", None)) is not None:
+        found = {plain_name(f"{name}.").rstrip("."): version for name, version in metadata.items()}
+        plain._metadata = type(metadata)(found)  # type: ignore[attr-defined]  # as torch keeps it
+    return plain
+
+
+def renamed(module: nn.Module, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict under the names of a module, whichever of the two has compiled parts."""
+    own = {plain_name(name): name for name in module.state_dict()}
+    if all(own.get(name, name) == name for name in state):
+        return state
+    found = {own.get(plain_name(name), name): value for name, value in state.items()}
+    result = OrderedDict(found)
+    if (metadata := getattr(state, "_metadata", None)) is not None:
+        parts = {plain_name(name): name for name, _ in module.named_modules()}
+        versions = {parts.get(plain_name(n), n): version for n, version in metadata.items()}
+        result._metadata = versions  # type: ignore[attr-defined]  # as torch keeps it
+    return result
 
 
 class ModelState:
@@ -54,11 +104,11 @@ class ModelState:
         Args:
             whole: Whether to gather what is sharded; else each process gets the part that it has.
         """
-        return None if self.plain is None else self.plain.state_dict()
+        return None if self.plain is None else plain_names(self.plain.state_dict())
 
     def load(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Take what `state` gave, with the same or another number of processes."""
-        self.plain.load_state_dict(state, strict=strict)
+        self.plain.load_state_dict(renamed(self.plain, state), strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer, *, whole: bool = True) -> dict[str, Any]:
         """The state of an optimizer; the whole of it is as of one process."""
@@ -68,6 +118,7 @@ class ModelState:
     def load_optimizer_state(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Take what `optimizer_state` gave, with the same or another number of processes."""
         optimizer.load_state_dict(dict(state))
+        put_back(optimizer, state)
 
     def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
         """The head of a checkpoint, and what each process is to write its part of."""
@@ -107,7 +158,7 @@ class ModelState:
 
     def describe(self) -> dict[str, Any]:
         """The weights by name, as they are when whole: to compare names, shapes and types."""
-        return {} if self.plain is None else deepspeed.described(self.plain)
+        return {} if self.plain is None else plain_names(deepspeed.described(self.plain))
 
     def layout(self) -> dict[str, int] | None:
         """What must be the same for the shards to be read; None where nothing must."""
@@ -158,6 +209,7 @@ class ShardedState(ModelState):
             for number, own in state["state"].items()
         }
         optimizer.load_state_dict({**state, "state": parts})
+        put_back(optimizer, {**state, "state": parts})
 
     def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
         if self.whole:
@@ -254,6 +306,53 @@ def write_shards(
         if world.rank == 0:
             shards.remove(directory)
         raise
+
+
+def put_back(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Let the state of parameters be what was saved, where torch has made something else of it.
+
+    `load_state_dict` of torch takes any iterable apart, so that a string becomes the name of a
+    generator object, and casts tensors to the type of the parameter.
+    """
+    for own, key, value in _entries(optimizer, state):
+        loaded = own[key]
+        if isinstance(value, Tensor):
+            if isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
+                own[key] = value.detach().to(loaded.device, copy=True)
+        elif not _has_tensors(value) and repr(value) != repr(loaded):
+            own[key] = deepcopy(value)
+
+
+def differences(optimizer: Optimizer, state: Mapping[str, Any]) -> list[str]:
+    """The values in the state of parameters that are other ones than those of a checkpoint."""
+    return sorted(
+        {
+            f"the state {key!r} of an optimizer was not restored"
+            for own, key, value in _entries(optimizer, state, missing=True)
+            if key not in own or (not _has_tensors(value) and repr(value) != repr(own[key]))
+        }
+    )
+
+
+def _entries(
+    optimizer: Optimizer, state: Mapping[str, Any], *, missing: bool = False
+) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The values of a saved state, each with the state of now that has it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, saved in state["state"].items():
+        if not isinstance(saved, dict) or not isinstance(number, int):
+            continue
+        own = optimizer.state.get(parameters[number]) if number < len(parameters) else None
+        if isinstance(own, dict):
+            yield from ((own, key, saved[key]) for key in saved if key in own or missing)
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_tensors, value.values()))
+    if isinstance(value, list | tuple | set):
+        return any(map(_has_tensors, value))
+    return not isinstance(value, str | bytes | int | float | complex | type(None))
 
 
 def _gathered(value: Any) -> Any:
