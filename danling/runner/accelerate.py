@@ -46,6 +46,7 @@ from danling.errors import (
     RunError,
     did_you_mean,
 )
+from danling.metrics.averages import Averages
 from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable
@@ -479,7 +480,8 @@ class AccelerateRunner(BaseRunner):
         )
         super()._open()
         self._find_members()  # callbacks may have given it some
-        self._tell_what_is_saved()
+        for line in self._contents.lost(self.optimization):
+            self.logger.warning("a resume will not be exact: %s", line)
         self._resume()
         self.optimization.begin_together()
 
@@ -489,8 +491,6 @@ class AccelerateRunner(BaseRunner):
         saved += [name for name, part in self._contents.members.items() if part.state_dict()]
         if self.has_dir and saved:
             self.logger.info("checkpoints hold %s", ", ".join(saved))
-        for line in self._contents.lost(self.optimization):
-            self.logger.warning("a resume will not be exact: %s", line)
 
     def _finish(self) -> None:
         self._end_training()
@@ -561,7 +561,9 @@ class AccelerateRunner(BaseRunner):
             if self._training is not training:
                 raise RunError("these epochs are over: ask runner.epochs() for new ones")
             self._complete_epoch()
-            self._end_with("on_epoch_end")
+            with self.logbook.ending() as averages:
+                self.callbacks("on_epoch_end", self)
+            self._add_to_result(averages)
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -967,6 +969,7 @@ class AccelerateRunner(BaseRunner):
         return training
 
     def _start_clock(self) -> None:
+        self._tell_what_is_saved()
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
@@ -982,7 +985,9 @@ class AccelerateRunner(BaseRunner):
             training.is_leaving = True
             training.at_safe_point |= self.counters.global_step > 0
             self._complete_epoch(cut=True)
-            self._end_with("on_epoch_end")
+            with self.logbook.ending() as averages:
+                self.callbacks("on_epoch_end", self)
+            self._add_to_result(averages)
             self._leave_epoch(training)
             if self.epoch_complete:
                 self.callbacks("on_checkpoint", self)
@@ -993,12 +998,12 @@ class AccelerateRunner(BaseRunner):
         self._training = None
         _TRAINING.discard(training)
         self.clock.stop()
-        self._end_with("on_train_end")
-
-    def _end_with(self, hook: str) -> None:
-        """Fire the hook of an end: what it logs belongs to the result that ends."""
         with self.logbook.ending() as averages:
-            self.callbacks(hook, self)
+            self.callbacks("on_train_end", self)
+        self._add_to_result(averages)
+
+    def _add_to_result(self, averages: Averages) -> None:
+        """Make what the hooks of an end logged part of the result that ends."""
         if not (values := self.logbook.means(averages)):
             return
         self.callbacks("on_log", self, values)

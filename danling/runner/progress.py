@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from danling.data.loader import Loader
-from danling.runner.batches import Window
-from danling.runner.steps import Read
+if TYPE_CHECKING:
+    from danling.data.loader import Loader
+    from danling.runner.batches import Window
+    from danling.runner.steps import Read
 
 __all__ = ["Clock", "Counters", "OpenBatch", "OpenEpoch", "OpenTraining"]
 

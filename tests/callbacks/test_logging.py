@@ -156,7 +156,11 @@ def test_an_evaluation_within_an_epoch_has_a_line_of_its_own(
     make_runner([Logging()], max_epochs=1, evaluate_every="2 steps").train()
 
     text = capfd.readouterr().err
-    assert [row[0].split()[1] for row in rows_of(text)] == ["2", "4", "6", "6"]
+    assert [row[0].split()[1] for row in rows_of(text)] == [
+        "2",
+        "4",
+        "6",
+    ]
     assert text.index("step | val loss") < text.index("step | train loss | val loss")
 
 
