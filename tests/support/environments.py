@@ -14,10 +14,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = ["checkout", "editable", "editable without symlinks", "install", "wheel", "sdist"]
-LEFT_OUT = shutil.ignore_patterns(
+PATTERNS = shutil.ignore_patterns(
     *(".*_cache", ".coverage*", ".editable", ".git", ".hypothesis", ".venv", "__pycache__"),
-    *("*.egg-info", "build", "dist", "experiments"),
+    *("*.egg-info", "build", "dist"),
 )
+
+
+def LEFT_OUT(folder: str, names: list[str]) -> set[str]:  # a constant for `copytree`
+    """What no copy of the checkout holds: what tools and runs leave in it."""
+    runs = {"experiments"} if Path(folder) == ROOT else set()
+    return PATTERNS(folder, names) | runs
 
 
 @dataclass(frozen=True)

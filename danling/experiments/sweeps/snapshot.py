@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -47,28 +48,37 @@ def snapshot(script: Path, root: Path, folder: Path) -> Path:
         repository = Repository(script.parent, _SECONDS)
         with WorkingTree.of(repository) as tree:
             status = tree.status([root])
-            content = tree.snapshot([root])
+            untracked = _untracked_sources(repository)
+            content = tree.snapshot([repository.root / name for name in untracked], [root])
         if status.commit is None:
             raise GitError("there is no commit yet")
     except GitError:
         return _copied(script, root, folder)
     try:
-        target = folder / f"sweep-{content.tree[:12]}-{status.commit[:8]}"
+        extra = sha256("\n".join(content.extra).encode()).hexdigest()
+        target = folder / f"sweep-{content.tree[:12]}-{extra[:8]}-{status.commit[:8]}"
         if not target.is_dir():
-            _checked_out(repository, status, target)
+            _checked_out(repository, status, untracked, target)
         return target / script.relative_to(repository.root)
     except (GitError, OSError) as error:
         raise RunError(f"the code cannot be copied to {folder}: {error}") from error
 
 
-def _checked_out(repository: Repository, status: Status, target: Path) -> None:
-    """A worktree with the changes of the working tree, whole or not there."""
-    draft = target.with_name(f"{target.name}.{uuid4().hex[:8]}")
-    add_worktree(repository, draft, str(status.commit))
+def _untracked_sources(repository: Repository) -> list[str]:
+    """The untracked files that may be code or configuration, relative to the root."""
     listed = repository.run(
         "ls-files", "--others", "--exclude-standard", "-z", "--", *_SOURCES, config={}
     )
-    untracked = [name for name in listed.decode("utf-8", "surrogateescape").split("\0") if name]
+    names = listed.decode("utf-8", "surrogateescape").split("\0")
+    return [name for name in names if name]
+
+
+def _checked_out(
+    repository: Repository, status: Status, untracked: list[str], target: Path
+) -> None:
+    """A worktree with the changes of the working tree, whole or not there."""
+    draft = target.with_name(f"{target.name}.{uuid4().hex[:8]}")
+    add_worktree(repository, draft, str(status.commit))
     for name in (*status.changed, *untracked):
         source, copy = repository.root / name, draft / name
         if source.is_symlink() or source.is_file():
