@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,14 +164,20 @@ def test_a_foreign_folder_is_passed_over_and_a_band_is_not_mentioned(root: Path)
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_directory_without_permission_is_passed_over(root: Path):
-    (root / NAME).chmod(0)
-    for folder in (root, *root.parents[:3]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    assert not dl.runs(root).passed_over  # everything is imported before the rights go
+    with tempfile.TemporaryDirectory() as folder:
+        others = Path(folder) / "experiments"
+        shutil.copytree(root, others)
+        Path(folder).chmod(0o755)
+        (others / NAME).chmod(0)
 
-    child = os.fork()
-    if child == 0:
-        os.seteuid(65534)
-        reasons = [entry.reason for entry in dl.runs(root).passed_over]
-        os._exit(0 if reasons == ["run.json cannot be read: Permission denied"] else 1)
+        child = os.fork()
+        if child == 0:
+            try:
+                os.seteuid(65534)
+                reasons = [entry.reason for entry in dl.runs(others).passed_over]
+                os._exit(0 if reasons == ["run.json cannot be read: Permission denied"] else 1)
+            finally:
+                os._exit(2)
 
-    assert os.waitpid(child, 0)[1] == 0
+        assert os.waitpid(child, 0)[1] == 0
