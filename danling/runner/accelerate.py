@@ -65,7 +65,7 @@ from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
 from danling.runner.steps import SampleCounter, forward, predict, read_output, samples_read
-from danling.seed import isolated_rng, seed_everything, set_rng_state
+from danling.seed import rng_state, seed_everything, set_rng_state
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
@@ -204,14 +204,8 @@ class AccelerateRunner(BaseRunner):
             ) from error
 
     def _settle_seed(self) -> None:
-        """Give all processes one seed: the one that is set, or the one that rank 0 drew.
-
-        The random streams of a training that is open in this process are left alone.
-        """
-        with isolated_rng() if _TRAINING else nullcontext():
-            self._seed_all()
-
-    def _seed_all(self) -> None:
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+        set_streams_aside()
         drawn = seed_everything(self.config)
         if self.distributed and self.config.drawn_seed:
             seed = self.world.broadcast(drawn)
@@ -589,8 +583,12 @@ class AccelerateRunner(BaseRunner):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
+            if training.streams is not None:
+                put_back_streams(training)
             if "on_batch_start" in heard:
                 hooks("on_batch_start", self, data)
+            if training.streams is not None:
+                put_back_streams(training)
             try:
                 yield data
             except GeneratorExit:  # a `break`: the next call closes what it leaves open
@@ -690,6 +688,8 @@ class AccelerateRunner(BaseRunner):
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
+        if self._training is not None and self._training.streams is not None:
+            put_back_streams(self._training)
 
     def _samples_in(self, batch: Any) -> int:
         """The samples of the batch in hand: as many as were read, or as it says itself."""
@@ -956,6 +956,7 @@ class AccelerateRunner(BaseRunner):
     def _open_training(self) -> OpenTraining:
         self._check_limits()
         self._check_monitor()
+        set_streams_aside()
         self._training = training = OpenTraining()
         _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
@@ -1299,6 +1300,19 @@ class AccelerateRunner(BaseRunner):
             return
         self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
         self.logger.warning("the random streams are not exactly restored: %s", problems)
+
+
+def set_streams_aside() -> None:
+    """Keep the random streams of the trainings that are open: another runner seeds and draws."""
+    for training in _TRAINING:
+        if training.streams is None:
+            training.streams = rng_state()
+
+
+def put_back_streams(training: OpenTraining) -> None:
+    """Go on with the random streams of a training, whatever another runner drew meanwhile."""
+    streams, training.streams = training.streams, None
+    set_rng_state(streams or {})
 
 
 def no_longer_in_use(split: str, *, is_open: bool) -> str:

@@ -69,6 +69,7 @@ class OpenTraining:
         busy: Where the loop is on the way to a safe point; None at one.
         failed: Whether the run ended within it by an error.
         deferred: The saves that wait for the next safe point, by their names.
+        streams: The random streams, set aside while another runner seeds and draws.
     """
 
     total_steps: int | None = None
@@ -78,6 +79,7 @@ class OpenTraining:
     busy: str | None = None
     failed: bool = False
     deferred: dict[tuple[str, ...], Callable[[], object]] = field(default_factory=dict)
+    streams: dict[str, Any] | None = None
 
 
 class OpenEpoch:

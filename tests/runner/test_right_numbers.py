@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import danling as dl
+from danling.callback import Priority
 from danling.testing import TinyRunner
 
 VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0, 50.0, 60.0, 70.0, 800.0, 900.0, 1000.0])
@@ -393,24 +394,55 @@ def test_a_runner_has_the_precision_that_its_own_config_says() -> None:
     assert torch.equal(second.model.weight, alone.model.weight)
 
 
-def test_a_second_runner_in_a_callback_leaves_the_random_streams_alone() -> None:
-    class Second(dl.Callback):
-        def on_step(self, runner: Any) -> None:
-            if runner.global_step == 2:
-                dl.AccelerateRunner(
-                    {"seed": 0, "accelerate": {"cpu": True}}, default_callbacks=False
-                )
+def drawn_with(*callbacks: dl.Callback) -> list[float]:
+    """The numbers that a callback draws at the start of each batch of a training."""
+    numbers: list[float] = []
 
-    def drawn(*callbacks: dl.Callback) -> list[float]:
-        numbers: list[float] = []
+    class Drawing(dl.Callback):
+        name = "drawing"
 
-        class Drawing(dl.Callback):
-            name = "drawing"
+        def on_batch_start(self, runner: Any, batch: Any) -> None:
+            numbers.append(torch.rand(()).item())
 
-            def on_batch_start(self, runner: Any, batch: Any) -> None:
-                numbers.append(torch.rand(()).item())
+    TinyRunner({"max_epochs": 2}, callbacks=[*callbacks, Drawing()]).train()
+    return numbers
 
-        TinyRunner({"max_epochs": 1}, callbacks=[Drawing(), *callbacks]).train()
-        return numbers
 
-    assert drawn(Second()) == drawn()
+@pytest.mark.parametrize(
+    "hook",
+    ["on_epoch_start", "on_batch_start", "on_step", "on_batch_end", "on_epoch_end", "on_log"],
+)
+@pytest.mark.parametrize("trains", [False, True], ids=["made", "trained"])
+def test_a_second_runner_in_a_callback_leaves_the_random_streams_alone(
+    hook: str, trains: bool
+) -> None:
+    """It has the weights of its own seed, and the training that is open its own numbers."""
+    weights = []
+
+    def make(*_: Any) -> None:
+        second = TinyRunner({"seed": 5})
+        weights.append(second.model.weight.detach().clone())
+        if trains:
+            second.train()
+
+    second = dl.callbacks.LambdaCallback(**{hook: make})
+    if hook == "on_batch_start":  # callbacks after it in the list come before the loop does
+        second.priority = Priority.LOWEST
+
+    assert drawn_with(second) == drawn_with()
+    assert weights
+    assert all(torch.equal(weight, TinyRunner({"seed": 5}).model.weight) for weight in weights)
+
+
+def test_a_training_that_was_left_open_changes_no_later_runner() -> None:
+    expected = TinyRunner()
+    expected.train()
+    left = TinyRunner({"seed": 3})
+    left.__enter__()
+    next(left.epochs())
+
+    later = TinyRunner()
+    later.train()
+
+    assert torch.equal(later.model.weight, expected.model.weight)
+    left.__exit__(None, None, None)
