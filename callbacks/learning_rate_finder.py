@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -172,10 +173,9 @@ class LearningRateFinder(Callback):
             return
         runner.logger.info("%s: the loss falls most at %.3g\n%s", self.name, found, table)
         try:
-            from matplotlib.figure import Figure
+            figure = import_module("matplotlib.figure").Figure()
         except ImportError:
             return
-        figure = Figure()
         axes = figure.subplots()
         axes.plot(self.results["lr"], self.results["loss"])
         axes.axvline(found, linestyle="--")

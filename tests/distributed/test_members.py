@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tests.distributed.processes import leave, results, succeed, together
-from tests.support.held import CASES, Held, sgd
+from tests.support.held import Held
 from tests.support.resume_harness import digest
-
-
-def networks(runner: Held) -> None:
-    """The networks of the model, called one by one."""
-    runner.model = nn.ModuleDict({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
-
-    def step(batch: Any) -> torch.Tensor:
-        first, second = runner.unwrapped_model["first"], runner.unwrapped_model["second"]
-        loss: torch.Tensor = runner.criterion(second(first(batch[0])), batch[1])
-        return loss
-
-    runner.train_step = step
-
-
-def thawed(runner: Held) -> None:
-    """A layer that is frozen when the model is wrapped, and trained later."""
-    runner.model[2].requires_grad_(False)
-    runner.optimizer = sgd(runner.model.parameters())
-    plain, model = runner.train_step, runner.model
-
-    def step(batch: Any) -> Any:
-        model[2].requires_grad_(runner.global_step > 2)
-        return plain(batch)
-
-    runner.train_step = step
-
-
-CASES |= {"networks": networks, "thawed": thawed}
 
 
 def train(folder: Path, case: str) -> None:

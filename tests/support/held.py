@@ -218,6 +218,33 @@ def two_models(runner: Held) -> None:
 
 
 @case
+def networks(runner: Held) -> None:
+    """The networks of the model, called one by one."""
+    runner.model = nn.ModuleDict({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
+
+    def step(batch: Any) -> torch.Tensor:
+        first, second = runner.unwrapped_model["first"], runner.unwrapped_model["second"]
+        loss: torch.Tensor = runner.criterion(second(first(batch[0])), batch[1])
+        return loss
+
+    runner.train_step = runner.evaluate_step = step
+
+
+@case
+def thawed(runner: Held) -> None:
+    """A layer that is frozen when the model is wrapped, and trained later."""
+    runner.model[2].requires_grad_(False)
+    runner.optimizer = sgd(runner.model.parameters())
+    plain, model = runner.train_step, runner.model
+
+    def step(batch: Any) -> Any:
+        model[2].requires_grad_(runner.global_step > 2)
+        return plain(batch)
+
+    runner.train_step = step
+
+
+@case
 def frozen(runner: Held) -> None:
     """A layer is frozen and one is thawed in an epoch, and batch norm stays in evaluation mode."""
     runner.model[2].weight.requires_grad_(False)
