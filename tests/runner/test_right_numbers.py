@@ -425,7 +425,8 @@ def test_a_second_runner_in_a_callback_leaves_the_random_streams_alone(
         if trains:
             second.train()
 
-    second = dl.callbacks.LambdaCallback(**{hook: make})
+    hooks: dict[str, Any] = {hook: make}
+    second = dl.callbacks.LambdaCallback(**hooks)
     if hook == "on_batch_start":  # callbacks after it in the list come before the loop does
         second.priority = Priority.LOWEST
 
