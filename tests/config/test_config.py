@@ -1,4 +1,3 @@
-# ruff: noqa: RUF012 - a config copies its defaults
 # mypy: disable-error-code="arg-type,call-arg,misc"
 # (values in these tests are converted when they are set, or are wrong on purpose)
 from __future__ import annotations
@@ -6,37 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import torch
 
 from danling import Config, ConfigError
-from danling.config import NotInRunId
 from danling.config.settings import STATE_KEYS
 from danling.files.json import canonical_json
-
-
-class Act(Enum):
-    RELU = "relu"
-    GELU = "gelu"
-
-
-class Optim(Config):
-    name: str = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-
-
-class Training(Config):
-    optim: Optim
-    layers: list[int] = [64, 64]
-    weights: dict[str, float] = {}
-    act: Act = Act.RELU
-    data: Path = Path("data")
-    note: Annotated[str, NotInRunId] = ""
+from tests.support.configs import Act, Optim, Training
 
 
 @pytest.mark.parametrize("key", STATE_KEYS)

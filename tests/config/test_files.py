@@ -6,34 +6,12 @@ from __future__ import annotations
 import json
 import math
 import stat
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
 
 import pytest
 
 from danling import Config, ConfigError
-from danling.config import NotInRunId
-
-
-class Act(Enum):
-    RELU = "relu"
-    GELU = "gelu"
-
-
-class Optim(Config):
-    name: str = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-
-
-class Training(Config):
-    optim: Optim
-    layers: list[int] = [64, 64]
-    weights: dict[str, float] = {}
-    act: Act = Act.RELU
-    data: Path = Path("data")
-    note: Annotated[str, NotInRunId] = ""
+from tests.support.configs import Training
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json"])

@@ -10,20 +10,8 @@ import torch
 from danling import Callback
 from danling.callback import HOOKS
 from danling.errors import ConfigError, DataError, MetricError
-from danling.testing import Event, RecordingCallback, TinyRunner
-
-BATCHES = 4  # of a TinyRunner's epoch
-
-
-def recorded(config=None, *callbacks, samples=16) -> tuple[TinyRunner, RecordingCallback]:
-    recording = RecordingCallback()
-    return TinyRunner(config, samples=samples, callbacks=[recording, *callbacks]), recording
-
-
-def by_steps(runner) -> None:
-    for batch in runner.batches():
-        runner.step(runner.train_step(batch))
-
+from danling.testing import Event, TinyRunner
+from tests.support.recorded import BATCHES, by_steps, recorded
 
 # The order
 

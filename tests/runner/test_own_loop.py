@@ -11,20 +11,8 @@ from tqdm import tqdm
 
 from danling import Callback
 from danling.errors import RunError
-from danling.testing import Event, RecordingCallback, TinyRunner
-
-BATCHES = 4  # of a TinyRunner's epoch
-
-
-def recorded(config=None, *callbacks, samples=16) -> tuple[TinyRunner, RecordingCallback]:
-    recording = RecordingCallback()
-    return TinyRunner(config, samples=samples, callbacks=[recording, *callbacks]), recording
-
-
-def by_steps(runner) -> None:
-    for batch in runner.batches():
-        runner.step(runner.train_step(batch))
-
+from danling.testing import Event
+from tests.support.recorded import BATCHES, by_steps, recorded
 
 # Left early
 
