@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
+from danling.callback import Callback
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.preemption import Preemption
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.errors import CallbackError
+from tests.support.clock import SetClock
 
 SCRIPT = """
 import sys, time, torch, danling as dl
@@ -341,48 +343,60 @@ def test_a_duration_that_cannot_be_meant_is_an_error_at_once(duration: Any):
         Preemption(max_time=duration)
 
 
-def test_the_training_stops_before_its_time_is_up(make_runner):
-    slow = LambdaCallback(on_step=lambda runner: time.sleep(0.01))
-    started = time.monotonic()
-
-    runner = make_runner([Preemption(max_time=0.5), slow], max_epochs=1000)
+def budgeted(make_runner, clock: SetClock, *callbacks: Callback) -> Any:
+    """A training that its time budget stops; each step takes 10 s but where a test says so."""
+    runner = make_runner(callbacks, max_epochs=1000, poll_interval=1)
     runner.train()
-
-    assert 0.2 < time.monotonic() - started < 0.6
-    assert runner.stop_reason == "max_time of 0.5 s is reached"
     assert runner.status == "stopped"
+    assert runner.stop_reason.startswith("max_time of")
+    return runner
 
 
-def test_it_stops_early_enough_for_a_save_as_long_as_the_longest(make_runner):
-    stopped: list[float] = []
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    return SetClock(monkeypatch)
 
+
+def test_the_training_stops_before_its_time_is_up(make_runner, clock: SetClock):
+    runner = budgeted(make_runner, clock, Preemption(max_time=500), clock.each_step_takes(10))
+
+    assert runner.stop_reason == "max_time of 500 s is reached"
+    # a save is taken for 5 % of the budget and half of that again, and the next step for 10 s
+    assert 1.5 * 25 < 500 - clock.passed <= 1.5 * 25 + 10
+
+
+def test_a_save_that_was_measured_takes_the_place_of_the_guess(make_runner, clock: SetClock):
     class SlowSave(Preemption):
-        """The hooks as a save of 0.2 s would have them fired."""
+        """The hooks as a save of 100 s would have them fired."""
 
-        def on_checkpoint(self, runner):
+        def on_checkpoint(self, runner: Any) -> None:
             super().on_checkpoint(runner)
             if runner.global_step == 2:
-                time.sleep(0.2)
+                clock.pass_time(100)
                 super().on_save(runner, Path("latest.pth"))
 
-    slow = LambdaCallback(
-        on_step=lambda runner: time.sleep(0.01),
-        on_train_end=lambda runner: stopped.append(time.monotonic()),
-    )
-    started = time.monotonic()
-    make_runner([SlowSave(max_time=1.0), slow], max_epochs=1000).train()
+    budgeted(make_runner, clock, SlowSave(max_time=1000), clock.each_step_takes(10))
 
-    assert 0.4 < stopped[0] - started < 0.8
+    assert clock.passed == 1000 - 1.5 * 100 - 10
 
 
-def test_the_end_of_a_slurm_job_preempts(make_runner, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 2))
-    slow = LambdaCallback(on_step=lambda runner: time.sleep(0.01))
-    started = time.monotonic()
+@pytest.mark.parametrize("long", [100, 300])
+def test_the_longest_step_counts_however_long_ago_it_was(make_runner, clock: SetClock, long: int):
+    steps = clock.each_step_takes(10, s5=long)
+    budgeted(make_runner, clock, Preemption(max_time=2000), steps)
 
-    runner = make_runner([Preemption(), slow], max_epochs=1000)
+    left = 2000 - clock.passed
+    assert 1.5 * 60 + long - 10 < left <= 1.5 * 60 + long
+
+
+def test_the_end_of_a_slurm_job_preempts(
+    make_runner, clock: SetClock, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 2000))
+
+    runner = make_runner([Preemption(), clock.each_step_takes(10)], max_epochs=1000)
     with pytest.raises(SystemExit):
         runner.train()
 
-    assert time.monotonic() - started < 2.1
+    assert 1800 < clock.passed < 2000
     assert runner.status == "preempted"
