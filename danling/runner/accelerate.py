@@ -490,6 +490,7 @@ class AccelerateRunner(BaseRunner):
         self._end_training()
 
     def _unwind(self, error: BaseException | None) -> None:
+        self._places = self._places_now()  # where another train() goes on
         training, self._epoch, self._batch = self._training, None, None
         if training is not None:
             training.failed = True
