@@ -105,4 +105,4 @@ def test_an_example_is_short_besides_its_docstring(example: str):
     text = (EXAMPLES / example).read_text(encoding="utf-8")
     end_of_docstring = ast.parse(text).body[0].end_lineno or 0
 
-    assert len(text.splitlines()) - end_of_docstring <= (140 if example == "week.py" else 80)
+    assert len(text.splitlines()) - end_of_docstring <= 80

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = [
     "CODE_FOLDER",
     "Rebuilt",
     "add_worktree",
+    "code_problem",
     "find_repository",
     "has_changed",
     "ignore_folder",
@@ -92,6 +94,27 @@ def recorded_tree(tree: WorkingTree, run: Run) -> str:
     return tree.write_tree(())
 
 
+def code_problem(tree: WorkingTree, run: Run) -> str | None:
+    """Why commit and patch of a run do not give its code; None where they do.
+
+    Raises:
+        GitError: Its patch cannot be applied.
+    """
+    recorded_tree(tree, run)  # its index is looked at now
+    for line in _untracked_lines(run):
+        name = line.rsplit(" ", 2)[0]
+        content = tree.run("cat-file", "blob", f":{name}", accept=(0, 128))  # 128: there is none
+        if f"{name} {len(content)} {sha256(content).hexdigest()}" != line:
+            return f"metadata/code.patch does not give the recorded {name}"
+    untracked = "".join(f"{name}\0" for name in _untracked(run))
+    if untracked:  # they are in the patch, and no part of the recorded tree
+        names = os.fsencode(untracked)
+        tree.run("update-index", "--force-remove", "-z", "--stdin", stdin=names)
+    if tree.write_tree(()) != run.code.get("tree"):
+        return "metadata/code.patch does not give the recorded code"
+    return None
+
+
 def rebuild(run: Run, folder: Path) -> Rebuilt:
     """Put the code of a run, uncommitted and untracked files included, into a git worktree.
 
@@ -108,7 +131,7 @@ def rebuild(run: Run, folder: Path) -> Rebuilt:
     target = folder / run.experiment_id[:12]
     notes = _left_out(run)
     try:
-        if target.exists() and _tree_of(target) != run.code.get("tree"):
+        if target.exists() and not _holds(target, run):
             git(repository, "worktree", "remove", "--force", str(target))
         if not target.exists():
             ignore_folder(folder)
@@ -117,7 +140,7 @@ def rebuild(run: Run, folder: Path) -> Rebuilt:
             if run.dirty and patch:
                 inside = Repository(target, _SECONDS)
                 git(inside, "apply", "--whitespace=nowarn", "-", stdin=patch)
-        exact = _tree_of(target) == run.code.get("tree")
+        exact = _holds(target, run)
     except GitError as error:
         raise RunError(f"the code of {run.id} cannot be rebuilt: {error}") from error
     if not exact and not notes:
@@ -130,15 +153,37 @@ def has_changed(run: Run, root: Path) -> bool:
 
     Of a run that has gone on with other code before, it is no question.
     """
-    tree = run.code.get("tree")
     if run.code.get("source") != "git" or any("code" in launch for launch in run.launches[1:]):
         return False
     cwd = run.launches[-1].get("cwd") if run.launches else None
     if not isinstance(cwd, str) or not os.path.isdir(cwd):
         return False
     with suppress(GitError, OSError), WorkingTree.of(Repository(Path(cwd), _SECONDS)) as working:
-        return working.snapshot([root.resolve()]).tree != tree
+        return not _is_code_of(working, run, [root.resolve()])
     return False
+
+
+def _untracked_lines(run: Run) -> list[str]:
+    """What is recorded of the untracked modules of a run: path, size and digest of each."""
+    extra, names = run.code.get("extra"), _untracked(run)
+    lines = [line for line in extra if isinstance(line, str)] if isinstance(extra, list) else []
+    return [line for line in lines if line.rsplit(" ", 2)[0] in names]
+
+
+def _untracked(run: Run) -> list[str]:
+    names = run.code.get("untracked")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _is_code_of(tree: WorkingTree, run: Run, exclude: Sequence[Path] = ()) -> bool:
+    """Whether a working tree holds the tracked files of a run's code, and its untracked modules."""
+    lines = _untracked_lines(run)
+    names = [line.rsplit(" ", 2)[0] for line in lines]
+    return (
+        tree.snapshot(exclude=exclude).tree == run.code.get("tree")
+        and all((tree.root / name).is_file() for name in names)
+        and [tree.describe(name) for name in names] == lines
+    )
 
 
 def add_worktree(repository: Repository, target: Path, commit: str) -> None:
@@ -176,9 +221,9 @@ def script_in(worktree: Path, script: str, cwd: str | None) -> Path | None:
     return None
 
 
-def _tree_of(folder: Path) -> str | None:
+def _holds(folder: Path, run: Run) -> bool:
     with WorkingTree.of(Repository(folder, _SECONDS)) as tree:
-        return tree.snapshot().tree
+        return _is_code_of(tree, run)
 
 
 def _patch_bytes(run: Run) -> bytes:

@@ -42,7 +42,8 @@ def test_says_how_each_run_stands_and_why(week: Path):
 
     assert sorted(run.status for run in runs) == ["failed"] + ["finished"] * 9 + ["killed"] * 2
     failed = runs.filter(status="failed")[0]
-    assert failed.reason == "RuntimeError: the disk of the data went away"
+    assert failed.reason.startswith("CheckpointError: ")
+    assert "No space left on device" in failed.reason
     assert sum(run.dirty for run in runs) == 6
     assert "torch" not in runs[0].settings
 
@@ -78,7 +79,7 @@ def test_tells_what_differs_with_the_uncommitted_code(
     difference = before.diff(after)
 
     assert [change.key for change in difference.config] == ["optim.weight_decay"]
-    assert [file[0] for file in difference.code.files] == ["notes.txt", "train.py"]
+    assert [file[0] for file in difference.code.files] == ["network.py", "train.py"]
     assert "+model = nn.Sequential(nn.Linear(2, 32)" in difference.code.patch
     assert len(str(difference).splitlines()) == 5
     assert main(["diff", before.id, after.id, "--exit-code"]) == 1
@@ -96,6 +97,35 @@ def test_killed_runs_go_on_with_their_own_code(week: Path, capfd: pytest.Capture
         assert run.results[-1]["epoch"] == 4
         assert "no line changed" in run.launches[1].get("code_change", "no line changed")
     assert main(["verify", *(run.id for run in killed)]) == 0
+
+
+def test_goes_on_with_its_own_untracked_module_where_that_was_edited(
+    week: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = dl.runs().filter("dirty and status == 'killed'")[0]
+    (before,) = data_of(["resume", run.id], capfd)
+    (week / "network.py").write_text("raise SystemExit('edited since')\n")
+
+    (after,) = data_of(["resume", run.id], capfd)
+
+    assert before["argv"][1] == "train.py"
+    script = Path(after["argv"][1])
+    assert script.is_relative_to(week / "experiments" / ".danling" / "code")
+    assert "nn.Tanh" in script.with_name("network.py").read_text()
+    assert main(["resume", run.id, "--exec"]) == 0
+    assert dl.runs()[run.id].status == "finished"
+
+
+def test_verification_looks_at_untracked_modules_in_the_patch(
+    week: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = dl.runs().filter("dirty and status == 'finished'")[0]
+    patch = run.path / "metadata" / "code.patch"
+    patch.write_text(patch.read_text().replace("nn.Tanh", "nn.GELU"))
+
+    assert main(["verify", run.id]) == 1
+
+    assert "code.patch does not give the recorded network.py" in capfd.readouterr().out
 
 
 def test_runs_again_in_a_fresh_clone_with_the_same_weights(

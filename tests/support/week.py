@@ -20,6 +20,8 @@ def make_week(folder: Path, seeds: int = 2) -> Path:
 
 
 def copy_week(week: Path, target: Path) -> Path:
-    """A copy that a test may change."""
+    """A copy that a test may change, and in which its runs were started."""
     shutil.copytree(week, target, symlinks=True)
+    for record in target.glob("experiments/*/run.json"):
+        record.write_text(record.read_text().replace(str(week), str(target)))
     return target
