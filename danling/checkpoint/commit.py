@@ -83,7 +83,7 @@ class CheckpointDirectory:
             failpoint("checkpoint.after_open")
             with closing(Sealer(descriptor, addresses(payload))) as sealer:
                 _serialise(payload, sealer)
-                sealer.finish(trailer)
+                sealer.seal(trailer)
             if os.fstat(descriptor).st_size != sealer.size:
                 raise OSError(errno.EIO, "the file has another size than what was written")
             failpoint("checkpoint.after_write")

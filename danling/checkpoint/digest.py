@@ -14,12 +14,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["StreamDigest"]
+from danling.files import filesystem
+
+__all__ = ["HashedFile", "StreamDigest"]
 
 
 Piece = bytes | bytearray | memoryview
 
 _SMALL = 1 << 18  # bytes that are hashed at once: handing them over would take as long
+_BUFFER = 1 << 20  # bytes gathered before a write: torch.save writes eight times per tensor
+_WRITEBACK = 1 << 23  # bytes that are sent to the disk together
 _AHEAD = 4  # pieces that may wait for the thread: more would be a second copy of small tensors
 
 
@@ -105,6 +109,73 @@ class StreamDigest:
             self._digest.update(piece)
             del piece
             self._done.put(None)
+
+
+class HashedFile:
+    """File object that hashes what it writes, and sends it to the disk while more is written.
+
+    Args:
+        descriptor: The open file.
+        lasting: The addresses of tensors that stay as they are until `close`.
+
+    Attributes:
+        error: The first error of the system; torch hides it behind one of its own.
+        size: The number of bytes written so far.
+    """
+
+    _kept = 0  # bytes at the end that are not written before `finish`
+
+    def __init__(self, descriptor: int, lasting: Collection[int] = ()) -> None:
+        self.error: OSError | None = None
+        self.size = 0
+        self._sent = 0  # bytes that are on their way to the disk
+        self._descriptor = descriptor
+        self._digest = StreamDigest(lasting)
+        self._pending = bytearray()
+
+    def write(self, data: Piece) -> int:
+        """Write what is large, and gather what is small."""
+        view = memoryview(data).cast("B")
+        if len(self._pending) + len(view) > _BUFFER and len(view) >= self._kept:
+            rest = len(view) - self._kept
+            self._emit(self._pending, owned=True)
+            self._emit(view[:rest])
+            self._pending = bytearray(view[rest:])
+        else:
+            self._pending += view
+        return len(view)
+
+    def tell(self) -> int:
+        """The number of bytes that were given."""
+        return self.size + len(self._pending)
+
+    def flush(self) -> None:
+        """Part of a file object; `finish` writes what is left."""
+
+    def finish(self) -> tuple[int, str]:
+        """Write what is left; returns the size of the file and its SHA-256."""
+        self._emit(self._pending, owned=True)
+        self._pending = bytearray()
+        return self.size, self._digest.hexdigest()
+
+    def close(self) -> None:
+        """End the thread that hashes; the descriptor stays open."""
+        self._digest.close()
+
+    def _emit(self, data: Piece, *, owned: bool = False) -> None:
+        try:
+            self._digest.write(data, self._write, owned=owned)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.size += len(data)
+
+    def _write(self, data: Piece) -> None:
+        filesystem.write(self._descriptor, data)
+        written = self.size + len(data)
+        if written - self._sent >= _WRITEBACK:
+            filesystem.begin_writeback(self._descriptor, self._sent, written - self._sent)
+            self._sent = written
 
 
 def _address(piece: Piece) -> int:

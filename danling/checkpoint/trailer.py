@@ -13,13 +13,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
-from danling.checkpoint.digest import StreamDigest
+from danling.checkpoint.digest import HashedFile
 from danling.errors import CheckpointError, ConfigError
-from danling.files import filesystem
 from danling.files.failpoints import failpoint
 from danling.files.json import loads
 
@@ -38,8 +37,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "shards": (str, type(None)),
     **dict.fromkeys(("serial", "global_step", "epoch", "shards_size"), (int,)),
 }
-_WRITEBACK = 1 << 23  # bytes that go on their way to the disk together
-_BUFFER = 1 << 20  # bytes gathered before a write: torch.save writes eight times per tensor
 
 
 @dataclass(frozen=True)
@@ -113,41 +110,12 @@ def _checked(values: Mapping[str, Any]) -> Trailer:
     return Trailer(**{**values, "names": tuple(names), "metrics": metrics})
 
 
-class Sealer:
-    """File object for `torch.save` that hashes what it writes, and ends it with a trailer.
+class Sealer(HashedFile):
+    """File object for `torch.save` that hashes what it writes, and ends it with a trailer."""
 
-    Args:
-        descriptor: The open file.
-        lasting: The addresses of tensors that stay as they are until `finish`.
+    _kept = _END_SIZE  # the last record waits: the length of the trailer goes into it
 
-    Attributes:
-        error: The first error of the system; torch hides it behind one of its own.
-        size: The number of bytes written so far.
-    """
-
-    def __init__(self, descriptor: int, lasting: Collection[int] = ()) -> None:
-        self.error: OSError | None = None
-        self.size = 0
-        self._begun = 0  # bytes that are on their way to the disk
-        self._descriptor = descriptor
-        self._digest = StreamDigest(lasting)
-        self._pending = bytearray()
-
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        if len(self._pending) + len(view) > _BUFFER and len(view) >= _END_SIZE:
-            # the last record waits: the length of the trailer goes into it
-            self._emit(self._pending, owned=True)
-            self._emit(view[:-_END_SIZE])
-            self._pending = bytearray(view[-_END_SIZE:])
-        else:
-            self._pending += view
-        return len(view)
-
-    def flush(self) -> None:
-        """Part of a file object; `finish` writes what is left."""
-
-    def finish(self, trailer: Trailer) -> Trailer:
+    def seal(self, trailer: Trailer) -> Trailer:
         """Writes the last record and the trailer, which is returned with the digest in it.
 
         Raises:
@@ -158,30 +126,14 @@ class Sealer:
         if not end.startswith(_END) or end[-2:] != b"\0\0":
             raise CheckpointError("torch.save wrote something else than a zip archive")
         self._pending[-2:] = len(trailer.encoded()).to_bytes(2, "little")
-        self._emit(self._pending, owned=True)
-        sealed = replace(trailer, sha256=self._digest.hexdigest())
+        _, digest = self.finish()
+        sealed = replace(trailer, sha256=digest)
         self._emit(sealed.encoded(), owned=True)
         return sealed
 
-    def close(self) -> None:
-        """End the thread that hashes; the file stays open."""
-        self._digest.close()
-
-    def _emit(self, data: bytes | bytearray | memoryview, *, owned: bool = False) -> None:
-        try:
-            self._digest.write(data, self._write, owned=owned)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self.size += len(data)
-
     def _write(self, data: bytes | bytearray | memoryview) -> None:
         failpoint("checkpoint.before_write")
-        filesystem.write(self._descriptor, data)
-        written = self.size + len(data)
-        if written - self._begun >= _WRITEBACK:
-            filesystem.begin_writeback(self._descriptor, self._begun, written - self._begun)
-            self._begun = written
+        super()._write(data)
 
 
 def read_trailer(file: BinaryIO) -> tuple[Trailer | None, int]:
