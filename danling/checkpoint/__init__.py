@@ -7,6 +7,7 @@ import `files`, `distributed` and `errors`.
 - `commit`: how values in memory become names that survive a crash.
 - `catalog`: which checkpoints there are, read from the files themselves.
 - `trailer`: the end of a checkpoint file, by which it is recognised and checked.
+- `digest`: the SHA-256 of what is written, computed while it is written.
 - `archive`: what a file must be before torch may read it.
 - `encoding`: what a checkpoint may hold, and how other types are written with it.
 - `reading`: a checkpoint file is read, by one process or by all, if it is whole and safe.

@@ -25,12 +25,13 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from danling.checkpoint.background import addresses
 from danling.checkpoint.trailer import Sealer, Trailer
 from danling.files import durable, filesystem
 from danling.files.failpoints import failpoint
@@ -80,9 +81,9 @@ class CheckpointDirectory:
         failpoint("checkpoint.before_open")
         with self._new_file(trailer.names[0]) as (temporary, descriptor):
             failpoint("checkpoint.after_open")
-            sealer = Sealer(descriptor)
-            _serialise(payload, sealer)
-            sealer.finish(trailer)
+            with closing(Sealer(descriptor, addresses(payload))) as sealer:
+                _serialise(payload, sealer)
+                sealer.seal(trailer)
             if os.fstat(descriptor).st_size != sealer.size:
                 raise OSError(errno.EIO, "the file has another size than what was written")
             failpoint("checkpoint.after_write")

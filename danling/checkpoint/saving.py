@@ -49,14 +49,18 @@ class Save:
         """Whether a copy of it may be written while training goes on."""
         return self.parts is None or self.parts.can_wait
 
-    def copied(self, world: World) -> Save:
+    def copied(self, world: World, last: Snapshot | None = None) -> Save:
         """The same in memory that training does not change: what this process is to write.
 
         A collective: where it fails on one process, none goes on to write.
+
+        Args:
+            world: The processes of the run.
+            last: The contents of an earlier copy that is written, whose memory is taken over.
         """
 
         def copy() -> Save:
-            contents = snapshot(self.contents) if world.rank == 0 else Snapshot({})
+            contents = snapshot(self.contents, last) if world.rank == 0 else Snapshot({})
             parts = None if self.parts is None else self.parts.copied()
             return replace(self, contents=contents, parts=parts)
 
@@ -107,6 +111,7 @@ class Saver:
         self._world = world
         self._threads = world  # the same processes, as the threads agree
         self._writer: AsyncWriter[Path] | None = None
+        self._last: Snapshot | None = None
 
     def open(self, *, asynchronous: bool) -> None:
         """Begin the saves of a training. A collective.
@@ -147,7 +152,9 @@ class Saver:
         with self._counting_failures():
             if self._writer is None or not save.can_wait:
                 return [_commit(self._world, save, store, tidy)]
-            copied = save.copied(self._world)
+            self._writer.settle()  # before the memory of what it writes is written over
+            copied = save.copied(self._world, self._last)
+            self._last = copied.contents
             self._writer.submit(partial(_commit, self._threads, copied, store, tidy))
         return []
 
@@ -171,7 +178,9 @@ class Saver:
         """Wait for the thread, and let it end."""
         writer, self._writer, self._threads = self._writer, None, self._world
         if writer is not None:
-            writer.drain()
+            writer.settle()
+            self._last = None
+            writer.check()
 
     @contextmanager
     def _counting_failures(self) -> Iterator[None]:

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, BinaryIO
 
+from danling.checkpoint.digest import HashedFile
 from danling.errors import CheckpointError, ConfigError
-from danling.files import filesystem
 from danling.files.failpoints import failpoint
 from danling.files.json import loads
 
@@ -37,7 +37,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "shards": (str, type(None)),
     **dict.fromkeys(("serial", "global_step", "epoch", "shards_size"), (int,)),
 }
-_BUFFER = 1 << 20  # bytes gathered before a write: torch.save writes eight times per tensor
 
 
 @dataclass(frozen=True)
@@ -111,36 +110,12 @@ def _checked(values: Mapping[str, Any]) -> Trailer:
     return Trailer(**{**values, "names": tuple(names), "metrics": metrics})
 
 
-class Sealer:
-    """File object for `torch.save` that hashes what it writes, and ends it with a trailer.
+class Sealer(HashedFile):
+    """File object for `torch.save` that hashes what it writes, and ends it with a trailer."""
 
-    Attributes:
-        error: The first error of the system; torch hides it behind one of its own.
-        size: Bytes written so far.
-    """
+    _kept = _END_SIZE  # the last record waits: the length of the trailer goes into it
 
-    def __init__(self, descriptor: int) -> None:
-        self.error: OSError | None = None
-        self.size = 0
-        self._descriptor = descriptor
-        self._digest = hashlib.sha256()
-        self._pending = bytearray()
-
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        if len(self._pending) + len(view) > _BUFFER and len(view) >= _END_SIZE:
-            # the last record waits: the length of the trailer goes into it
-            self._emit(self._pending)
-            self._emit(view[:-_END_SIZE])
-            self._pending = bytearray(view[-_END_SIZE:])
-        else:
-            self._pending += view
-        return len(view)
-
-    def flush(self) -> None:
-        """Part of a file object; `finish` writes what is left."""
-
-    def finish(self, trailer: Trailer) -> Trailer:
+    def seal(self, trailer: Trailer) -> Trailer:
         """Writes the last record and the trailer, which is returned with the digest in it.
 
         Raises:
@@ -151,20 +126,14 @@ class Sealer:
         if not end.startswith(_END) or end[-2:] != b"\0\0":
             raise CheckpointError("torch.save wrote something else than a zip archive")
         self._pending[-2:] = len(trailer.encoded()).to_bytes(2, "little")
-        self._emit(self._pending)
-        sealed = replace(trailer, sha256=self._digest.hexdigest())
-        self._emit(sealed.encoded())
+        _, digest = self.finish()
+        sealed = replace(trailer, sha256=digest)
+        self._emit(sealed.encoded(), owned=True)
         return sealed
 
-    def _emit(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            failpoint("checkpoint.before_write")
-            filesystem.write(self._descriptor, data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-        self._digest.update(data)
-        self.size += len(data)
+    def _write(self, data: bytes | bytearray | memoryview) -> None:
+        failpoint("checkpoint.before_write")
+        super()._write(data)
 
 
 def read_trailer(file: BinaryIO) -> tuple[Trailer | None, int]:

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from danling.files.failpoints import failpoint
 
 __all__ = [
     "UNSUPPORTED",
+    "begin_writeback",
     "close",
     "fsync_directory",
     "fsync_file",
@@ -73,6 +75,16 @@ def write(descriptor: int, data: bytes | bytearray | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def begin_writeback(descriptor: int, start: int, length: int) -> None:
+    """Asks the system to write a range of a file to the disk now, so that `fsync_file` waits less.
+
+    It is advice: where the system does not know it, nothing happens.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)
 
 
 def fsync_file(descriptor: int) -> None:

@@ -119,3 +119,44 @@ def test_tensors_of_a_gpu_come_to_the_host_complete_and_tied(take: Any):
     assert copied["a"].device.type == "cpu"
     assert torch.equal(copied["a"], torch.arange(1 << 20))
     assert copied["half"].data_ptr() == copied["b"].data_ptr()
+
+
+def parts_of(number: int, size: int = 3 << 20) -> dict[str, Any]:
+    """A checkpoint whose tensors are of several sizes, with what one save after another has."""
+    large = torch.full((size,), number, dtype=torch.uint8)
+    parts = {"model": {"w": large, "tied": large[7:], "b": torch.full((3,), float(number))}}
+    return parts | {"optimizer": {"state": {0: torch.full((size,), number + 1.0)}}}
+
+
+def test_the_memory_of_the_last_snapshot_is_written_over():
+    first = snapshot(parts_of(1))
+    places = {storage.data_ptr() for storage, _ in first.memory}
+
+    second = snapshot(parts_of(2), first)
+
+    assert {storage.data_ptr() for storage, _ in second.memory} == places
+    model = second.payload["model"]
+    assert torch.equal(model["w"], parts_of(2)["model"]["w"])
+    assert torch.equal(model["tied"], parts_of(2)["model"]["tied"])
+    assert model["tied"].untyped_storage().data_ptr() == model["w"].untyped_storage().data_ptr()
+    assert torch.equal(second.payload["optimizer"]["state"][0], torch.full((3 << 20,), 3.0))
+
+
+def test_memory_of_another_size_is_new_and_no_two_tensors_share_what_was_one():
+    first = snapshot({"model": {"w": torch.ones(1000)}})
+    two = {"a": torch.zeros(1000), "b": torch.ones(1000), "c": torch.ones(999)}
+
+    second = snapshot({"model": two}, first).payload["model"]
+
+    assert all(torch.equal(second[name], two[name]) for name in two)
+
+
+def test_a_snapshot_in_memory_of_the_last_one_is_all_of_its_own_step():
+    """Whatever sizes and types follow each other, as when an optimizer begins to keep states."""
+    last = None
+    for number in range(6):
+        parts = parts_of(number, (1 << 20) + (number % 3))
+        last = snapshot(parts, last)
+        assert torch.equal(last.payload["model"]["w"], parts["model"]["w"])
+        state = last.payload["optimizer"]["state"][0]
+        assert torch.equal(state, parts["optimizer"]["state"][0])

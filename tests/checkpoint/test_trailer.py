@@ -22,7 +22,7 @@ def sealed(path: Path, payload: object, trailer: Trailer = TRAILER) -> Trailer:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     sealer = Sealer(descriptor)
     torch.save(payload, cast(IO[bytes], sealer))
-    result = sealer.finish(trailer)
+    result = sealer.seal(trailer)
     assert sealer.size == os.fstat(descriptor).st_size
     os.close(descriptor)
     return result
@@ -65,7 +65,7 @@ def test_the_last_record_is_at_hand_wherever_the_buffer_ends(tmp_path: Path, bef
     for data in (bytes(before), last):
         sealer.write(data)
 
-    sealer.finish(TRAILER)
+    sealer.seal(TRAILER)
 
     os.close(descriptor)
     comment = TRAILER.encoded()
@@ -113,6 +113,6 @@ def test_something_else_than_an_archive_is_refused(tmp_path: Path):
     sealer.write(b"not a zip archive, and longer than its last record")
 
     with pytest.raises(CheckpointError, match="something else than a zip archive"):
-        sealer.finish(TRAILER)
+        sealer.seal(TRAILER)
 
     os.close(descriptor)

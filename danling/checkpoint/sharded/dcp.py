@@ -8,25 +8,32 @@ is made where there are shards.
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import (
+    FileSystem,
+    FileSystemReader,
+    FileSystemWriter,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
+from danling.checkpoint.digest import HashedFile
 from danling.checkpoint.encoding import Placeholder
-from danling.checkpoint.sharded.shards import NOT_WRITTEN, failure
+from danling.checkpoint.sharded.shards import NOT_WRITTEN, Written, failure
 from danling.distributed.world import World
 from danling.errors import CheckpointError, DistributedError
+from danling.files import filesystem
 
 __all__ = ["SPLIT", "Place", "Tensors", "read", "split"]
 
@@ -62,7 +69,7 @@ class Tensors(dict[Place, Tensor]):
             {place: tensor.detach().to("cpu", copy=True) for place, tensor in self.items()}
         )
 
-    def write(self, directory: Path, world: World) -> list[str]:
+    def write(self, directory: Path, world: World) -> Written:
         """Write the parts that this process has; a collective of the world.
 
         What is written is not durable yet.
@@ -77,6 +84,7 @@ class Tensors(dict[Place, Tensor]):
         named = {_name(place): tensor for place, tensor in self.items()}
         ahead = 0 if all(tensor.device.type == "cpu" for tensor in self.values()) else _AHEAD
         writer = _Writer(directory, sync_files=False, per_thread_copy_ahead=ahead)
+        files = writer.fs = _Files({_memory(tensor) for tensor in self.values()})
         _together(
             lambda group: save(
                 named, storage_writer=writer, process_group=group, no_dist=group is None
@@ -85,8 +93,7 @@ class Tensors(dict[Place, Tensor]):
             directory,
             world,
         )
-        own = [path.name for path in directory.glob(f"__{world.rank}_*")]
-        return own if world.rank else [".metadata", *own]
+        return files.written
 
 
 def split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
@@ -145,6 +152,39 @@ def read(
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> None:
         """Leave out the path of the directory: it may be moved."""
+
+
+class _Files(FileSystem):
+    """The files of torch's writer, hashed while they are written."""
+
+    def __init__(self, lasting: Collection[int]) -> None:
+        self.written = Written()
+        self._lasting = lasting
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
+        descriptor = filesystem.open_new(Path(path))
+        try:
+            with closing(HashedFile(descriptor, self._lasting)) as file:
+                try:
+                    yield file
+                except RuntimeError:  # torch reports "unexpected pos" and no errno
+                    if file.error is None:
+                        raise
+                    raise file.error from None
+                self.written[Path(path).name] = file.finish()
+        finally:
+            filesystem.close(descriptor)
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the memory of this process's part of a tensor begins."""
+    own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return own.untyped_storage().data_ptr()
 
 
 class _Reader(FileSystemReader):

@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import FileIO
@@ -36,6 +36,7 @@ __all__ = [
     "NOT_WRITTEN",
     "Manifest",
     "Parts",
+    "Written",
     "damage",
     "directories",
     "directory_of",
@@ -62,6 +63,10 @@ _THREADS = 8  # hashing is done by the processor, and leaves the GIL alone
 _logger = logging.getLogger(__name__)
 
 
+class Written(dict[str, tuple[int, str]]):
+    """Files that a process has written, each with its size and the SHA-256 of what was written."""
+
+
 class Parts(Protocol):
     """What the processes have of a checkpoint, and each writes its part of.
 
@@ -71,8 +76,11 @@ class Parts(Protocol):
 
     can_wait: bool
 
-    def write(self, directory: Path, world: World) -> list[str]:
-        """Write the part of this process; returns its files. A collective."""
+    def write(self, directory: Path, world: World) -> Collection[str]:
+        """Write the part of this process; returns its files. A collective.
+
+        They are `Written` where they need not be read again to be known.
+        """
 
     def copied(self) -> Parts:
         """The same in memory of the host that training does not change."""
@@ -110,15 +118,20 @@ def directory_of(head: Path, manifest: Manifest) -> Path:
 def seal(directory: Path, names: Iterable[str]) -> Files:
     """Make the files that a process has written durable; returns size and SHA-256 of each.
 
+    Args:
+        directory: Where they are.
+        names: What `Parts.write` returned: files of which nothing is known are read.
+
     Raises:
         CheckpointError: The disk refuses.
     """
+    known = names if isinstance(names, Written) else Written()
     sealed = {}
     with _translated(directory):
         failpoint("shards.after_write")
         for name in names:
             with open(directory / name, "r+b", buffering=0) as file:
-                sealed[name] = _digest(file)
+                sealed[name] = known.get(name) or _digest(file)
                 durable.fsync_file(file.fileno(), directory)
     return sealed
 
