@@ -144,9 +144,9 @@ class ScheduleFree(Callback):
 
 def _optimizers(runner: Runner) -> list[Any]:
     """The optimizers that train with other weights than those that are to be used."""
-    return [
-        optimizer
-        for optimizer in runner.optimizers
-        if callable(getattr(optimizer, "train", None))
-        and callable(getattr(optimizer, "eval", None))
-    ]
+    found = []
+    for optimizer in runner.optimizers:
+        modes = [getattr(optimizer, mode, None) for mode in ("train", "eval")]
+        if all(map(callable, modes)):
+            found.append(optimizer)
+    return found
