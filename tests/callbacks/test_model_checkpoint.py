@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def test_a_monitor_that_does_not_exist_is_an_error_with_the_names():
         trained([ModelCheckpoint(name="typo", monitor="val/los", mode="min")])
 
 
-def best_of(script: list[float], k: int, mode: str) -> list[int]:
+def best_of(script: Sequence[float], k: int, mode: str) -> list[int]:
     finite = [(score, epoch) for epoch, score in enumerate(script, 1) if math.isfinite(score)]
     sign = -1 if mode == "max" else 1
     return sorted(epoch for _, epoch in sorted(finite, key=lambda p: (sign * p[0], p[1]))[:k])

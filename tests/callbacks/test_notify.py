@@ -96,12 +96,12 @@ class MailServer(socketserver.StreamRequestHandler):
         for raw in self.rfile:
             line = raw.decode().strip()
             self.said.append(line)
-            if line == "DATA":
+            if line.lower() == "data":
                 self.answer("354 go on")
                 text = b"".join(iter(self.rfile.readline, b".\r\n"))
                 self.mails.append(email.message_from_bytes(text))
-            self.answer("221 bye" if line == "quit" else "250 yes")
-            if line == "quit":
+            self.answer("221 bye" if line.lower() == "quit" else "250 yes")
+            if line.lower() == "quit":
                 return
 
 
