@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from danling.callbacks.run_directory import RunDirectory
     from danling.callbacks.run_record import RunRecord
     from danling.callbacks.safetensors_export import SafetensorsExport
+    from danling.callbacks.schedule_free import ScheduleFree
     from danling.callbacks.spike_detection import SpikeDetection
     from danling.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from danling.callbacks.tensorboard import TensorBoard
@@ -79,6 +80,7 @@ __all__ = [
     "RunDirectory",
     "RunRecord",
     "SafetensorsExport",
+    "ScheduleFree",
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TensorBoard",
@@ -119,6 +121,7 @@ _MODULES = {
     "RunDirectory": "run_directory",
     "RunRecord": "run_record",
     "SafetensorsExport": "safetensors_export",
+    "ScheduleFree": "schedule_free",
     "SpikeDetection": "spike_detection",
     "StochasticWeightAveraging": "stochastic_weight_averaging",
     "TensorBoard": "tensorboard",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from danling.callback import Priority
 from danling.callbacks.monitor import Monitor
-from danling.checkpoint.catalog import is_name
+from danling.checkpoint.catalog import is_name, series_of
 from danling.checkpoint.retention import REGULAR, SCORE, Ranking, kept
 from danling.checkpoint.saving import Saver
 from danling.checkpoint.store import CheckpointStore
@@ -31,17 +31,17 @@ class ModelCheckpoint(Monitor):
     """Save the run: `latest.pth` to go on from, `best.pth` to use, numbered files to keep.
 
     A run that dies goes on from `latest.pth`. `best.pth` is written at each evaluation that
-    improves. Further ones, each with a `name`, follow other values: they write `best-{name}.pth`
-    and nothing else.
+    improves. Further ones, each with a `name`, follow other values: they write `best-{name}.pth`,
+    and numbered files of their own, as `{name}-epoch-10.pth`.
 
     Args:
         every: When `latest.pth` is saved, besides the end; None: only then.
         monitor: What `best.pth` follows, as `"val/accuracy"`; by default the monitor of the run.
         mode: Whether lower (`"min"`) or higher (`"max"`) is better.
-        save_top_k: How many of the best are kept: 1 is `best.pth`, 0 none, more are numbered files
-            besides.
+        save_top_k: The number of the best that are kept: 1 is `best.pth`, 0 none, more are numbered
+            files besides; -1 keeps every evaluation's.
         keep_every: When a numbered file, `epoch-10.pth` or `step-1200.pth`, is saved as well.
-        keep_last: How many of those are kept, the newest ones; None: all.
+        keep_last: The number of those that are kept, the newest ones; None: all.
         save_weights_only: Whether all but `latest.pth` hold only weights and configuration.
         save_on_exception: Whether a failing run leaves `crash/step-N.pth`. It may be of the middle
             of a step: no run goes on from it by itself. Of several processes the main one writes
@@ -52,14 +52,14 @@ class ModelCheckpoint(Monitor):
             instead of 0.7 s (`tests/benchmarks/bench_save.py`). Off by default: that is little in
             an epoch, and in return a save that is due is on the disk when training goes on, its
             error comes at its own step, and no copy is held in memory.
-        name: Sets a second one apart.
+        name: The name that sets a second one, and its files, apart.
 
     Raises:
         CallbackError: An argument cannot be meant.
 
     Example:
         >>> checkpoint = ModelCheckpoint(every="500 steps", keep_every="10 epochs", keep_last=3)
-        >>> auc = ModelCheckpoint(name="auc", monitor="val/auc", mode="max")
+        >>> auc = ModelCheckpoint(name="auc", monitor="val/auc", mode="max", save_top_k=3)
     """
 
     name = _FIRST
@@ -100,7 +100,7 @@ class ModelCheckpoint(Monitor):
 
     @property
     def is_first(self) -> bool:
-        """Whether this one owns `latest.pth` and the numbered files."""
+        """Whether this one owns `latest.pth`, `best.pth` and the numbered files without a name."""
         return self.name == _FIRST
 
     @property
@@ -119,7 +119,7 @@ class ModelCheckpoint(Monitor):
         # one that was not judged when it came has no weights to save any more
         self._judged = key_of(results[-1]) if results else None
         monitor, mode = self.resolve(runner.monitor, runner.config.monitor_mode)
-        self._ranking = Ranking(self.save_top_k, mode)
+        self._ranking = Ranking(self._top, mode)
         for result in results:
             self._ranking.add(flatten(result).get(monitor))
 
@@ -170,6 +170,16 @@ class ModelCheckpoint(Monitor):
         """Go on from there; the scores are in the results."""
         self._last, self._last_kept = Moment(*state["last"]), Moment(*state["last_kept"])
 
+    @property
+    def _series(self) -> str:
+        """What the names of its numbered files begin with."""
+        return "" if self.is_first else f"{self.name}-"
+
+    @property
+    def _top(self) -> int | None:
+        """The number of the best that are kept; None: all."""
+        return None if self.save_top_k == -1 else self.save_top_k
+
     # When
 
     def _due(self, runner: Runner) -> dict[str, dict[str, float]]:
@@ -181,16 +191,17 @@ class ModelCheckpoint(Monitor):
             if due or (runner.is_ending and position(runner) != self._saved):
                 names["latest"] = {}
                 self._last, self._saved = now, position(runner)
-            if self.keep_every is not None and self.keep_every.is_due(now, self._last_kept):
-                names[number(runner, self.keep_every)] = {REGULAR: 1.0}
-                self._last_kept = now
+        if self.keep_every is not None and self.keep_every.is_due(now, self._last_kept):
+            names[self._series + number(runner, self.keep_every)] = {REGULAR: 1.0}
+            self._last_kept = now
         if judged is None or not self.save_top_k:
             return names
         score, place = judged
         if place == 0:
             names["best" if self.is_first else f"best-{self.name}"] = {}
-        if self.save_top_k > 1:
-            names.setdefault(number(runner, self.keep_every), {})[SCORE] = score
+        if self.save_top_k != 1:
+            name = self._series + number(runner, self.keep_every)
+            names.setdefault(name, {})[SCORE] = score
         return names
 
     def _judge(self, runner: Runner) -> tuple[float, int] | None:
@@ -229,13 +240,14 @@ class ModelCheckpoint(Monitor):
 
     def _tidy(self, runner: Runner) -> Callable[[], object] | None:
         """What removes the numbered files that are not kept, where some are not."""
-        if not self.is_first or (self.keep_last is None and self.save_top_k <= 1):
+        if self.keep_last is None and self.save_top_k <= 1:
             return None
         return partial(self._rotate, runner.checkpoints)
 
     def _rotate(self, store: CheckpointStore) -> None:
-        entries, best, mode = store.candidates(), self.save_top_k, self._ranking.mode
-        store.rotate(kept(entries, last=self.keep_last, best=best, mode=mode))
+        series, mode = self._series.removesuffix("-"), self._ranking.mode
+        entries, last = store.candidates(), self.keep_last
+        store.rotate(kept(entries, last=last, best=self._top, mode=mode, series=series))
 
     def _deliver(self, runner: Runner, *, wait: bool = False) -> None:
         """Tell of the saves that ended in the background, here where hooks may run."""
@@ -255,12 +267,14 @@ class ModelCheckpoint(Monitor):
         self._evaluations = -1
         self._last = self._last_kept = Moment()
         self._judged, self._saved = None, (0, 0, 0)
-        self._ranking = Ranking(self.save_top_k)
+        self._ranking = Ranking(self._top)
 
     def _check(self) -> None:
         arguments = f"ModelCheckpoint(save_top_k={self.save_top_k}, keep_last={self.keep_last})"
-        if self.save_top_k < 0 or (self.keep_last is not None and self.keep_last < 1):
-            raise CallbackError(f"{arguments}: save_top_k is 0 or more, keep_last 1 or more")
+        if self.save_top_k < -1 or (self.keep_last is not None and self.keep_last < 1):
+            raise CallbackError(
+                f"{arguments}: save_top_k is -1 for all, or 0 or more, keep_last 1 or more"
+            )
         if self.keep_last is not None and self.keep_every is None:
             raise CallbackError(f"{arguments}: keep_last is of the files of keep_every: set it too")
         if self.on_save_error not in ("raise", "warn"):
@@ -269,15 +283,15 @@ class ModelCheckpoint(Monitor):
             )
         if self.is_first:
             return
-        if not is_name(f"best-{self.name}"):
+        if not is_name(f"best-{self.name}") or series_of(f"{self.name}-epoch-1") != self.name:
             raise CallbackError(
                 f"ModelCheckpoint(name={self.name!r}): it names a file: letters, digits, "
-                "and after the first also . _ = -"
+                "and after the first also . _ = -; not best, latest or previous"
             )
-        if self.keep_every is not None or self.save_top_k > 1 or self.save_on_exception:
+        if self.save_on_exception:
             raise CallbackError(
-                f"ModelCheckpoint(name={self.name!r}): one with a name writes best-{self.name}.pth "
-                "alone; keep_every, save_top_k > 1 and save_on_exception are for the one without"
+                f"ModelCheckpoint(name={self.name!r}): save_on_exception is for the one without a "
+                "name"
             )
 
 

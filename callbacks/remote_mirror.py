@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import threading
 from collections.abc import Mapping
 from importlib import import_module
@@ -11,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError
+from danling.run.search import FoundRun, find_runs, ids_in
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner as Runner
 
 __all__ = ["RemoteMirror"]
+
+_PART = ".part"  # ends the name of a copy that is not whole
 
 
 class RemoteMirror(Callback):
@@ -28,19 +34,24 @@ class RemoteMirror(Callback):
     occasion, `retries` times at once, and is never more than a warning. The end of the run waits
     for what is left, as long as `patience` says.
 
+    A run that is to be resumed, by `resume="auto"`, `"latest"` or `"best"`, and is not in
+    `project_root`, is brought back from the remote place first: so a job goes on on another
+    machine. It must not be running elsewhere any more, for locks are local.
+
     It costs a walk over the directory of the run at each of these occasions, and has no state.
 
     Args:
-        url: Any place that fsspec knows, as `"s3://bucket/runs"`.
-        storage_options: What fsspec wants to know besides.
-        retries: How often a copy that failed is tried again at once.
-        patience: How many seconds the end of the run waits for copies.
+        url: The place, any that fsspec knows, as `"s3://bucket/runs"`.
+        storage_options: The arguments that fsspec gets for it besides.
+        retries: The number of times that a copy that failed is tried again at once.
+        patience: The number of seconds that the end of the run waits for copies.
 
     Attributes:
-        failures: Why a file is not there as it is here, by its path in the run.
+        failures: The reason why a file is not there as it is here, by its path in the run.
 
     Raises:
-        CallbackError: The URL cannot be used, or what it needs is not installed.
+        CallbackError: The URL cannot be used, or what it needs is not installed; or the run that is
+            to be resumed cannot be fetched.
 
     Example:
         >>> RemoteMirror("memory://runs").url
@@ -48,7 +59,7 @@ class RemoteMirror(Callback):
     """
 
     name = "remote_mirror"
-    priority = Priority.HIGHEST - 1  # its on_teardown comes last: all files are closed
+    priority = Priority.HIGHEST - 1  # fetches before a directory is chosen, and is torn down last
 
     def __init__(
         self,
@@ -77,8 +88,12 @@ class RemoteMirror(Callback):
         self._thread: threading.Thread | None = None
 
     def on_setup(self, runner: Runner) -> None:
-        """Start anew with what is copied."""
+        """Start anew with what is copied, and fetch the run that is to be resumed."""
         self._copied, self.failures = {}, {}
+        if runner.config.resume in (True, "auto", "latest", "best"):
+            fetched = runner.world.on_main(lambda: self._fetch_newest(runner))
+            if fetched is not None:
+                runner.logger.info("%s: %s was fetched from %s", self.name, fetched.name, self.url)
 
     def on_save(self, runner: Runner, path: Path) -> None:
         """Have the checkpoints copied."""
@@ -114,15 +129,55 @@ class RemoteMirror(Callback):
         source, target = f"{self._root}/{name}", Path(into) / name
         if target.exists():
             raise CallbackError(f"RemoteMirror.fetch: {target} exists")
+        self._filesystem.invalidate_cache()
         if not self._filesystem.exists(source):
-            known = [Path(path).name for path in self._filesystem.ls(self._root, detail=False)]
-            raise CallbackError(f"RemoteMirror.fetch: no {name!r} in {self.url}, which has {known}")
+            raise CallbackError(
+                f"RemoteMirror.fetch: no {name!r} in {self.url}, which has {self._names()}"
+            )
+        partial = target.with_name(f".{name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
         for remote in self._filesystem.find(source):
             relative = str(remote).partition(f"{name}/")[2]
-            local = target / relative
-            local.parent.mkdir(parents=True, exist_ok=True)
-            self._filesystem.get_file(remote, str(local))
+            if not relative.endswith(_PART):
+                (partial / relative).parent.mkdir(parents=True, exist_ok=True)
+                self._filesystem.get_file(remote, str(partial / relative))
+        os.rename(partial, target)
         return target
+
+    def _names(self) -> list[str]:
+        """The names of the runs that are at the remote place."""
+        if not self._filesystem.exists(self._root):
+            return []
+        return sorted(Path(path).name for path in self._filesystem.ls(self._root, detail=False))
+
+    def _fetch_newest(self, runner: Runner) -> Path | None:
+        """Bring back the newest run that is to be resumed, where there is none here."""
+        root, run_id = Path(runner.config.project_root), runner.run_id
+        unfinished = runner.config.resume in (True, "auto")
+        if any(run.unfinished or not unfinished for run in find_runs(root, run_id)):
+            return None
+        try:
+            self._filesystem.invalidate_cache()
+            found = [run for run in map(self._read, self._names()) if run and run.run_id == run_id]
+            found = [run for run in found if run.unfinished or not unfinished]
+            missing = [run for run in found if not (root / run.path.name).exists()]
+            if not missing:
+                return None
+            newest = max(missing, key=lambda run: run.created)
+            return self.fetch(newest.path.name, root)
+        except CallbackError:
+            raise
+        except Exception as error:  # whatever the place raises
+            raise CallbackError(
+                f"RemoteMirror: what there is to resume in {self.url} cannot be read: {error!r}"
+            ) from error
+
+    def _read(self, name: str) -> FoundRun | None:
+        """A run at the remote place, if this is one."""
+        path = f"{self._root}/{name}/run.json"
+        if ids_in(name) is None or not self._filesystem.exists(path):
+            return None
+        return FoundRun(Path(name), json.loads(self._filesystem.cat_file(path)))
 
     def _ask(self, runner: Runner) -> None:
         """Let the thread look for what has changed."""
@@ -161,7 +216,7 @@ class RemoteMirror(Callback):
                 self.failures[relative] = repr(error)
 
     def _put(self, path: Path, target: str) -> None:
-        partial = f"{target}.part"
+        partial = f"{target}{_PART}"
         self._filesystem.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._filesystem.put_file(str(path), partial)
         self._filesystem.mv(partial, target)

@@ -22,10 +22,14 @@ from danling.checkpoint.trailer import Trailer, is_unsealed, read_trailer
 from danling.errors import CheckpointError
 from danling.files import filesystem
 
-__all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered"]
+__all__ = ["Catalog", "Entry", "checked_names", "is_name", "is_numbered", "series_of"]
 
 
-_NUMBERED = re.compile(r"(epoch|step)-(0|[1-9]\d{0,18})")
+_NUMBERED = re.compile(
+    r"(?:(?!(?:best|latest|previous)-)(?P<series>[A-Za-z0-9][\w.=-]{0,99})-)?"
+    r"(?:epoch|step)-(?:0|[1-9]\d{0,18})",
+    re.ASCII,
+)
 _FIXED = re.compile(r"latest|previous|best(-[A-Za-z0-9][\w.=-]{0,99})?", re.ASCII)
 
 _logger = logging.getLogger(__name__)
@@ -35,13 +39,24 @@ _Signature = tuple[int, int, int, int]
 
 
 def is_name(name: str) -> bool:
-    """Whether a checkpoint may have this name: `latest`, `best-loss`, `epoch-10`, not `epoch-x`."""
+    """Whether a checkpoint may have this name: `latest`, `best-loss`, `auc-epoch-10`."""
     return bool(_FIXED.fullmatch(name)) or is_numbered(name)
 
 
 def is_numbered(name: str) -> bool:
     """Whether this is the name of one epoch or step, which rotation may remove."""
     return bool(_NUMBERED.fullmatch(name))
+
+
+def series_of(name: str) -> str | None:
+    """The series of a numbered name, `""` for one without; None for a name without a number.
+
+    Example:
+        >>> series_of("auc-epoch-10"), series_of("epoch-10"), series_of("best-auc")
+        ('auc', '', None)
+    """
+    found = _NUMBERED.fullmatch(name)
+    return None if found is None else found["series"] or ""
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -54,7 +69,7 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
         if not is_name(name) or name == "previous":
             raise CheckpointError(
                 f"{name!r} is no name of a checkpoint; valid are 'latest', 'best', 'best-NAME', "
-                "'epoch-10' and 'step-1200'"
+                "'epoch-10', 'step-1200' and 'NAME-epoch-10'"
             )
     if not names:
         raise CheckpointError("a checkpoint needs a name; valid are 'latest', 'best', 'epoch-10'")

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from danling.callback import Callback
 from danling.callbacks import LambdaCallback, ModelCheckpoint
 from danling.checkpoint.reading import read_checkpoint
 from danling.errors import CallbackError, CheckpointError, MetricError
@@ -62,14 +63,14 @@ def saves(runner: Any) -> tuple[list[int], Any]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"save_top_k": -1}, "save_top_k is 0 or more"),
+        ({"save_top_k": -2}, "save_top_k is -1 for all, or 0 or more"),
         ({"keep_last": 0, "keep_every": "1 epoch"}, "keep_last 1 or more"),
         ({"keep_last": 2}, "set it too"),
         ({"on_save_error": "ignore"}, "'raise' or 'warn'"),
         ({"name": "../auc"}, "it names a file"),
         ({"name": "val/auc"}, "it names a file"),
-        ({"name": "auc", "keep_every": "1 epoch"}, "are for the one without"),
-        ({"name": "auc", "save_top_k": 2}, "are for the one without"),
+        ({"name": "best"}, "not best, latest or previous"),
+        ({"name": "auc", "save_on_exception": True}, "is for the one without a name"),
     ],
 )
 def test_what_cannot_be_meant_is_an_error_at_once(arguments: dict[str, Any], message: str):
@@ -180,7 +181,7 @@ def test_a_monitor_that_does_not_exist_is_an_error_with_the_names():
         trained([ModelCheckpoint(name="typo", monitor="val/los", mode="min")])
 
 
-def best_of(script: list[float], k: int, mode: str) -> list[int]:
+def best_of(script: Sequence[float], k: int, mode: str) -> list[int]:
     finite = [(score, epoch) for epoch, score in enumerate(script, 1) if math.isfinite(score)]
     sign = -1 if mode == "max" else 1
     return sorted(epoch for _, epoch in sorted(finite, key=lambda p: (sign * p[0], p[1]))[:k])
@@ -207,6 +208,44 @@ def test_what_is_kept_is_the_best_and_the_last_for_any_scores_and_restarts(seed:
     assert steps(runner)["latest"] == 10 * STEPS
     top = best_of(script, 1, mode)
     assert steps(runner).get("best") == (top[0] * STEPS if top else None)
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_second_one_keeps_a_top_k_and_a_series_of_its_own(mode: Any):
+    script = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.55, 0.45)
+    options = {"scores": script, "max_epochs": 8, "monitor": "val/loss"}
+
+    def checkpoints() -> list[Callback]:
+        return [
+            ModelCheckpoint(save_top_k=2),
+            ModelCheckpoint(
+                name="own", mode=mode, save_top_k=3, keep_every="2 epochs", keep_last=2
+            ),
+        ]
+
+    first = interrupted(5 * STEPS + 2, checkpoints(), **options)
+    runner = trained(checkpoints(), resume=str(first.dir), **options)
+
+    own, top = best_of(script, 3, mode), best_of(script, 2, "min")
+    assert names(runner) - {"latest", "previous", "best", "best-own"} == (
+        {f"own-epoch-{epoch}" for epoch in {*own, 6, 8}} | {f"epoch-{epoch}" for epoch in top}
+    )
+    assert steps(runner)["best-own"] == best_of(script, 1, mode)[0] * STEPS
+    assert steps(runner)["best"] == best_of(script, 1, "min")[0] * STEPS
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("model_checkpoint", ""), ("own", "own-")])
+def test_a_top_k_of_minus_one_keeps_every_evaluation(name: str, prefix: str):
+    script = (0.5, 0.7, float("nan"), 0.6)
+    checkpoint = ModelCheckpoint(
+        name=name, save_top_k=-1, keep_every="3 epochs", keep_last=1, monitor="val/loss"
+    )
+
+    runner = trained([checkpoint], scores=script, max_epochs=4)
+
+    fixed = {"latest", "previous", "best", "best-own"}
+    assert names(runner) - fixed == {f"{prefix}epoch-{epoch}" for epoch in (1, 2, 3, 4)}
+    assert steps(runner)["best" if not prefix else "best-own"] == STEPS
 
 
 def test_a_checkpoint_that_was_saved_by_hand_is_never_removed():
@@ -455,7 +494,8 @@ def test_a_checkpoint_directory_that_vanishes_is_made_again_and_a_run_that_vanis
 REAL = """
     import os, subprocess, sys
     from pathlib import Path
-    from danling.callbacks import LambdaCallback, ModelCheckpoint
+    from danling.callback import Callback
+from danling.callbacks import LambdaCallback, ModelCheckpoint
     from danling.errors import CheckpointError
     from tests.support.resume_runs import make_runner
 

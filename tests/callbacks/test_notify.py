@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import email
 import json
+import socketserver
 import threading
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -75,8 +78,92 @@ def test_an_address_of_another_kind_is_not_used(monkeypatch, caplog):
     monkeypatch.setenv("DANLING_WEBHOOK", "file:///etc/secret")
     TinyRunner(callbacks=[Notify()]).train()
 
-    assert "no http(s) address" in caplog.text
+    assert "is no address of http://, https://, smtp://, smtps://" in caplog.text
     assert "secret" not in caplog.text
+
+
+class MailServer(socketserver.StreamRequestHandler):
+    """Says yes to whatever a client of SMTP says, and keeps the messages (RFC 5321)."""
+
+    mails: list[Message]
+    said: list[str]
+
+    def answer(self, line: str) -> None:
+        self.wfile.write(f"{line}\r\n".encode())
+
+    def handle(self):
+        self.answer("220 here")
+        for raw in self.rfile:
+            line = raw.decode().strip()
+            self.said.append(line)
+            if line.lower() == "data":
+                self.answer("354 go on")
+                text = b"".join(iter(self.rfile.readline, b".\r\n"))
+                self.mails.append(email.message_from_bytes(text))
+            self.answer("221 bye" if line.lower() == "quit" else "250 yes")
+            if line.lower() == "quit":
+                return
+
+
+@pytest.fixture
+def mail_server():
+    """A local server of SMTP: its address, its mails and what it was told."""
+    mails: list[Message] = []
+    said: list[str] = []
+    handler = type("Handler", (MailServer,), {"mails": mails, "said": said})
+    with socketserver.TCPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_address[1]}", mails, said
+        server.shutdown()
+        thread.join()
+
+
+def test_a_mail_is_sent_for_each_occasion(mail_server, monkeypatch):
+    host, mails, said = mail_server
+    monkeypatch.setenv(
+        "DANLING_WEBHOOK",
+        f"smtp://{host}?to=me+runs@example.org,you@example.org&from=x@example.org",
+    )
+    runner = TinyRunner(callbacks=[Notify(("start", "end"))])
+    runner.train()
+
+    assert [mail["Subject"].partition(": ")[2].split(",")[0] for mail in mails] == [
+        "training begins at epoch 0",
+        "training ends at epoch 2",
+    ]
+    assert (mails[0]["From"], mails[0]["To"]) == (
+        "x@example.org",
+        "me+runs@example.org, you@example.org",
+    )
+    assert f"best val/loss {runner.best_score:.6g}" in str(mails[1].get_payload())
+    assert said.count("rcpt TO:<you@example.org>") == 2
+
+
+def test_no_password_is_sent_in_the_clear(mail_server, monkeypatch, caplog):
+    host, mails, said = mail_server
+    monkeypatch.setenv("DANLING_WEBHOOK", f"smtp://user:secret@{host}?to=me@example.org")
+    TinyRunner(callbacks=[Notify(("end",))]).train()
+
+    assert "a message was not sent (SMTPNotSupportedError)" in caplog.text
+    assert mails == []
+    assert not any("AUTH" in line.upper() for line in said)
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("smtp://localhost", "names no receiver"),
+        ("smtp://localhost:port?to=me@example.org", "is no address"),
+        ("mailto:me@example.org", "is no address of"),
+    ],
+)
+def test_an_address_that_names_nobody_is_said_at_once(url, problem, monkeypatch, caplog):
+    monkeypatch.setenv("DANLING_WEBHOOK", url)
+    TinyRunner(callbacks=[Notify()]).train()
+
+    assert problem in caplog.text
 
 
 def test_arguments_are_checked():

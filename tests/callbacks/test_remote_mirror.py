@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,27 +42,101 @@ def test_the_copy_is_the_run(tmp_path, kind):
     assert "checkpoints/latest.pth" in files(fetched)
 
 
+class Patient(RemoteMirror):
+    """Waits for each copy, so that what is there when it dies is known."""
+
+    def on_save(self, runner, path):
+        super().on_save(runner, path)
+        super().on_teardown(runner)
+
+
 def test_a_run_that_died_goes_on_from_its_copy(tmp_path):
     url = f"file://{tmp_path}/mirror"
     undisturbed = make(tmp_path / "whole")
     undisturbed.train()
 
-    class Patient(RemoteMirror):
-        """Waits for each copy, so that what is there when it dies is known."""
-
-        def on_save(self, runner, path):
-            super().on_save(runner, path)
-            super().on_teardown(runner)
-
     in_child(lambda: make(tmp_path / "here", Patient(url), Lasting(6)).train())
     [name] = [path.name for path in (tmp_path / "here").glob("danling-*")]
-    RemoteMirror(url).fetch(name, tmp_path / "there")
-    resumed = make(tmp_path / "there")
+    (tmp_path / "mirror" / name / "checkpoints" / "best.pth.part").write_bytes(b"half")
+    resumed = make(tmp_path / "there", RemoteMirror(url))
     resumed.train()
 
     assert resumed.dir.name == name
     assert (resumed.resume_report or {})["global_step"] == 5
     assert is_equal(outcome(resumed), outcome(undisturbed))
+    assert not list(resumed.dir.rglob("*.part"))
+
+
+def test_nothing_is_fetched_where_the_run_is_here_or_has_ended(tmp_path):
+    url = f"file://{tmp_path}/mirror"
+    make(tmp_path / "here", RemoteMirror(url)).train()
+
+    elsewhere = make(tmp_path / "there", RemoteMirror(url))
+    elsewhere.train()  # the one of the mirror has ended: a new run
+    again = make(tmp_path / "there", RemoteMirror(url), resume="latest")
+    again.train()  # is here
+
+    assert elsewhere.resume_report is None
+    assert again.dir == elsewhere.dir
+    assert len(list((tmp_path / "there").glob("danling-*"))) == 1
+
+
+def test_a_run_that_ended_is_fetched_where_its_latest_is_asked_for(tmp_path):
+    url = f"file://{tmp_path}/mirror"
+    first = make(tmp_path / "here", RemoteMirror(url))
+    first.train()
+
+    again = make(tmp_path / "there", RemoteMirror(url), resume="latest")
+    again.train()
+
+    assert again.dir.name == first.dir.name
+    assert (again.resume_report or {})["global_step"] == first.global_step
+
+
+def test_a_place_that_cannot_be_read_refuses_the_resume(tmp_path):
+    mirror = RemoteMirror(f"file://{tmp_path}/mirror")
+    name = "danling-run-00000000-00000000-00000000"
+    (tmp_path / "mirror" / name).mkdir(parents=True)
+    (tmp_path / "mirror" / name / "run.json").write_text("{")
+
+    with pytest.raises(CallbackError, match="cannot be read: JSONDecodeError"):
+        make(tmp_path / "there", mirror).train()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3-compatible server with a bucket; returns what fsspec has to know of it."""
+    pytest.importorskip("s3fs")
+    server_of = pytest.importorskip("moto.server")
+    for key, value in {"ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
+        monkeypatch.setenv(f"AWS_{key}", value)
+    server = server_of.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    options = {"endpoint_url": "http://{}:{}".format(*server.get_host_and_port())}
+    fsspec.filesystem("s3", **options).mkdir("bucket")
+    yield options
+    server.stop()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_run_that_died_goes_on_from_a_server_of_s3(tmp_path, s3):
+    undisturbed = make(tmp_path / "whole")
+    undisturbed.train()
+    url = "s3://bucket/runs"
+
+    code = in_child(
+        lambda: make(tmp_path / "here", Patient(url, storage_options=s3), Lasting(6)).train()
+    )
+    mirror = RemoteMirror(url, storage_options=s3)
+    resumed = make(tmp_path / "there", mirror)
+    resumed.train()
+
+    assert code == -signal.SIGKILL
+    assert (resumed.resume_report or {})["global_step"] == 5
+    assert is_equal(outcome(resumed), outcome(undisturbed))
+    assert mirror.failures == {}
+    fetched = mirror.fetch(resumed.dir.name, tmp_path / "again")
+    assert files(fetched) == files(resumed.dir)
 
 
 def test_a_place_that_fails_is_a_warning_and_tried_again(tmp_path, capsys):
@@ -75,7 +150,7 @@ def test_a_place_that_fails_is_a_warning_and_tried_again(tmp_path, capsys):
     mirror._filesystem = type(
         "Down", (), {"makedirs": lambda *_, **__: None, "put_file": staticmethod(fail)}
     )()
-    runner = make(tmp_path, mirror, ModelCheckpoint())
+    runner = make(tmp_path, mirror, ModelCheckpoint(), resume=False)
     runner.train()
 
     latest = [path for path in tries if path.endswith("latest.pth")]
