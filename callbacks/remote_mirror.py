@@ -49,6 +49,7 @@ class RemoteMirror(Callback):
 
     name = "remote_mirror"
     priority = Priority.HIGHEST - 1  # its on_teardown comes last: all files are closed
+    only_watches = True
 
     def __init__(
         self,
