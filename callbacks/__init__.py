@@ -135,5 +135,10 @@ if not TYPE_CHECKING:
     __getattr__ = lazy_names(__name__, _MODULES)
 
 
+def classes_by_name() -> dict[str, str]:
+    """The name of each class by the one that it has in a configuration: that of its file."""
+    return {name: written for written, name in _MODULES.items()}
+
+
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})

@@ -35,6 +35,7 @@ class CallbackProfiler(Callback):
 
     name = "callback_profiler"
     priority = Priority.HIGHEST - 1  # its on_teardown is the last, its on_setup the first
+    only_watches = True
 
     def __init__(self) -> None:
         self.calls: dict[tuple[str, str], int] = {}

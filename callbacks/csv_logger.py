@@ -30,6 +30,7 @@ class CSVLogger(Callback):
 
     name = "csv_logger"
     priority = Priority.HIGH
+    only_watches = True
 
     def __init__(self) -> None:
         self._log = MetricsLog("writing metrics.csv")

@@ -39,6 +39,7 @@ class DeviceStatsMonitor(Callback):
     """
 
     name = "device_stats_monitor"
+    only_watches = True
 
     def __init__(self, *, host: bool = True) -> None:
         self.host = host

@@ -34,6 +34,7 @@ class GarbageCollector(Callback):
     """
 
     name = "garbage_collector"
+    only_watches = True
 
     def __init__(self, step_interval: int = 1000) -> None:
         if type(step_interval) is not int or step_interval < 1:

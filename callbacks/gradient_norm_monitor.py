@@ -33,6 +33,7 @@ class GradientNormMonitor(Callback):
     """
 
     name = "gradient_norm_monitor"
+    only_watches = True
 
     def __init__(self, *, per_layer: bool = False) -> None:
         self.per_layer = per_layer

@@ -32,6 +32,7 @@ class LearningRateMonitor(Callback):
     """
 
     name = "learning_rate_monitor"
+    only_watches = True
 
     def __init__(self, *, momentum: bool = True, weight_decay: bool = True) -> None:
         self.momentum = momentum

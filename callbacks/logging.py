@@ -43,6 +43,7 @@ class Logging(Callback):
 
     name = "logging"
     priority = Priority.HIGHEST + 1
+    only_watches = True
 
     def __init__(self) -> None:
         self._started = self._epoch_started = time.monotonic()

@@ -64,6 +64,7 @@ class ModelCheckpoint(Monitor):
 
     name = _FIRST
     priority = Priority.LOWEST  # what it saves includes what all others did
+    only_watches = True
     _judged: tuple[int, int] | None  # epoch and step of the result judged last
     _saved: tuple[int, int, int] | None  # position of the run in `latest`
     _evaluations: int  # of the run when it was last looked

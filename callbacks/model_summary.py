@@ -33,6 +33,7 @@ class ModelSummary(Callback):
     """
 
     name = "model_summary"
+    only_watches = True
 
     def __init__(self, max_depth: int = 1) -> None:
         if type(max_depth) is not int or max_depth < -1 or max_depth == 0:

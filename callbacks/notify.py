@@ -52,6 +52,7 @@ class Notify(Callback):
 
     name = "notify"
     priority = Priority.VERY_LOW
+    only_watches = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class PredictionWriter(Callback):
     """
 
     name = "prediction_writer"
+    only_watches = True
 
     def __init__(self, output_dir: str | Path, *, batches_per_piece: int = 100) -> None:
         if type(batches_per_piece) is not int or batches_per_piece < 1:

@@ -68,6 +68,7 @@ class Preemption(Callback):
 
     name = "preemption"
     priority = Priority.HIGHEST + 2
+    only_watches = True
 
     def __init__(self, *, max_time: float | str | timedelta | None = None) -> None:
         self.max_time = None if max_time is None else _seconds(max_time)

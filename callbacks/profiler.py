@@ -42,6 +42,7 @@ class Profiler(Callback):
 
     name = "profiler"
     priority = Priority.LOWEST  # what other callbacks do in a step belongs to it
+    only_watches = True
 
     def __init__(
         self,

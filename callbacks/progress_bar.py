@@ -50,6 +50,7 @@ class ProgressBar(Callback):
 
     name = "progress_bar"
     priority = Priority.LOW
+    only_watches = True
 
     def __init__(self, interval: float = 30.0) -> None:
         if not interval > 0:

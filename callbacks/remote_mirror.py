@@ -60,6 +60,7 @@ class RemoteMirror(Callback):
 
     name = "remote_mirror"
     priority = Priority.HIGHEST - 1  # fetches before a directory is chosen, and is torn down last
+    only_watches = True
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ class Results(Callback):
 
     name = "results"
     priority = Priority.HIGH
+    only_watches = True
 
     def __init__(self) -> None:
         self._log = MetricsLog("writing the results")

@@ -31,6 +31,7 @@ class RunDirectory(Callback):
 
     name = "run_directory"
     priority = Priority.HIGHEST
+    only_watches = True
 
     def on_setup(self, runner: Runner) -> None:
         """Claim the directory; all processes get the same one."""

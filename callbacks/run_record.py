@@ -46,6 +46,7 @@ class RunRecord(Callback):
 
     name = "run_record"
     priority = Priority.HIGHEST + 3
+    only_watches = True
 
     def __init__(self) -> None:
         self._run: RunFile | None = None

@@ -44,6 +44,7 @@ class SafetensorsExport(Callback):
 
     name = "safetensors_export"
     priority = Priority.LOWEST + 1  # after the checkpoint
+    only_watches = True
 
     def __init__(
         self,

@@ -68,6 +68,7 @@ class TensorBoard(Callback):
     """
 
     name = "tensorboard"
+    only_watches = True
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class ThroughputMonitor(Callback):
     """
 
     name = "throughput_monitor"
+    only_watches = True
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class Timer(Callback):
     """
 
     name = "timer"
+    only_watches = True
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class Tracker(Callback):
     """
 
     name = "tracker"
+    only_watches = True
 
     def __init__(
         self,

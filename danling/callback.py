@@ -64,6 +64,8 @@ class Callback:
         name: Unique in a runner; the key of this callback's state in checkpoints, and what
             `runner.callbacks["..."]` finds it by. Without one: the class in snake case.
         priority: When to run among the callbacks of one hook, see `Priority`.
+        only_watches: Whether it changes nothing of what a run computes: what the configuration says
+            of it is then no part of the `run_id`.
 
     Raises:
         TypeError: When a subclass defines a function named `on_...` that is no hook, or a hook that
@@ -83,6 +85,7 @@ class Callback:
 
     name: str = "callback"
     priority: int = Priority.NORMAL
+    only_watches: bool = False
     _has_own_name: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -305,6 +305,11 @@ class Config(TypedMapping, Settings):
         known = SETTINGS.get(key) if self._is_top else OPTIONS.get(self._where(key))
         return super()._field(key) or known
 
+    def _is_reserved(self, key: str) -> bool:
+        # the names of callbacks and of their arguments are not ours to choose: config["..."] reads
+        inside = f"{self._path}.".startswith("config.callbacks.")
+        return super()._is_reserved(key) and not inside
+
     def _is_set(self, key: str) -> bool:
         if not super()._is_set(key):
             return False

@@ -30,6 +30,7 @@ __all__ = [
     "Minimum",
     "NewDefault",
     "NotInRunId",
+    "Shorthand",
     "declare_fields",
     "first_argument",
 ]
@@ -82,6 +83,17 @@ class Checked:
     check: Callable[[Any, str], Any]
 
 
+@dataclass(frozen=True)
+class Shorthand:
+    """Mark of a field whose value may be written in shorter forms.
+
+    Attributes:
+        expand: Takes the value and its path, and returns the full form, which is then converted.
+    """
+
+    expand: Callable[[Any, str], Any]
+
+
 class NewDefault:
     """Mark of a key that came later: its default is left out of the `run_id`.
 
@@ -112,6 +124,7 @@ class Field:
         excluded_keys: Keys of the section that are not part of the `run_id`.
         check: Function of value and path that returns the value to keep.
         omits_default: Whether the default is left out of what the `run_id` is made of.
+        expand: Function of value and path that returns the full form of a shorter one.
     """
 
     name: str
@@ -122,6 +135,7 @@ class Field:
     excluded_keys: frozenset[str] = frozenset()
     check: Callable[[Any, str], Any] | None = None
     omits_default: bool = False
+    expand: Callable[[Any, str], Any] | None = None
 
     def __get__(self, instance: Any, owner: type) -> Any:
         if instance is not None:
@@ -140,6 +154,8 @@ class Field:
         Raises:
             ConfigError: It cannot be converted without loss.
         """
+        if self.expand is not None:
+            value = self.expand(conversion.read(value, path), path)
         converted = conversion.convert(value, self.annotation, path)
         if self.minimum is not None and converted is not None and converted < self.minimum:
             raise ConfigError(f"{path}: expected at least {self.minimum:g}, got {converted!r}")
@@ -201,8 +217,11 @@ def _field(name: str, annotation: Any, default: Any, base: Field | None) -> Fiel
     check = next((mark.check for mark in marks if isinstance(mark, Checked)), None)
     if check is None and base is not None and base.annotation == annotation:
         check = base.check
+    expand = next((mark.expand for mark in marks if isinstance(mark, Shorthand)), None)
     is_new = NewDefault in marks
-    field = Field(name, annotation, default, minimum, check=check, omits_default=is_new)
+    field = Field(
+        name, annotation, default, minimum, check=check, omits_default=is_new, expand=expand
+    )
     if not any(_is_not_in_run_id(mark) for mark in marks) and base is not None:
         return replace(
             field,

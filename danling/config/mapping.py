@@ -283,6 +283,10 @@ class TypedMapping(Section):
     def _is_set(self, key: str) -> bool:
         return key in self._values
 
+    def _is_reserved(self, key: str) -> bool:
+        """Whether attribute access would find something else under the key."""
+        return key in self._reserved
+
     def _require_allowed(self, key: str) -> None:
         """Refuse keys that cannot be set."""
 
@@ -347,7 +351,7 @@ class TypedMapping(Section):
         if rest:
             self._put_inside(head, rest, value, conversion)
             return
-        if key in self._reserved:
+        if self._is_reserved(key):
             raise ConfigError(
                 f"{self._where(key)}: {key!r} is an attribute of every config and would hide the "
                 "value; rename the key, or declare a field of type dict for the mapping"

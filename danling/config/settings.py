@@ -15,10 +15,12 @@ from danling.config.fields import (
     Minimum,
     NewDefault,
     NotInRunId,
+    Shorthand,
     declare_fields,
     first_argument,
 )
 from danling.errors import ConfigError
+from danling.files.json import short_repr
 
 if TYPE_CHECKING:
     Options: TypeAlias = Any
@@ -129,6 +131,54 @@ def dev_run(value: int, path: str) -> int:
     return value
 
 
+def callbacks_by_name(value: Any, path: str) -> Any:
+    """Callbacks as one mapping of names to arguments, in whichever way they are written.
+
+    Raises:
+        ConfigError: An item of a list is no name and no name with arguments, or a name is there
+            twice.
+
+    Example:
+        >>> callbacks_by_name(["timer", {"early_stopping": {"patience": 3}}], "callbacks")
+        {'timer': {}, 'early_stopping': {'patience': 3}}
+    """
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        items = [_named(item, f"{path}[{index}]") for index, item in enumerate(value)]
+        names = [name for name, _ in items]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"{path}: {name!r} is there twice; give the second a name of its own, as "
+                    f"{{second: {{callback: {name}, ...}}}}"
+                )
+        value = dict(items)
+    if not isinstance(value, Mapping):
+        return {} if value is None else value
+    return {
+        name: {} if options is None or options is True else options
+        for name, options in value.items()
+    }
+
+
+def _named(item: Any, path: str) -> tuple[str, Any]:
+    if isinstance(item, str):
+        return item, {}
+    if isinstance(item, Mapping) and len(item) == 1:
+        return next(iter(item.items()))
+    if isinstance(item, Mapping) and item:
+        name, *others = map(str, item)
+        raise ConfigError(
+            f"{path}: {name!r} and {', '.join(map(repr, others))} are in one item; indent the "
+            f"arguments of {name!r} below it, as {{{name}: {{{others[0]}: ...}}}}"
+        )
+    raise ConfigError(
+        f"{path}: expected the name of a callback or {{name: {{argument: value}}}}, got "
+        f"{short_repr(item)}"
+    )
+
+
 class Settings(Declared):
     """The well-known keys; a comment beside or above a key is its text in `--help`."""
 
@@ -178,6 +228,8 @@ class Settings(Declared):
     accelerate: Annotated[Options, _ON_DEVICES] = {}  # noqa: RUF012
     # arguments of the data loaders; a mapping under a split's name is for that split
     dataloader: Annotated[Options, NotInRunId(*WORKER_KEYS)] = {}  # noqa: RUF012
+    # callbacks by name, each with its arguments; false leaves one out that would be there
+    callbacks: Annotated[Options, NewDefault, Shorthand(callbacks_by_name)] = {}  # noqa: RUF012
     # auto, latest, best or a checkpoint: the run to go on with
     resume: Annotated[bool | str, NotInRunId] = False
     # whether a run may go on with another number of processes

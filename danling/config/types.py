@@ -182,6 +182,11 @@ class Conversion:
             _refuse(value, annotation, path)
         return converted
 
+    def read(self, value: Any, path: str) -> Any:
+        """The list or mapping that a text of the command line is; every other value as it is."""
+        is_written = self.is_text and isinstance(value, str) and value[:1] in ("[", "{")
+        return _read_text(value, path) if is_written else from_omegaconf(value, path)
+
     def _untyped(self, value: Any, path: str) -> Any:
         if self.is_text and isinstance(value, str):
             return replace(self, is_text=False)._untyped(_read_text(value, path), path)

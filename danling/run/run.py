@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from danling.errors import RunError
@@ -37,10 +38,18 @@ class RunOnDisk:
         config: The configuration of the run.
         world: The processes of the run.
         identify: Reads the ids of a run from its checkpoints, where run.json is lost.
+        watching: The entries of `config.callbacks` that are no part of its identity.
     """
 
-    def __init__(self, config: Config, world: World, identify: Identify | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        identify: Identify | None = None,
+        watching: Collection[str] = (),
+    ) -> None:
         self._config = config
+        self._watching = watching
         self._world = world
         self._identify = identify
         self._code: Code | None = None
@@ -93,7 +102,7 @@ class RunOnDisk:
     def run_uuid(self) -> UUID:
         """Identity of code and configuration."""
         if self._run_uuid is None:
-            self._run_uuid = ids.run_uuid(self.experiment_uuid, self._config.semantic())
+            self._run_uuid = ids.run_uuid(self.experiment_uuid, self._semantic())
         return self._run_uuid
 
     @property
@@ -116,6 +125,14 @@ class RunOnDisk:
     @property
     def _project_root(self) -> Path:
         return Path(self._config.project_root)
+
+    def _semantic(self) -> dict[str, Any]:
+        """What of the configuration decides what the run computes."""
+        values = self._config.semantic()
+        if self._watching:
+            kept = {k: v for k, v in values.pop("callbacks").items() if k not in self._watching}
+            values |= {"callbacks": kept} if kept else {}
+        return values
 
     # The directory
 
@@ -207,7 +224,7 @@ class RunOnDisk:
             code=self.code,
             experiment_uuid=self.experiment_uuid,
             run_uuid=self.run_uuid,
-            config=self._config.semantic(),
+            config=self._semantic(),
             resume=self._config.resume,
             identify=self._identify,
         )

@@ -6,6 +6,7 @@ package; no other package imports this one, but `danling.testing`.
 - `accelerate`: `AccelerateRunner`, the loop on Hugging Face Accelerate.
 - `base`: `BaseRunner`, a run without a platform: identity, results, hooks, opening and closing.
 - `callbacks`: the list of callbacks, and which of them hears which hook.
+- `configured`: the callbacks that a configuration names, with their arguments.
 - `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
 - `stopping`: a stop that any process asks for, and what all of them agree on.
 - `batches`: the batches of an epoch with their accumulation windows.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import UUID
 
-from danling.callback import Callback
+from danling.callback import Callback, Priority
 from danling.config import Config
 from danling.config.settings import STATE_KEYS
 from danling.distributed.world import World
@@ -20,6 +20,7 @@ from danling.files.json import to_plain
 from danling.metrics.history import History
 from danling.run.run import RunOnDisk
 from danling.runner.callbacks import Callbacks
+from danling.runner.configured import read_callbacks
 from danling.runner.habits import no_attribute
 from danling.runner.progress import Clock, Counters
 from danling.runner.stopping import Stopping, exit_for_signal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BaseRunner"]
 
+_Function = TypeVar("_Function", bound=Callable[..., None])
 Status = Literal["running", "finished", "stopped", "failed", "preempted", "interrupted"]
 
 
@@ -86,12 +88,13 @@ class BaseRunner:
         self.config: Config = config.copy() if isinstance(config, Config) else Config(config or {})
         self.config.check()
         self.world: World = self._make_world()
-        self.run = RunOnDisk(self.config, self.world, identify)
+        self.callbacks = Callbacks(callbacks, make_defaults() if default_callbacks else ())
+        self._configured = configured = read_callbacks(self.config, self.callbacks)
+        self.callbacks.configure(configured.callbacks, configured.left_out)
+        self.run = RunOnDisk(self.config, self.world, identify, configured.watching)
         self.stopping = Stopping(self.world)
         self.counters = Counters()
         self.clock = Clock()
-        defaults = make_defaults() if default_callbacks else ()
-        self.callbacks: Callbacks = Callbacks(callbacks, defaults)
         self.model: Any = None
         self.criterion: Any = None
         self.optimizer: Any = None
@@ -416,6 +419,41 @@ class BaseRunner:
         """Whether the latest result is the best so far."""
         return self.history.is_best
 
+    # Callbacks
+
+    def on(self, hook: str, *, priority: int = Priority.NORMAL) -> Callable[[_Function], _Function]:
+        """Attach a function to a hook: `@runner.on("step")`; its first argument is the runner.
+
+        The function is a `LambdaCallback` named after it and the hook: `greet` at `"epoch_end"` is
+        `runner.callbacks["greet_on_epoch_end"]`.
+
+        Args:
+            hook: The name of the hook, with or without `on_`.
+            priority: When to run among the callbacks of the hook, see `Priority`.
+
+        Raises:
+            CallbackError: There is no such hook, the function does not take its arguments, or one
+                of its name is there.
+            RunError: The run is open.
+
+        Example:
+            >>> from danling.testing import TinyRunner
+            >>> runner = TinyRunner({"max_epochs": 2})
+            >>> @runner.on("epoch_end")
+            ... def greet(runner):
+            ...     print("epoch", runner.epoch)
+            >>> runner.train()
+            epoch 1
+            epoch 2
+        """
+        from danling.defaults import function_callback
+
+        def attach_to_hook(function: _Function) -> _Function:
+            self.callbacks.append(function_callback(hook, function, priority))
+            return function
+
+        return attach_to_hook
+
     # What is more than a number: every attached callback that can show it does
 
     def log_text(self, tag: str, markdown: str) -> None:
@@ -619,6 +657,7 @@ class BaseRunner:
 
     def _open(self) -> None:
         """Set up all callbacks, in order."""
+        self._configured.check_unchanged(self.config)
         self.config.freeze()
         for callback in self.callbacks:
             self._set_up.append(callback)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,7 @@ class Callbacks:
         self._tables: dict[str, tuple[Listener, ...]] = {}
         self.heard: set[str] = set()
         self._unclaimed: dict[str, dict[str, Any]] = {}
+        self._left_out: Collection[str] = ()
         self.in_run = False
         if isinstance(callbacks, Callback):
             kind = type(callbacks).__name__
@@ -59,8 +60,29 @@ class Callbacks:
         self._all = [*self._defaults, *self._all]
         self.rebuild()
 
+    def configure(self, callbacks: Iterable[Callback], left_out: Collection[str]) -> None:
+        """Add those that a configuration names; leave out others, now and when they are added.
+
+        Raises:
+            CallbackError: One is there already that is no default one.
+        """
+        self._left_out = left_out
+        self._all = self._kept(self._all)
+        self.rebuild()
+        for callback in callbacks:
+            if callback.name in self and self[callback.name] not in self._defaults:
+                raise CallbackError(
+                    f"the callback {callback.name!r} is in the configuration and in the code: take "
+                    f"one away (config.callbacks.{callback.name} = false leaves out that of the "
+                    "code), or give one another name"
+                )
+            self.append(callback)
+
     def append(self, callback: Callback) -> None:
-        """Add a callback; it takes the place of a default one of its name."""
+        """Add a callback; it takes the place of a default one of its name.
+
+        One whose name the configuration leaves out is not added.
+        """
         self._refuse_in_run()
         others = [
             other
@@ -68,7 +90,7 @@ class Callbacks:
             if other not in self._defaults or other.name != getattr(callback, "name", None)
         ]
         self._check(callback, others)
-        self._all = [*others, callback]
+        self._all = self._kept([*others, callback])
         self.rebuild()
 
     def remove(self, callback: Callback | str) -> None:
@@ -124,6 +146,8 @@ class Callbacks:
         for callback in self._all:
             if callback.name == key:
                 return callback
+        if key in self._left_out:
+            raise CallbackError(f"config.callbacks.{key} is false: the callback is left out")
         names = [callback.name for callback in self._all]
         raise CallbackError(f"there is no callback named {key!r}: {did_you_mean(key, names)}")
 
@@ -181,6 +205,9 @@ class Callbacks:
             self.load_state_dict(states, strict=False)
             self._unclaimed = unclaimed
             raise
+
+    def _kept(self, callbacks: list[Callback]) -> list[Callback]:
+        return [callback for callback in callbacks if callback.name not in self._left_out]
 
     def _check(self, callback: object, others: list[Callback]) -> None:
         if not isinstance(callback, Callback):

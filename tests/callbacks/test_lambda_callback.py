@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from danling.callback import Callback
+from danling.callback import Callback, Priority
 from danling.callbacks.lambda_callback import LambdaCallback
-from danling.errors import CallbackError
+from danling.errors import CallbackError, RunError
 from danling.runner.callbacks import Callbacks
+from danling.testing import TinyRunner
 
 
 def test_a_function_hears_its_hook_with_its_arguments():
@@ -52,3 +53,54 @@ def test_several_live_together_under_their_names():
     )
 
     assert [callback.name for callback in callbacks] == ["lambda", "greeter"]
+
+
+# As decorators of functions: runner.on("step")
+
+
+def test_a_decorated_function_hears_its_hook_and_stays_a_function():
+    runner = TinyRunner({"max_epochs": 2})
+    heard: list[object] = []
+
+    @runner.on("epoch_end")
+    @runner.on("on_evaluate_end")
+    def note(runner, *arguments):
+        heard.append((runner.epoch, *arguments[:1]))
+
+    runner.train()
+
+    assert heard == [(0, "val"), (1,), (1, "val"), (2,)]
+    note(runner)
+    assert heard[-1] == (2,)
+
+
+def test_a_decorated_function_has_a_name_and_a_priority():
+    runner = TinyRunner()
+    order: list[str] = []
+
+    @runner.on("step")
+    def late(runner):
+        order.append("late")
+
+    runner.on("step", priority=Priority.HIGH)(lambda runner: order.append("early"))
+    runner.callbacks["late_on_step"]
+    runner.config.max_steps = 1
+    runner.train()
+
+    assert order == ["early", "late"]
+    runner.callbacks.remove("late_on_step")
+    assert [callback.name for callback in runner.callbacks] == ["<lambda>_on_step"]
+
+
+def test_what_cannot_be_attached_is_refused_where_it_is_decorated():
+    runner = TinyRunner()
+    runner.on("step")(print)
+
+    with pytest.raises(CallbackError, match="on_steep is not a hook: did you mean 'on_step'"):
+        runner.on("steep")(print)
+    with pytest.raises(CallbackError, match=r"is called with \(runner, split, result\)"):
+        runner.on("evaluate_end")(lambda runner: None)
+    with pytest.raises(CallbackError, match="two callbacks are named 'print_on_step'"):
+        runner.on("step")(print)
+    with runner, pytest.raises(RunError, match="before or between runs"):
+        runner.on("epoch_end")(print)
