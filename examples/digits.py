@@ -19,7 +19,6 @@ class Optim(dl.Config):
 
 class Digits(dl.Config):
     experiment_name = "digits"
-    run_name = "cnn"
     seed = 0
     max_epochs = 15
     monitor = "val/accuracy"
