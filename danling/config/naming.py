@@ -9,7 +9,7 @@ from typing import Any, Final
 from danling.files.json import dumps
 from danling.identity.redaction import is_secret_name, mask
 
-__all__ = ["made_name", "values_at"]
+__all__ = ["made_name", "pairs_of", "values_at"]
 
 _LONGEST: Final = 80  # of the 200 bytes that a name may have
 _LONGEST_VALUE: Final = 24
@@ -55,15 +55,26 @@ def made_name(values: Mapping[str, Any], before: str = "") -> str:
         >>> made_name({"seed": 4}, before="lr=0.01 seed=3")
         'lr=0.01 seed=4'
     """
-    words = before.split()
-    if not all(map(_PAIR.fullmatch, words)):
+    pairs = pairs_of(before)
+    if before and not pairs:
         return before
-    pairs = dict(word.split("=", 1) for word in words)
     for key, value in values.items():
         if not is_secret_name(key):
             pairs[_short(key, values)] = _text(value)
     shown = [f"{key}={text}" for key, text in pairs.items()]
     return _joined([pair for pair in shown if mask(pair) == pair])
+
+
+def pairs_of(name: str) -> dict[str, str]:
+    """The keys and values of a name that `made_name` has made, and none of any other.
+
+    Example:
+        >>> pairs_of("lr=0.01 seed=3"), pairs_of("my first run")
+        ({'lr': '0.01', 'seed': '3'}, {})
+    """
+    words = name.split()
+    is_made = all(map(_PAIR.fullmatch, words))
+    return dict(word.split("=", 1) for word in words) if is_made else {}
 
 
 def _short(key: str, others: Collection[str]) -> str:
