@@ -30,12 +30,12 @@ class ProgressBar(Callback):
     """Show the progress of the training, its speed, and the latest loss and metrics.
 
     On a terminal this is a bar of tqdm on stderr, with a second one during an evaluation or a
-    prediction. In a notebook it is a widget where `ipywidgets` is installed. Elsewhere, as in the
-    log file of a batch system or on a terminal with `TERM=dumb`, it is a plain line every 30
-    seconds, with the time left. Only the main process shows it. The numbers are those that are
-    logged anyway, drawn at intervals of time: a step costs a look at the clock and never waits for
-    the device. The variables of tqdm work: `TQDM_DISABLE=1` shows nothing, `TQDM_MININTERVAL=1`
-    draws once per second.
+    prediction. In a notebook it is on stdout, and a widget where `ipywidgets` is installed.
+    Elsewhere, as in the log file of a batch system or on a terminal with `TERM=dumb`, it is a plain
+    line every 30 seconds, with the time left. Only the main process shows it. The numbers are those
+    that are logged anyway, drawn at intervals of time: a step costs a look at the clock and never
+    waits for the device. The variables of tqdm work: `TQDM_DISABLE=1` shows nothing,
+    `TQDM_MININTERVAL=1` draws once per second.
 
     Args:
         interval: The number of seconds between two plain lines.
@@ -87,6 +87,8 @@ class ProgressBar(Callback):
 
     def on_train_end(self, runner: Runner) -> None:
         """Leave the finished bar on the screen."""
+        if isinstance(self._training, _Lines):
+            self._numbers = {}  # those of the last epoch are in its row
         self._draw(runner)
         self._close()
 
@@ -208,9 +210,10 @@ class _Lines:
         speed = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
         parts = [f"{label}, step {done}", f"{speed} step/s"]
         if self._total:
+            parts[0] += f"/{self._total} ({done / self._total:.0%})"
+        if self._total and done < self._total:
             average = (done - self._first[1]) / max(now - self._first[0], 1e-9)
             left = (self._total - done) / average if average else math.inf
-            parts[0] += f"/{self._total} ({done / self._total:.0%})"
             parts.append(f"{_duration(left)} left")
         self._last = (now, done)
         line = f"{time.strftime('%H:%M:%S')} {', '.join(parts)}"
@@ -226,13 +229,13 @@ class _Lines:
 def _can_draw() -> bool:
     """Whether a bar can be drawn: a dumb terminal has no way back to the start of a line."""
     if in_notebook():
-        return find_spec("ipywidgets") is not None
+        return True
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return is_terminal and os.environ.get("TERM") != "dumb"
 
 
 def _tqdm() -> type[tqdm[Any]]:
-    if in_notebook():
+    if in_notebook() and find_spec("ipywidgets") is not None:  # as tqdm.auto, without its warning
         from tqdm.notebook import tqdm_notebook
 
         return tqdm_notebook

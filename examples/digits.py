@@ -19,7 +19,6 @@ class Optim(dl.Config):
 
 class Digits(dl.Config):
     experiment_name = "digits"
-    run_name = "cnn"
     seed = 0
     max_epochs = 15
     monitor = "val/accuracy"
@@ -77,6 +76,7 @@ for result in runner.results:
         f"  {on_val['accuracy']:12.2%}"
     )
 print(f"best validation accuracy: {runner.best_score:.2%}")
+runner.load_checkpoint(runner.checkpoint_dir / "best.pth")  # its weights, not the last
 print(f"test accuracy:            {runner.evaluate('test')['accuracy']:.2%}")
 print(f"\nresults, checkpoints and log: {runner.dir}")
 print(f"curves in the browser:        tensorboard --logdir {config.project_root}")

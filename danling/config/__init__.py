@@ -1,7 +1,7 @@
 """The configuration of a run: typed values, files, the command line.
 
-Begin with `config`; `settings` has the keys that the library itself reads. It may import `files`
-and `errors`.
+Begin with `config`; `settings` has the keys that the library itself reads. It may import `files`,
+`errors`, and of `identity` what recognises secrets.
 
 - `config`: `Config`, what a user sets, and the state that a runner binds to it.
 - `mapping`: mappings of typed values, by attribute or by dotted key, merged and compared.
@@ -14,6 +14,7 @@ and `errors`.
 - `yaml`: YAML 1.2, and no key twice.
 - `scalars`: what an unquoted word means in YAML and on the command line.
 - `description`: the keys as data, with type, default, help and identity.
+- `naming`: the name of a run that nobody named.
 - `command_line`: configurations from the command line, and the text of `--help`.
 """
 

@@ -135,13 +135,18 @@ def _build(cls: type[_Config], options: _Options) -> tuple[_Config, dict[str, st
             config._merge(references.take(layer.values), cls._conversion())
         except ConfigError as error:
             raise ConfigError(f"{layer.path}: {error}") from error
+    keys = []
     for flag, values in options.flags:
         key, value = _meaning(cls, flag, values)
+        keys.append(key)
         _note(origins, key, "command line")
         for name, plain in references.take({key: value}).items():
             config._put(name, plain, cls._conversion(is_text=True))
     references.fill(config)
     config._require_complete()
+    is_named = "run_name" in keys or options.resumed
+    if not is_named and config.name_run(keys):
+        _note(origins, "run_name", "made from the command line")
     return config, origins
 
 

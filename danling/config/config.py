@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Never, Protocol, Self, get_origin, overload
 
 from danling.config.fields import REQUIRED, Field, Minimum, NotInRunId, declare_fields
@@ -18,6 +18,7 @@ from danling.config.mapping import (
     names_taken,
     without_keys,
 )
+from danling.config.naming import made_name, values_at
 from danling.config.references import References, escape
 from danling.config.settings import (
     OPTIONS,
@@ -35,6 +36,7 @@ __all__ = ["ABSENT", "Config", "Minimum", "MissingKeyError", "NotInRunId"]
 
 
 MYPY = False
+_LENGTH = ("max_epochs", "max_steps")  # a run that is trained for longer is the same run
 
 
 class _Plain(Protocol):
@@ -147,8 +149,10 @@ class Config(TypedMapping, Settings):
 
     def resolved(self) -> dict[str, Any]:
         """As `to_dict`, with every well-known key: those that are not set have their defaults."""
+        if not self._is_top:
+            return self.to_dict()
         defaults = {key: copy_value(field.default) for key, field in SETTINGS.items()}
-        return defaults | self.to_dict() if self._is_top else self.to_dict()
+        return defaults | self._made | self.to_dict()
 
     def semantic(self) -> dict[str, Any]:
         """The JSON-able part that decides what a run computes: what its `run_id` is made of.
@@ -183,7 +187,8 @@ class Config(TypedMapping, Settings):
         """Values that differ, by dotted key: the one here, the one in `other`.
 
         Values are compared as they are saved, so that a list equals a tuple, and 1 is not 1.0. A
-        key that one side does not have is `ABSENT` there.
+        key that one side does not have is `ABSENT` there. A name that `name_run` made of the
+        other values is no difference.
 
         Example:
             >>> Config(optim={"lr": 0.1}).diff(Config(optim={"lr": 0.2}, max_epochs=3))
@@ -191,7 +196,8 @@ class Config(TypedMapping, Settings):
         """
         if not isinstance(other, Config):
             other = self._nested(other, self._path, self._conversion())
-        return difference(self._flat(), other._flat())
+        pairs = difference(self._flat(), other._flat())
+        return {key: pair for key, pair in pairs.items() if key not in self._made | other._made}
 
     def warn_unread(self) -> None:
         """Name the keys that nobody has read in one warning, with the keys that they may be.
@@ -278,6 +284,7 @@ class Config(TypedMapping, Settings):
             raise ConfigError(f"not the state of a run: {', '.join(sorted(unknown))}")
         self.check()
         self._state = dict(source)
+        self._values = self._made | self._values  # a run keeps the name that it began with
 
     @property
     def drawn_seed(self) -> bool:
@@ -288,6 +295,37 @@ class Config(TypedMapping, Settings):
         """Set a seed that nobody chose; setting another one later makes that a chosen one."""
         self["seed"] = seed
         self._drawn_seed = seed
+
+    def name_run(self, keys: Iterable[str]) -> bool:
+        """Name a run that nobody named after those of the keys that are part of its identity.
+
+        A run gets the name with its directory; until then `run_name` is not set, and reads so. A
+        name that was set, or a class declares, stays; one that was made from a command line and
+        was saved with the run is gone on with.
+
+        Args:
+            keys: The dotted keys that the command line has set.
+
+        Returns:
+            Whether the run has got a name.
+
+        Example:
+            >>> config = Config(optim={"lr": 0.01}, seed=3)
+            >>> config.name_run(["optim.lr", "seed"]), config.run_name, "run_name" in config
+            (True, 'lr=0.01 seed=3', False)
+        """
+        if "run_name" in self._fields:
+            return False
+        before = self._values.get("run_name", "")
+        named = values_at(self._semantic_values(), [key for key in keys if key not in _LENGTH])
+        name = made_name(named, before)
+        if not named or name == before:
+            return False
+        if before:
+            self["run_name"] = name
+        else:
+            self._made = {"run_name": name}
+        return True
 
     # how keys and values behave in a configuration
 
@@ -345,6 +383,8 @@ class Config(TypedMapping, Settings):
         if key in self._state:
             return self._state[key]()
         if self._is_plain_setting(key):
+            if key in self._made:
+                return self._made[key]
             field = SETTINGS[key]
             value = field.convert(field.default, self._where(key), self._conversion())
             if isinstance(value, Config):  # kept, so that it can be filled
@@ -384,20 +424,21 @@ class Config(TypedMapping, Settings):
 
     def _restore(self, path: str, values: dict[str, Any]) -> None:
         super()._restore(path, values)
-        self._state, self._drawn_seed = {}, None
+        self._state, self._drawn_seed, self._made = {}, None, {}
 
     def copy(self) -> Self:
         """A deep copy that is neither frozen nor bound to the state of a run."""
         copied = super().copy()
-        copied._drawn_seed = self._drawn_seed
+        copied._drawn_seed, copied._made = self._drawn_seed, dict(self._made)
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"drawn_seed": self._drawn_seed}
+        state = {"drawn_seed": self._drawn_seed, "made": self._made}
+        return super().__getstate__() | state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._drawn_seed = state["drawn_seed"]
+        self._drawn_seed, self._made = state["drawn_seed"], state.get("made", {})
 
 
 Config._reserved = names_taken(Config)

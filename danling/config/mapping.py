@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Final, Self, get_args
 
 from danling.config.fields import REQUIRED, Field
@@ -23,7 +23,7 @@ __all__ = [
 
 
 _ROOT = "config"
-_INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed", "_read"}
+_INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed", "_made", "_read"}
 
 ABSENT: Final = "(absent)"
 """What stands in a difference for a key that one of the two does not have."""
@@ -51,6 +51,7 @@ class TypedMapping(Section):
     _read: set[str]
     _state: dict[str, Callable[[], Any]]
     _drawn_seed: int | None
+    _made: dict[str, Any]
 
     # reading
 
@@ -296,6 +297,14 @@ class TypedMapping(Section):
 
     def _known_keys(self) -> set[str]:
         return {*self._values, *self._fields}
+
+    def name_run(self, keys: Iterable[str]) -> bool:
+        """Name the run after keys that were set, where there is a run that nobody named.
+
+        Returns:
+            Whether the run has got a name.
+        """
+        return False
 
     # the mechanics
 

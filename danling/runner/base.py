@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from uuid import UUID
@@ -17,6 +19,7 @@ from danling.config.settings import STATE_KEYS
 from danling.distributed.world import World
 from danling.errors import CheckpointError, RunError
 from danling.files.json import to_plain
+from danling.logs import number
 from danling.metrics.history import History
 from danling.run.run import RunOnDisk
 from danling.runner.callbacks import Callbacks
@@ -302,6 +305,23 @@ class BaseRunner:
         ]
         reached = any(limit is not None and done >= limit for limit, done in limits)
         return self.should_stop or reached
+
+    def __repr__(self) -> str:
+        place = f", dir={os.fspath(self.dir)!r}" if self.has_dir else ""
+        counts = f"epoch={self.epoch}, global_step={self.global_step}"
+        return f"{type(self).__name__}(status={self.status!r}, {counts}{place})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the runner: its state, the best value and the directory."""
+        done = f"{self.status or 'not started'}: epoch {self.epoch}, step {self.global_step}"
+        rows = {"state": done, "best": "none yet", "directory": "none yet"}
+        if self.best_result is not None and self.best_score is not None:
+            where = f"epoch {self.best_result['epoch']}, step {self.best_result['global_step']}"
+            rows["best"] = f"{self.monitor} {number(self.best_score)} ({where})"
+        if self.has_dir:
+            rows["directory"] = os.fspath(self.dir)
+        cells = "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        return f"<table><caption>{type(self).__name__}</caption>{cells}</table>"
 
     def now(self) -> Moment:
         """This point of the run, for triggers."""

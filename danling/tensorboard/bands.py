@@ -12,10 +12,12 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import Any, Final
 
 from danling.config.config import Config
+from danling.config.naming import pairs_of
 from danling.errors import ConfigError, RunError
 from danling.files.atomic import write_bytes
 from danling.identity.ids import run_name
@@ -48,7 +50,8 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
 
     Returns:
         The directory of the band, whose name ends with the start of the row of the HParams table:
-        `{experiment_name}-seeds-{digest}`. None where there is no band.
+        `{experiment_name}-seeds-{digest}`, or `{experiment_name}-lr=0.01-seeds-{digest}` where the
+        run was named after its command line. None where there is no band.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -71,7 +74,7 @@ def refresh_band(run: str | os.PathLike[str], experiment_name: str) -> Path | No
             f"{len(siblings)} runs have {size >> 20} MiB of events, too much to read at the end of"
             " each: danling.tensorboard.bands.write_band(directory, runs) writes their band"
         )
-    target = directory.parent / run_name(experiment_name, f"seeds-{group.partition('-')[0]}")
+    target = _target(directory, experiment_name, group)
     for _ in range(_TRIES):
         runs = _seeds(siblings)
         if len(runs) < 2:
@@ -156,15 +159,25 @@ def _seeds(siblings: Iterable[Path]) -> list[Path]:
     newest: dict[Any, Path] = {}
     for path in sorted(siblings, key=lambda path: event_files(path)[-1].name):
         if hparams.has_succeeded(path):
-            seed = _seed_of(path)
+            seed = _config_of(path).get("seed")
             newest[path if seed is None else seed] = path
     return sorted(newest.values())
 
 
-def _seed_of(run: Path) -> Any:
+def _target(run: Path, experiment_name: str, group: str) -> Path:
+    """The directory of the band: the one that is there, or the one that the run would begin."""
+    end = f"seeds-{group.partition('-')[0]}"
+    known = sorted(run.parent.glob(f"{escape(experiment_name)}-*{end}"))
+    pairs = pairs_of(_config_of(run).run_name)
+    words = [f"{key}={value}" for key, value in pairs.items() if key != "seed"]
+    name = run_name(experiment_name, f"{' '.join(words)}-{end}" if words else end)
+    return known[0] if known else run.parent / name
+
+
+def _config_of(run: Path) -> Config:
     with suppress(ConfigError, OSError):
-        return Config.load(RunPaths(run).runner_yaml).get("seed")
-    return None
+        return Config.load(RunPaths(run).runner_yaml)
+    return Config()
 
 
 def _size(run: str | os.PathLike[str]) -> int:

@@ -154,7 +154,7 @@ def test_in_a_notebook_lines_and_progress_come_on_stdout(tmp_path):
     assert "epoch" not in text["stderr"]  # there are warnings of other libraries
     assert "finished after" in text["stdout"]
     widgets = [output for output in outputs if output["output_type"] == "display_data"]
-    assert widgets or "step 12/12 (100%)" in text["stdout"]
+    assert widgets or "12/12 [" in text["stdout"]
 
 
 def test_what_follows_an_exception_begins_on_a_line_of_its_own(make_runner):

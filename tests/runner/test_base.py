@@ -392,3 +392,19 @@ def test_progress_is_the_share_of_the_run():
     TinyRunner({"max_steps": 5}, callbacks=[Watching()]).train()
 
     assert seen == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_a_notebook_and_a_console_show_what_a_runner_has_done(tmp_path):
+    runner = TinyRunner({"project_root": str(tmp_path / "<runs>")}, default_callbacks=True)
+
+    before, shown_before = repr(runner), runner._repr_html_()
+    runner.train()
+
+    assert before == "TinyRunner(status=None, epoch=0, global_step=0)"
+    assert "not started: epoch 0, step 0" in shown_before
+    assert f"epoch=2, global_step={runner.global_step}, dir='{runner.dir}'" in repr(runner)
+    shown = runner._repr_html_()
+    assert f"finished: epoch 2, step {runner.global_step}" in shown
+    assert f"(epoch {runner.best_result['epoch']}, step" in shown
+    assert runner.dir.name in shown
+    assert "&lt;runs&gt;" in shown

@@ -150,6 +150,20 @@ def test_the_band_is_of_all_seeds_that_have_ended_well(tmp_path: Path):
     assert band.name.startswith("digits-seeds-")
 
 
+def test_the_band_of_runs_that_are_named_after_their_flags_is_named_so_too(tmp_path: Path):
+    for seed in range(3):
+        last = write_run(tmp_path, seed, 1.0, uuid=seed)
+        config = Config.load(last / "runner.yaml")
+        # whoever ends later goes on with the band that is there
+        config.run_name = f"seed={seed} lr=1" if seed < 2 else "lr=1.0"
+        config.save(last / "runner.yaml")
+        band = refresh_band(last, "digits")
+
+    assert band is not None
+    assert band.name.startswith("digits-lr=1-seeds-")
+    assert [path.name for path in tmp_path.glob("*-seeds-*")] == [band.name]
+
+
 def test_of_runs_with_one_seed_the_newest_counts(tmp_path: Path):
     write_run(tmp_path, 0, 90.0, uuid=9)
     write_run(tmp_path, 0, 1.0, uuid=1)
