@@ -59,7 +59,7 @@ class StandIn:
         if missing <= 0:  # a forward has prepared the backward of what it gave
             finds = wrapper.find_unused_parameters and not wrapper.static_graph
             wrapper.reducer.prepare_for_backward([nothing] if finds else [])
-        nothing.backward()
+        nothing.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
 def of_no_weight(model: DistributedDataParallel) -> Tensor:

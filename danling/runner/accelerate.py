@@ -658,7 +658,9 @@ class AccelerateRunner(BaseRunner):
             self.callbacks("on_fetch_end", self, item[0])
             yield item
 
-    def step(self, output: Any, optimizer: str | None = None) -> None:
+    def step(  # noqa: C901  # a call more in every step would be dear
+        self, output: Any, optimizer: str | None = None
+    ) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.
 
         A window is the mean over the batches that were not skipped, or over their samples with
