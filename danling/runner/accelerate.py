@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from weakref import WeakSet
 
 from accelerate import Accelerator
@@ -677,12 +677,9 @@ class AccelerateRunner(BaseRunner):
             MetricError: There is no loss in the output, or it is not a scalar tensor.
             RunError: There is no batch in hand, or no optimizer.
         """
-        batch = self._batch
-        if batch is None:
-            raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
+        batch = self._batch or no_batch()
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
-        tally, add = window.tally, self.logbook.meter.add
-        name = optimization.choose(optimizer)
+        tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
         batch.output = output
         if output is not None:
             loss, metrics, samples = read_output(output)
@@ -719,8 +716,7 @@ class AccelerateRunner(BaseRunner):
         if optimization.used_norm is not None:
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
-        batch.stepped = True
-        batch.has_gradients = False
+        batch.stepped, batch.has_gradients = True, False
 
     def skip_step(self) -> None:
         """Veto the optimizer step of the open window: nothing moves, and its gradients are dropped.
@@ -1356,6 +1352,11 @@ class AccelerateRunner(BaseRunner):
             return
         self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
         self.logger.warning("the random streams are not exactly restored: %s", problems)
+
+
+def no_batch() -> NoReturn:
+    """Refuse a step outside of the loop's body."""
+    raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
 
 
 def no_longer_in_use(split: str, *, is_open: bool) -> str:

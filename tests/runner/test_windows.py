@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Language(dl.AccelerateRunner):
         default_callbacks: bool = False,
     ) -> None:
         settings = {"seed": 0, "max_epochs": 1, "log_interval": 1, "accumulate": "samples"}
-        settings |= config or {}
+        settings = {**settings, **(config or {})}
         settings["accelerate"] = {"cpu": True, **settings.get("accelerate", {})}
         super().__init__(settings, callbacks=callbacks, default_callbacks=default_callbacks)
         self.model = make_model()
@@ -117,7 +117,7 @@ def by_hand(
             big = {key: torch.cat([batch[key] for batch in chosen]) for key in chosen[0]}
             loss = sum_of_losses(model, big) / counted
             loss.backward()
-            gradients.append([p.grad.clone() for p in model.parameters()])
+            gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
             losses.append(loss.item())
             optimizer.step()
             optimizer.zero_grad()
@@ -205,7 +205,7 @@ def test_a_window_of_batches_is_the_mean_of_those_that_were_left(accumulation):
             loss = sum_of_losses(model, batches[index]) / tokens(batches[index])
             (loss / len(window)).backward()
         if window:
-            expected.append([p.grad.clone() for p in model.parameters()])
+            expected.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
             optimizer.step()
             optimizer.zero_grad()
     assert_close([step for step in seen.steps if step[0].ndim], expected)
@@ -237,7 +237,7 @@ class Watched(dl.Callback):
 class Vetoing(Language):
     """Decays its weights and its rate, and vetoes steps before they are asked for."""
 
-    def __init__(self, *args: Any, vetoed: set[int] = frozenset(), **parts: Any) -> None:
+    def __init__(self, *args: Any, vetoed: Collection[int] = (), **parts: Any) -> None:
         super().__init__(*args, **parts)
         self.vetoed = vetoed
         parameters = self.model.parameters()
@@ -258,7 +258,7 @@ def test_a_step_that_is_vetoed_moves_nothing_and_counts(where, accumulation):
     options = {"gradient_accumulation_steps": accumulation}
     runner = Vetoing(
         {"accelerate": options},
-        vetoed=vetoed if where == "step" else frozenset(),
+        vetoed=vetoed if where == "step" else (),
         skips=(lambda index: where == "skipped" and index // accumulation in vetoed),
         callbacks=[watched],
     )
