@@ -4,6 +4,7 @@ Begin with `world`. It may import `errors` and `transfer`.
 
 - `world`: `World`, what the processes of a run decide together.
 - `launch`: the processes that a launcher started, and a group that is joined after a restart.
+- `stand_in`: what a process does for a batch that it skips, so that the others do not wait.
 - `sharding`: models of which each process holds a part, and forwards that need all processes.
 """
 

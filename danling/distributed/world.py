@@ -66,6 +66,7 @@ class World:
         self._timeout = timedelta(seconds=timeout)
         self._calls: list[str] = []
         self._collectives = self._batches = 0
+        self._total: Callable[[], list[_Message]] | None = None  # a sum that was begun
         if size > 1:
             self._group = Group(self._timeout)
             self._store = _make_store(rank)
@@ -124,6 +125,20 @@ class World:
         """Wait until every rank is here."""
         self.maximum([])
 
+    def begin_total(self, values: Sequence[float]) -> None:
+        """Begin to add up to four values over the ranks; `total` waits for the sums.
+
+        What is done in between takes none of the time that the messages take.
+        """
+        self._total = self._send("total", values)
+
+    def total(self) -> list[float]:
+        """The sums of the values that every rank gave to `begin_total`, up to four."""
+        receive, self._total = self._total, None
+        assert receive is not None
+        columns = zip(*(message.numbers for message in receive()), strict=True)
+        return [sum(column) for column in columns]
+
     # Errors
 
     def on_main(self, work: Callable[[], T]) -> T:
@@ -174,6 +189,8 @@ class World:
         """Before an error leaves: the process that it comes from prints its traceback first."""
         if self.size == 1:
             return
+        if self._total is not None:  # the error came before anybody waited for it
+            self._group.keep_forever()
         rank = error.__dict__.get("failed_rank", self.rank)
         with contextlib.suppress(RuntimeError):  # whoever held the store is gone
             if rank == self.rank:
@@ -207,6 +224,12 @@ class World:
 
     def _exchange(self, kind: str, numbers: Sequence[float] = (), size: int = 0) -> list[_Message]:
         """Give every rank the message of every other; all must be in the same call."""
+        return self._send(kind, numbers, size)()
+
+    def _send(
+        self, kind: str, numbers: Sequence[float] = (), size: int = 0
+    ) -> Callable[[], list[_Message]]:
+        """Send a message to every rank; returns what waits for those of the others."""
         import torch
         import torch.distributed as dist
 
@@ -216,12 +239,17 @@ class World:
         padded = [*numbers, *[0.0] * (_NUMBERS - len(numbers))]
         own = _as_tensor(_HEADER.pack(size, *padded, call.encode()[:64]))
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        self._finish(dist.all_gather(parts, own, group=self._group.handle, async_op=True))
-        messages = [_unpacked(part) for part in parts]
-        for rank, message in enumerate(messages):
-            if message.call != messages[self.rank].call:
-                raise self._misfit(rank, message.call)
-        return messages
+        work = dist.all_gather(parts, own, group=self._group.handle, async_op=True)
+
+        def receive() -> list[_Message]:
+            self._finish(work)
+            messages = [_unpacked(part) for part in parts]
+            for rank, message in enumerate(messages):
+                if message.call != messages[self.rank].call:
+                    raise self._misfit(rank, message.call)
+            return messages
+
+        return receive
 
     def _publish(self, call: str) -> None:
         """Write where this process is; it takes some microseconds, and waits for nothing."""

@@ -77,10 +77,10 @@ class EngineOptimization(Optimization):
         """Add the gradients of a loss; not by Accelerate, which would step too."""
         self.engine.backward(loss, scale_wrt_gas=False)
 
-    def open(self, name: str, rescale: float = 1.0) -> None:
+    def open(self, name: str, rescale: Tensor | float | None = None) -> None:
         """Gradients are complete; only the engine can read them."""
         self._current, self._is_open, self.used_norm = name, False, None
-        if rescale != 1.0:
+        if rescale is not None:
             from deepspeed import utils
 
             kind = "local" if self.engine.zero_optimization_partition_weights() else "full"
@@ -95,6 +95,11 @@ class EngineOptimization(Optimization):
 
     def step(self) -> None:
         """Clip and move the parameters, and the schedule unless the loss scale was too large."""
+        if self.vetoed:
+            self.discard()
+            self._pass_over()
+            self._is_open, self.used_norm = True, torch.zeros((), device=self._accelerator.device)
+            return
         self.engine.step()
         norm, device = self.engine.get_global_grad_norm(), self._accelerator.device
         if norm is not None:
@@ -125,6 +130,7 @@ class EngineOptimization(Optimization):
 
     def discard(self) -> None:
         """Forget the gradients of a window that will not be stepped."""
+        self.vetoed = False
         optimizer = self.engine.optimizer
         optimizer.zero_grad()  # of stage 3 this is all: the next backward writes over the sums
         if self.engine.zero_optimization_stage() < 3:

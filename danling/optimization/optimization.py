@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
+from danling.distributed.stand_in import StandIn
 from danling.errors import RunError, did_you_mean
 from danling.optimization.checks import check_optimizers, check_schedulers
 
@@ -95,10 +96,17 @@ class Optimization:
         self._used_rates: dict[str, list[Any]] = {}  # of optimizers with a scheduler
         self._current = ""  # the optimizer whose step is open
         self._is_open = False  # its gradients are complete, and not forgotten yet
+        self._is_unscaled = False  # and a scaler has judged them
         self.apart: list[nn.Module] = []
         """Modules besides the model, which the processes keep equal at each step."""
         self._averaged: set[int] | None = None  # parameters that the model's wrapper averages
-        self._bypassed = False  # no forward of the wrapper has been seen yet
+        self._is_watched = False  # whether a model that is called past its wrapper is refused
+        self.stand_in: StandIn | None = None
+        """What takes part for this process in the wrapper's work for a batch that it skips."""
+        self.vetoed = False
+        """Whether the next step moves nothing."""
+        self.vetoes = 0
+        """The number of steps that were vetoed in this process."""
         self.used_norm: Tensor | None = None
         """The norm of the open step, if anybody asked for it."""
 
@@ -133,16 +141,10 @@ class Optimization:
             return
         is_wrapped = isinstance(model, DistributedDataParallel)
         self._averaged = {id(p) for p in model.parameters() if p.requires_grad or not is_wrapped}
-        self._bypassed = is_wrapped
-        if not is_wrapped:
-            return
-
-        def called(*_: Any) -> None:
-            if torch.is_grad_enabled():
-                self._bypassed = False
-                handle.remove()
-
-        handle = model.register_forward_pre_hook(called)
+        inner = getattr(model, "_orig_mod", model)  # a compiled one
+        if isinstance(inner, DistributedDataParallel):
+            self.stand_in = StandIn(model)
+        self._is_watched = is_wrapped
 
     def begin_together(self) -> None:
         """Let the modules besides the model be equal on all processes; a collective."""
@@ -159,7 +161,8 @@ class Optimization:
         Raises:
             RunError: The networks of the model were called without the wrapper around it.
         """
-        if self._bypassed and any(p.grad is not None for p in self._model.parameters()):
+        bypassed = self._is_watched and self.stand_in and not self.stand_in.was_called
+        if bypassed and any(p.grad is not None for p in self._model.parameters()):
             raise RunError(
                 "parts of the model were called one by one, past the DistributedDataParallel that "
                 "averages their gradients: the processes would drift apart. Call runner.model as "
@@ -240,29 +243,54 @@ class Optimization:
         for parameter, gradient in zip(others, gradients, strict=True):
             parameter.grad = gradient
 
-    def open(self, name: str, rescale: float = 1.0) -> None:
-        """Gradients of the named optimizer are complete: make them readable."""
+    def open_empty(self, name: str) -> None:
+        """Open the step of a window that holds nothing: it moves nothing, and its norm is 0."""
+        self._current, self._is_open, self.used_norm = name, True, None
+        self._is_unscaled, self.vetoed = False, True
+
+    def open(self, name: str, rescale: Tensor | float | None = None) -> None:
+        """Gradients of the named optimizer are complete: make them readable.
+
+        Args:
+            name: The name of the optimizer.
+            rescale: What its gradients are multiplied by.
+        """
         self._current, self._is_open, self.used_norm = name, True, None
         if self._averaged is not None:
             self._keep_together(name, self._averaged)
-        if rescale != 1.0:
+        if rescale is not None:
             for parameter in self._parameters(name):
                 if parameter.grad is not None:
                     parameter.grad.mul_(rescale)
         if not self.direct and getattr(self._accelerator, "scaler", None) is not None:
             self._accelerator.unscale_gradients(self._prepared[name])
+            self._is_unscaled = True
+
+    def _pass_over(self) -> None:
+        """End a step that was vetoed: nothing moves, but the scaler has seen the gradients."""
+        self.vetoed = False
+        self.vetoes += 1
+        if self._is_unscaled:
+            self._accelerator.scaler.update()
 
     def step(self) -> None:
-        """Clip, move the parameters, and the schedule unless the scaler skipped the step."""
+        """Clip, move the parameters, and the schedule unless the scaler skipped the step.
+
+        One that was vetoed moves nothing.
+        """
+        if self.vetoed:
+            self._pass_over()
+            return
         name = self._current
         if self.max_norm is not None:
             self._clip_norm(name, self.max_norm)
         if self.max_value is not None:
             clip_values(self._parameters(name), self.max_value)
-        if name in self.schedulers:
+        scheduled = name in self.schedulers
+        if scheduled:
             self._used_rates[name] = rates_of(self.optimizers[name])  # before it moves them
         self._prepared[name].step()
-        if self.interval == "step" and name in self.schedulers:
+        if scheduled and self.interval == "step":
             skipped = not self.direct and self._prepared[name].step_was_skipped
             if not skipped:
                 self._advance(self.schedulers[name])
@@ -280,6 +308,7 @@ class Optimization:
 
     def discard(self) -> None:
         """Forget all gradients, of a window that will not be stepped."""
+        self.vetoed = False
         for optimizer in self._prepared.values():
             optimizer.zero_grad()
 

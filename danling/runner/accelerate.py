@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from weakref import WeakSet
 
 from accelerate import Accelerator
@@ -54,7 +54,7 @@ from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.optimization import Optimization
 from danling.runner.base import BaseRunner
-from danling.runner.batches import Window, until_any_ends, windowed
+from danling.runner.batches import Tally, Window, until_any_ends, windowed
 from danling.runner.compatibility import (
     config_changes,
 )
@@ -169,6 +169,7 @@ class AccelerateRunner(BaseRunner):
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
         self._count = SampleCounter()
+        self._tallied: Tally | None = None
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
@@ -629,11 +630,21 @@ class AccelerateRunner(BaseRunner):
         epoch.loader, epoch.read = loader, samples_read(loader, length)
         if self.distributed and length is None:
             batches = until_any_ends(self.world, batches)
-        windows = windowed(batches, length, self.accum_steps, done)
+        windows = windowed(batches, length, self.accum_steps, done, self._tally())
         if self.distributed or {"on_fetch_start", "on_fetch_end"} & self.callbacks.heard:
             windows = self._announced(windows)
         self._restore_rng()  # last of all: making an iterator may draw
         return windows if length is None else islice(windows, length - done)
+
+    def _tally(self) -> Tally | None:
+        """What counts what windows hold, where it is not the same for all that are whole."""
+        by_samples = self.config.accumulate == "samples"
+        if not (by_samples or self.distributed or self.accum_steps > 1):
+            return None
+        self._tallied = tally = Tally(
+            self.world, self.optimization, self.device, by_samples=by_samples
+        )
+        return tally
 
     def _announced(self, windows: Iterator[tuple[Any, Window]]) -> Iterator[tuple[Any, Window]]:
         """Tell callbacks and other processes of each fetch."""
@@ -646,12 +657,18 @@ class AccelerateRunner(BaseRunner):
             self.callbacks("on_fetch_end", self, item[0])
             yield item
 
-    def step(self, output: Any, optimizer: str | None = None) -> None:
+    def step(  # noqa: C901  # a call more in every step would be dear
+        self, output: Any, optimizer: str | None = None
+    ) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.
+
+        A window is the mean over the batches that were not skipped, or over their samples with
+        `accumulate="samples"`; `n` of a mapping is the number of samples. Where nothing is left of
+        one, its step moves nothing, as one that was vetoed.
 
         Args:
             output: What the train step gave: a scalar loss, a mapping with `"loss"`, or an object
-                with `.loss`.
+                with `.loss`; None skips the batch.
             optimizer: The name of the optimizer, where there are several; each of their steps
                 counts in `global_step`.
 
@@ -659,30 +676,40 @@ class AccelerateRunner(BaseRunner):
             MetricError: There is no loss in the output, or it is not a scalar tensor.
             RunError: There is no batch in hand, or no optimizer.
         """
-        batch = self._batch
-        if batch is None:
-            raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
+        batch = self._batch or no_batch()
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
-        name = optimization.choose(optimizer)
-        loss, metrics, samples = read_output(output)
-        optimization.backward(loss if window.size == 1 else loss / window.size, name)
+        tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
         batch.output = output
-        if samples is None:
-            samples = self._samples_in(batch.batch)
-        kept, add = loss.detach(), self.logbook.meter.add
-        add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
-        for key, value in metrics.items():
-            add(f"train/{key}", value, samples)
-        batch.has_gradients = True
+        if output is not None:
+            loss, metrics, samples = read_output(output)
+            if samples is None:
+                samples = self._samples_in(batch.batch)
+            if tally is None:
+                optimization.backward(loss, name)
+            else:
+                tally.backward(loss, samples, window, name)
+            kept = loss.detach()
+            add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse
+            for key, value in metrics.items():
+                add(f"train/{key}", value, samples)
+            batch.has_gradients = True
+        elif tally is not None:
+            tally.backward(None, 0, window, name)
         if not window.closes:
             return
         batch.stepped = False  # it may be by another optimizer
-        optimization.open(name, window.rescale)
+        if tally is not None:
+            tally.open(name, window)
+        elif output is not None:
+            optimization.open(name)
+        else:
+            optimization.open_empty(name)
         if "on_before_step" in hooks.heard:
             hooks("on_before_step", self)
         optimization.step()
         self.counters.global_step += 1
-        self.is_log_step |= self.counters.global_step % self._log_interval == 0
+        if self.counters.global_step % self._log_interval == 0:
+            self.is_log_step = True
         if "on_step" in hooks.heard:
             hooks("on_step", self)
         if optimization.used_norm is not None:
@@ -691,6 +718,30 @@ class AccelerateRunner(BaseRunner):
         batch.stepped, batch.has_gradients = True, False
         if self._training is not None and self._training.streams is not None:
             put_back_streams(self._training)
+
+    def skip_step(self) -> None:
+        """Veto the optimizer step of the open window: nothing moves, and its gradients are dropped.
+
+        Weights, momentum, decay and schedule stay as they are. The step counts in `global_step`,
+        with its hooks, as one that the gradient scaler skips: all periods and totals hold. With
+        several processes any of them may call it before `step()`; in `on_before_step`, where all
+        have the same gradients, all of them must.
+
+        Raises:
+            RunError: There is no batch in hand.
+
+        Example:
+            >>> class Guard(dl.Callback):                         # doctest: +SKIP
+            ...     def on_before_step(self, runner):
+            ...         if runner.grad_norm > 100:
+            ...             runner.skip_step()
+        """
+        if self._batch is None or self._batch.stepped:
+            raise RunError(
+                "skip_step() vetoes the step of the window in hand, and none is open: call it in "
+                "the body of runner.batches() before step(), or in on_before_step"
+            )
+        self.optimization.vetoed = True
 
     def _samples_in(self, batch: Any) -> int:
         """The samples of the batch in hand: as many as were read, or as it says itself."""
@@ -1093,6 +1144,8 @@ class AccelerateRunner(BaseRunner):
             )
             self.optimization.discard()
             training.has_gradients = False
+        if self._tallied is not None:
+            self._tallied.reset()
 
     # Checkpoints
 
@@ -1314,6 +1367,11 @@ def put_back_streams(training: OpenTraining) -> None:
     """Go on with the random streams of a training, whatever another runner drew meanwhile."""
     streams, training.streams = training.streams, None
     set_rng_state(streams or {})
+
+
+def no_batch() -> NoReturn:
+    """Refuse a step outside of the loop's body."""
+    raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
 
 
 def no_longer_in_use(split: str, *, is_open: bool) -> str:

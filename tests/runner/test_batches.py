@@ -9,7 +9,7 @@ from danling.runner.batches import windowed
 
 def windows(batches: int, length: int | None, accumulation: int, start: int = 0):
     return [
-        (batch, window.size, window.closes, window.rescale)
+        (batch, window.size, window.closes)
         for batch, window in windowed(iter(range(start, batches)), length, accumulation, start)
     ]
 
@@ -17,23 +17,21 @@ def windows(batches: int, length: int | None, accumulation: int, start: int = 0)
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("batches", [0, 1, 2, 3, 4, 6, 8, 11])
-def test_every_batch_weighs_the_same_within_its_window(batches, accumulation, known):
+def test_every_batch_is_in_a_window_that_closes(batches, accumulation, known):
     found = windows(batches, batches if known else None, accumulation)
 
     assert [batch for batch, *_ in found] == list(range(batches))
-    closes = [batch for batch, _, closes, _ in found if closes]
+    closes = [batch for batch, _, closes in found if closes]
     assert len(closes) == math.ceil(batches / accumulation)
     for last in closes:
         window = found[last - last % accumulation : last + 1]
-        weights = [found[last][3] / size for _, size, _, _ in window]
-        assert weights == pytest.approx([1 / len(window)] * len(window))
-    assert not known or {rescale for *_, rescale in found} <= {1.0}
+        assert not known or {size for _, size, _ in window} == {len(window)}
 
 
 def test_a_source_that_ends_before_its_length_closes_its_window():
     found = windows(5, 8, 4)
 
-    assert found[-1] == (4, 4, True, 4.0)
+    assert found[-1] == (4, 4, True)
 
 
 def test_windows_go_on_where_an_epoch_is_taken_up():
@@ -42,7 +40,7 @@ def test_windows_go_on_where_an_epoch_is_taken_up():
 
 
 def test_a_window_is_whole_wherever_it_begins():
-    assert [closes for _, _, closes, _ in windows(8, 8, 3, start=2)] == [
+    assert [closes for _, _, closes in windows(8, 8, 3, start=2)] == [
         *(False, False, True),
         *(False, False, True),
     ]
