@@ -36,7 +36,7 @@ from danling.distributed.launch import (
     join_after_restart,
     make_world,
 )
-from danling.distributed.sharding import check_engine, in_step
+from danling.distributed.sharding import check_engine
 from danling.distributed.world import World
 from danling.errors import (
     CheckpointError,
@@ -58,7 +58,7 @@ from danling.runner.batches import Window, until_any_ends, windowed
 from danling.runner.compatibility import (
     config_changes,
 )
-from danling.runner.evaluation import evaluation_mode, joined, to_host
+from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_split
 from danling.runner.habits import check_mappings, check_steps
 from danling.runner.members import find_members, with_names
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
@@ -168,7 +168,7 @@ class AccelerateRunner(BaseRunner):
         self._batch: OpenBatch | None = None
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
-        self._count = SampleCounter()
+        self.count_samples = SampleCounter()
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
@@ -695,12 +695,12 @@ class AccelerateRunner(BaseRunner):
         """The samples of the batch in hand: as many as were read, or as it says itself."""
         epoch = self._epoch
         if epoch is None or epoch.loader is None:
-            return self._count(batch, self.logger)
+            return self.count_samples(batch, self.logger)
         index = epoch.place(self.counters.batch_index)
         read = epoch.read
         if read is not None:
             return read.size if index < read.last else read.rest  # every step asks
-        return epoch.loader.samples_of(index) or self._count(batch, self.logger)
+        return epoch.loader.samples_of(index) or self.count_samples(batch, self.logger)
 
     # What a model does with a batch: override these
 
@@ -760,35 +760,7 @@ class AccelerateRunner(BaseRunner):
         if not names:
             raise DataError(f"no split to evaluate: without names it skips some of {self.splits}")
         with self._evaluation_mode():
-            return {split: self._evaluate_split(split) for split in names}
-
-    def _evaluate_split(self, split: str) -> dict[str, float]:
-        """Means over the samples of a split, on the host, over all processes."""
-        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
-        with self.logbook.evaluation(split) as averages:
-            self.data.check_samples(loader)
-            hooks("on_evaluate_start", self, split)
-            batches = self._in_step(loader.iterate(0))
-            read = samples_read(loader, loader.length)
-            for index, batch in enumerate(batches):
-                hooks("on_evaluate_batch_start", self, batch)
-                output = self.evaluate_step(batch)
-                loss, values, samples = read_output(output)
-                if samples is not None:
-                    count = samples
-                else:
-                    known = loader.samples_of(index) if read is None else read.of(index)
-                    count = known or self._count(batch, self.logger)
-                averages.add(f"{split}/loss", loss.detach().clone(), count)
-                for name, value in values.items():
-                    averages.add(f"{split}/{name}", value, count)
-                hooks("on_evaluate_batch_end", self, batch, output)
-            result = self.logbook.evaluation_result(split, averages)
-            if not result:
-                raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
-            hooks("on_evaluate_end", self, split, result)
-            result |= self.logbook.means_of(split, averages)  # what the hook has logged
-        return result
+            return {split: evaluate_split(self, split) for split in names}
 
     def predict(self, split: str = "test") -> Any:
         """The outputs of a split, each sample once and in order, on the CPU.
@@ -802,33 +774,12 @@ class AccelerateRunner(BaseRunner):
         with self.world.call("predict()"):
             self.prepare()
             with self._evaluation_mode():
-                return self._predict(split)
+                return predict_split(self, split)
 
     def _evaluation_mode(self) -> AbstractContextManager[None]:
         others = self._contents.members.values()
         partial_model = self.optimization.model_state.is_partial
         return evaluation_mode(self.model, *others, partial=partial_model)
-
-    def _predict(self, split: str) -> Any:
-        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
-        self.data.check_samples(loader)
-        hooks("on_predict_start", self, split)
-        outputs: list[tuple[int, Any]] = []
-        for index, batch in enumerate(self._in_step(loader.iterate(0))):
-            output = self.predict_step(batch)
-            hooks("on_predict_batch_end", self, batch, output)
-            outputs.append((loader.positions(index)[0], to_host(output)))
-        parts = self.world.gather(outputs)
-        if not any(parts):
-            raise DataError(f"the split {split!r} has no batches: there is nothing to predict")
-        hooks("on_predict_end", self, split)
-        return joined(parts)
-
-    def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches of an evaluation, as many on each process as the model needs."""
-        if not self.optimization.model_state.gathers:
-            return batches
-        return in_step(self.world, batches, self.predict_step, self.device)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
