@@ -21,7 +21,7 @@ from danling.errors import DataError
 from danling.metrics.logbook import Logbook
 from danling.optimization.optimization import Optimization
 from danling.runner.callbacks import Callbacks
-from danling.runner.steps import SampleCounter, read_output, samples_read
+from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
 
 __all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_host"]
@@ -62,21 +62,21 @@ def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
         hooks("on_evaluate_start", runner, split)
         batches = _in_step(runner, loader)
         read = samples_read(loader, loader.length)
+        index = -1
         for index, batch in enumerate(batches):
             hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
-            loss, values, samples = read_output(output)
+            values, samples = read_evaluation(output)
             if samples is not None:
                 count = samples
             else:
                 known = loader.samples_of(index) if read is None else read.of(index)
                 count = known or runner.count_samples(batch, runner.logger)
-            averages.add(f"{split}/loss", loss.detach().clone(), count)
             for name, value in values.items():
                 averages.add(f"{split}/{name}", value, count)
             hooks("on_evaluate_batch_end", runner, batch, output)
-        result = logbook.evaluation_result(split, averages)
-        if not result:
+        result = logbook.evaluation_result(split, averages, batches=index + 1)
+        if result is None:
             raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
         hooks("on_evaluate_end", runner, split, result)
         result |= logbook.means_of(split, averages)  # what the hook has logged
