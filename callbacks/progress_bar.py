@@ -67,7 +67,7 @@ class ProgressBar(Callback):
         self._numbers = {}
         if not runner.is_main_process or os.environ.get("TQDM_DISABLE"):
             return
-        total, done = runner.total_steps, runner.global_step
+        total, done = runner.total_steps, _done(runner)
         if _can_draw():
             self._training = _Bar(total, done, "step", "")
         else:
@@ -133,7 +133,8 @@ class ProgressBar(Callback):
         # within an epoch its number, and the number of epochs after the last one
         current = runner.epoch + (not runner.epoch_complete)
         label = f"epoch {current}" if epochs is None else f"epoch {min(current, epochs)}/{epochs}"
-        self._training.show(runner.global_step, label, self._numbers)
+        self._training.total = runner.total_steps
+        self._training.show(_done(runner), label, self._numbers)
         self._due = time.monotonic() + self._training.interval
 
     def _open_other(self, runner: Runner, split: str) -> None:
@@ -161,6 +162,14 @@ class ProgressBar(Callback):
         self._due = math.inf
 
 
+def _done(runner: Runner) -> int:
+    """The steps that were taken; of several optimizers that step apart, each batch is one step."""
+    total = runner.total_steps
+    if len(runner.optimizers) < 2 or not total:
+        return runner.global_step
+    return round(runner.progress * total)
+
+
 class _Bar:
     """A bar of tqdm that is drawn at each call of `show`."""
 
@@ -184,6 +193,14 @@ class _Bar:
         self.due = time.monotonic() + self.interval
         self._bar.mininterval = 0
 
+    @property
+    def total(self) -> int | None:
+        return self._bar.total  # type: ignore[return-value]  # tqdm says a float
+
+    @total.setter
+    def total(self, total: int | None) -> None:
+        self._bar.total = total
+
     def show(self, done: int, label: str | None, numbers: Mapping[str, float]) -> None:
         if label is not None:
             self._bar.set_description_str(label, refresh=False)
@@ -201,7 +218,7 @@ class _Lines:
 
     def __init__(self, total: int | None, done: int, interval: float) -> None:
         self.interval = interval
-        self._total = total
+        self.total = total
         self._first = self._last = (time.monotonic(), done)
 
     def show(self, done: int, label: str | None, numbers: Mapping[str, float]) -> None:
@@ -209,11 +226,11 @@ class _Lines:
         rate = (done - self._last[1]) / max(now - self._last[0], 1e-9)
         speed = f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
         parts = [f"{label}, step {done}", f"{speed} step/s"]
-        if self._total:
-            parts[0] += f"/{self._total} ({done / self._total:.0%})"
-        if self._total and done < self._total:
+        if self.total:
+            parts[0] += f"/{self.total} ({done / self.total:.0%})"
+        if self.total and done < self.total:
             average = (done - self._first[1]) / max(now - self._first[0], 1e-9)
-            left = (self._total - done) / average if average else math.inf
+            left = (self.total - done) / average if average else math.inf
             parts.append(f"{_duration(left)} left")
         self._last = (now, done)
         line = f"{time.strftime('%H:%M:%S')} {', '.join(parts)}"

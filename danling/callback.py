@@ -151,7 +151,11 @@ class Callback:
         """Before a batch is evaluated."""
 
     def on_evaluate_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
-        """After a batch was evaluated; `output` is what the evaluate step returned."""
+        """After a batch was evaluated; `output` is what the evaluate step returned.
+
+        That of the runner's own step is a mapping with `"loss"`, the model's `"output"` and the
+        metrics that are functions.
+        """
 
     def on_evaluate_end(self, runner: Runner, split: str, result: Mapping[str, float]) -> None:
         """After a split was evaluated; `result` holds its means on the host, over all processes."""

@@ -7,13 +7,13 @@ feature: features are callbacks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 from weakref import WeakSet
 
 from accelerate import Accelerator
@@ -36,7 +36,7 @@ from danling.distributed.launch import (
     join_after_restart,
     make_world,
 )
-from danling.distributed.sharding import check_engine, in_step
+from danling.distributed.sharding import check_engine
 from danling.distributed.world import World
 from danling.errors import (
     CheckpointError,
@@ -46,10 +46,10 @@ from danling.errors import (
     RunError,
     did_you_mean,
 )
-from danling.metrics.averages import Averages
+from danling.metrics.averages import Averages, Reduction
 from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
-from danling.metrics.metric import check_mergeable
+from danling.metrics.metric import all_metrics, check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.optimization import Optimization
@@ -58,13 +58,20 @@ from danling.runner.batches import Tally, Window, until_any_ends, windowed
 from danling.runner.compatibility import (
     config_changes,
 )
-from danling.runner.evaluation import evaluation_mode, joined, to_host
+from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_split
 from danling.runner.habits import check_mappings, check_steps
 from danling.runner.members import find_members, with_names
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
-from danling.runner.steps import SampleCounter, forward, predict, read_output, samples_read
+from danling.runner.steps import (
+    SampleCounter,
+    forward,
+    forward_with_output,
+    predict,
+    read_output,
+    samples_read,
+)
 from danling.seed import rng_state, seed_everything, set_rng_state
 from danling.triggers import Every
 
@@ -90,7 +97,7 @@ class AccelerateRunner(BaseRunner):
         datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
         metrics: By name, a function of (output, target) or an object with `update`, `compute` and
-            `reset`.
+            `reset`; under the name of a split, a mapping of those that are for it alone.
         callbacks: The callbacks besides the default ones; one of the same name takes a default
             one's place.
         default_callbacks: Whether there are default ones: without any callback nothing at all is
@@ -168,12 +175,13 @@ class AccelerateRunner(BaseRunner):
         self._batch: OpenBatch | None = None
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
-        self._count = SampleCounter()
+        self.count_samples = SampleCounter()
         self._tallied: Tally | None = None
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
         self._evaluate_every: Every | None = None
         self._registered: dict[str, Any] = {}
+        self._loss_tags: dict[str, str] = {}
         self._modes_are_loaded = False  # the next training leaves the modes of modules alone
         self._own_names = frozenset(vars(self)) - before
 
@@ -232,6 +240,7 @@ class AccelerateRunner(BaseRunner):
             max_value=self.config.max_grad_value,
             interval=self.config.scheduler_interval,
         )
+        check_sections(self.metrics, self.splits)
         if self.distributed:
             check_mergeable(self.metrics)
         self.model = self.optimization.prepare(self.model)
@@ -239,6 +248,7 @@ class AccelerateRunner(BaseRunner):
             self.model, self.unwrapped_model, whole=self._saves_one_file()
         )
         self._find_members()
+        self._loss_tags = loss_tags(optimizers)
         self._prepared = True
 
     def register_for_checkpointing(self, **objects: Any) -> None:
@@ -270,7 +280,8 @@ class AccelerateRunner(BaseRunner):
         known = [*left_out, self.model, self.optimizer, self.scheduler, *self.callbacks]
         known += self.optimization.optimizers.values()
         known += self.optimization.schedulers.values()
-        known += [*self.metrics.values(), *self.datasets.values(), *self.dataloaders.values()]
+        known += [metric for _, metric in all_metrics(self.metrics)]
+        known += [*self.datasets.values(), *self.dataloaders.values()]
         known += [] if self.unwrapped_model is None else self.unwrapped_model.modules()
         before = self._contents.members
         self._contents.members = members = find_members(candidates, known)
@@ -444,11 +455,21 @@ class AccelerateRunner(BaseRunner):
 
     @property
     def progress(self) -> float:
-        """The share of the training that is done, from 0 to 1; NaN where its length is unknown."""
+        """The share of the training that is done, from 0 to 1; NaN where its length is unknown.
+
+        Where several optimizers step apart, it is the share of the batches.
+        """
         training = self._training
         total = None if training is None else training.total_steps
         total = self.total_steps if total is None else total
-        return math.nan if not total else min(self.global_step / total, 1.0)
+        if not total:
+            return math.nan
+        done = min(self.global_step / total, 1.0)
+        if len(self._loss_tags) < 2 or not (batches := self.batches_per_epoch):
+            return done
+        by_steps = self.global_step / (self.config.max_steps or math.inf)
+        epochs = (self.epoch + self.batch_index / batches) / (self.config.max_epochs or math.inf)
+        return min(max(by_steps, epochs), 1.0)
 
     @property
     def is_ending(self) -> bool:
@@ -688,8 +709,8 @@ class AccelerateRunner(BaseRunner):
                 optimization.backward(loss, name)
             else:
                 tally.backward(loss, samples, window, name)
-            kept = loss.detach()
-            add("train/loss", kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse
+            kept, tag = loss.detach(), self._loss_tags[name]
+            add(tag, kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
             for key, value in metrics.items():
                 add(f"train/{key}", value, samples)
             batch.has_gradients = True
@@ -747,12 +768,12 @@ class AccelerateRunner(BaseRunner):
         """The samples of the batch in hand: as many as were read, or as it says itself."""
         epoch = self._epoch
         if epoch is None or epoch.loader is None:
-            return self._count(batch, self.logger)
+            return self.count_samples(batch, self.logger)
         index = epoch.place(self.counters.batch_index)
         read = epoch.read
         if read is not None:
             return read.size if index < read.last else read.rest  # every step asks
-        return epoch.loader.samples_of(index) or self._count(batch, self.logger)
+        return epoch.loader.samples_of(index) or self.count_samples(batch, self.logger)
 
     # What a model does with a batch: override these
 
@@ -766,8 +787,14 @@ class AccelerateRunner(BaseRunner):
         return forward(self.model, self.criterion, batch, metrics)
 
     def evaluate_step(self, batch: Any) -> Any:
-        """The same for evaluation; metrics are updated for the split that is evaluated."""
-        return forward(self.model, self.criterion, batch, self.metrics_of(self.evaluating or "val"))
+        """The same for evaluation; metrics are updated for the split that is evaluated.
+
+        Returns:
+            What a train step returns, and `"output"`, which hooks get. One of your own may return
+            a mapping without a loss, or None where all there is to know is in the metrics.
+        """
+        metrics = self.metrics_of(self.evaluating or "val")
+        return forward_with_output(self.model, self.criterion, batch, metrics)
 
     def predict_step(self, batch: Any) -> Any:
         """The model's output for a batch, with or without a target in it."""
@@ -812,35 +839,7 @@ class AccelerateRunner(BaseRunner):
         if not names:
             raise DataError(f"no split to evaluate: without names it skips some of {self.splits}")
         with self._evaluation_mode():
-            return {split: self._evaluate_split(split) for split in names}
-
-    def _evaluate_split(self, split: str) -> dict[str, float]:
-        """Means over the samples of a split, on the host, over all processes."""
-        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
-        with self.logbook.evaluation(split) as averages:
-            self.data.check_samples(loader)
-            hooks("on_evaluate_start", self, split)
-            batches = self._in_step(loader.iterate(0))
-            read = samples_read(loader, loader.length)
-            for index, batch in enumerate(batches):
-                hooks("on_evaluate_batch_start", self, batch)
-                output = self.evaluate_step(batch)
-                loss, values, samples = read_output(output)
-                if samples is not None:
-                    count = samples
-                else:
-                    known = loader.samples_of(index) if read is None else read.of(index)
-                    count = known or self._count(batch, self.logger)
-                averages.add(f"{split}/loss", loss.detach().clone(), count)
-                for name, value in values.items():
-                    averages.add(f"{split}/{name}", value, count)
-                hooks("on_evaluate_batch_end", self, batch, output)
-            result = self.logbook.evaluation_result(split, averages)
-            if not result:
-                raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
-            hooks("on_evaluate_end", self, split, result)
-            result |= self.logbook.means_of(split, averages)  # what the hook has logged
-        return result
+            return {split: evaluate_split(self, split) for split in names}
 
     def predict(self, split: str = "test") -> Any:
         """The outputs of a split, each sample once and in order, on the CPU.
@@ -854,33 +853,12 @@ class AccelerateRunner(BaseRunner):
         with self.world.call("predict()"):
             self.prepare()
             with self._evaluation_mode():
-                return self._predict(split)
+                return predict_split(self, split)
 
     def _evaluation_mode(self) -> AbstractContextManager[None]:
         others = self._contents.members.values()
         partial_model = self.optimization.model_state.is_partial
         return evaluation_mode(self.model, *others, partial=partial_model)
-
-    def _predict(self, split: str) -> Any:
-        hooks, loader = self.callbacks, self.loader(split, evaluating=True)
-        self.data.check_samples(loader)
-        hooks("on_predict_start", self, split)
-        outputs: list[tuple[int, Any]] = []
-        for index, batch in enumerate(self._in_step(loader.iterate(0))):
-            output = self.predict_step(batch)
-            hooks("on_predict_batch_end", self, batch, output)
-            outputs.append((loader.positions(index)[0], to_host(output)))
-        parts = self.world.gather(outputs)
-        if not any(parts):
-            raise DataError(f"the split {split!r} has no batches: there is nothing to predict")
-        hooks("on_predict_end", self, split)
-        return joined(parts)
-
-    def _in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches of an evaluation, as many on each process as the model needs."""
-        if not self.optimization.model_state.gathers:
-            return batches
-        return in_step(self.world, batches, self.predict_step, self.device)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
@@ -929,21 +907,39 @@ class AccelerateRunner(BaseRunner):
 
     # What is logged
 
-    def log(self, name: str | Mapping[str, Any], value: Any = None) -> None:
+    def log(
+        self,
+        name: str | Mapping[str, Any],
+        value: Any = None,
+        *,
+        n: Any = None,
+        reduce: Reduction = "mean",
+        on: Literal["step", "epoch"] = "step",
+    ) -> None:
         """Average a value until the log interval; it stays on its device until then.
 
-        Within an evaluation it becomes part of the split's result. A name without a split gets that
-        of what runs.
+        Within an evaluation it becomes part of the split's result, and in a hook of an end of the
+        result that ends. A name without a split gets that of what runs.
 
         Args:
             name: The name, or several values by name.
-            value: A scalar of this process; the means are over all of them.
+            value: A scalar of this process; what is logged is of all of them.
+            n: The number of samples that the value is the mean of: it weighs so much.
+            reduce: What becomes of the values of steps and processes: `"mean"`, `"sum"`, `"max"`,
+                `"min"` or `"last"`, which is that of the lowest rank that has logged.
+            on: `"step"`: with the steps, and in the result of the epoch. `"epoch"`: at the end of
+                the epoch alone.
+
+        Raises:
+            MetricError: The value is no scalar, or `reduce` was another one before.
 
         Example:
             >>> runner.log("aux", aux_loss)             # doctest: +SKIP
             >>> runner.log({"optim/temperature": 0.5})  # doctest: +SKIP
+            >>> runner.log("tokens", mask.sum(), reduce="sum", on="epoch")  # doctest: +SKIP
         """
-        self.logbook.log(name if isinstance(name, Mapping) else {name: value})
+        values = name if isinstance(name, Mapping) else {name: value}
+        self.logbook.log(values, n=n, reduce=reduce, on=on)
 
     def _log_window(self) -> None:
         """Give the means since the last log to `on_log`."""
@@ -952,7 +948,7 @@ class AccelerateRunner(BaseRunner):
         totals = self.logbook.end_window()
         if not totals:
             return
-        metrics = {tag: total.mean for tag, total in totals.items()}
+        metrics = {tag: total.value for tag, total in totals.items()}
         bad = {tag: total.nonfinite for tag, total in totals.items() if total.nonfinite}
         if bad:
             metrics["train/nonfinite"] = float(sum(bad.values()))
@@ -1086,10 +1082,11 @@ class AccelerateRunner(BaseRunner):
             if epoch.within is not None and epoch.within["global_step"] == self.global_step:
                 epoch.within["epoch"] = self.epoch  # an evaluation at its last step is its own
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
-        if means := self.logbook.epoch_means():
-            if values := self.logbook.epoch_metrics():  # known when the epoch is over, not before
-                self.callbacks("on_log", self, {f"train/{name}": values[name] for name in values})
-            result["train"] = means | values
+        means, news = self.logbook.end_epoch()
+        if news:  # known when the epoch is over, not before
+            self.callbacks("on_log", self, news)
+        if means:
+            result["train"] = means
         self._add_result(result | epoch.results, scored=self.epoch_complete)
 
     def _leave_epoch(self, training: OpenTraining) -> None:
@@ -1384,6 +1381,18 @@ def no_longer_in_use(split: str, *, is_open: bool) -> str:
         "one after the other, or pair the batches in hand with those of runner.loader(name), which "
         "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
     )
+
+
+def loss_tags(optimizers: Collection[str]) -> dict[str, str]:
+    """The tag of the loss by optimizer: each of several that step apart has a loss of its own.
+
+    Example:
+        >>> loss_tags([""]), loss_tags(["critic", "actor"])["actor"]
+        ({'': 'train/loss'}, 'train/actor/loss')
+    """
+    if len(optimizers) < 2:
+        return dict.fromkeys(optimizers, "train/loss")
+    return {name: f"train/{name}/loss" for name in optimizers}
 
 
 def by_name(part: Any) -> dict[str, Any]:

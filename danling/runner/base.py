@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from danling.checkpoint.saving import Save
     from danling.checkpoint.store import CheckpointStore
     from danling.identity.code import Code
+    from danling.metrics.averages import Reduction
     from danling.run.directory import RunPaths
 
 __all__ = ["BaseRunner"]
@@ -380,7 +381,15 @@ class BaseRunner:
         """
         raise RunError(f"{type(self).__name__} has no grad_norm")
 
-    def log(self, name: str | Mapping[str, Any], value: Any = None) -> None:
+    def log(
+        self,
+        name: str | Mapping[str, Any],
+        value: Any = None,
+        *,
+        n: Any = None,
+        reduce: Reduction = "mean",
+        on: Literal["step", "epoch"] = "step",
+    ) -> None:
         """Log a value, or several by name, with those of the step.
 
         Raises:

@@ -2,19 +2,114 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import itemgetter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from danling.data.loader import Loader
+from danling.data.splits import Splits
+from danling.distributed.sharding import in_step
+from danling.distributed.world import World
+from danling.errors import DataError
+from danling.metrics.logbook import Logbook
+from danling.optimization.optimization import Optimization
+from danling.runner.callbacks import Callbacks
+from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
 
-__all__ = ["evaluation_mode", "joined", "to_host"]
+__all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_host"]
+
+
+class Evaluating(Protocol):
+    """What an evaluation uses of a runner."""
+
+    callbacks: Callbacks
+    count_samples: SampleCounter
+    data: Splits
+    device: Any
+    logbook: Logbook
+    logger: logging.Logger
+    optimization: Optimization
+    world: World
+
+    def loader(self, split: str, *, evaluating: bool = False) -> Loader:
+        """The loader of a split."""
+
+    def evaluate_step(self, batch: Any) -> Any:
+        """What the model does with a batch of an evaluation."""
+
+    def predict_step(self, batch: Any) -> Any:
+        """What the model does with a batch of a prediction."""
+
+
+def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
+    """The means and metrics of a split on the host, over all processes; its hooks fire.
+
+    Raises:
+        DataError: There is no such split, or it is empty.
+    """
+    hooks, logbook = runner.callbacks, runner.logbook
+    loader = runner.loader(split, evaluating=True)
+    with logbook.evaluation(split) as averages:
+        runner.data.check_samples(loader)
+        hooks("on_evaluate_start", runner, split)
+        batches = _in_step(runner, loader)
+        read = samples_read(loader, loader.length)
+        index = -1
+        for index, batch in enumerate(batches):
+            hooks("on_evaluate_batch_start", runner, batch)
+            output = runner.evaluate_step(batch)
+            values, samples = read_evaluation(output)
+            if samples is not None:
+                count = samples
+            else:
+                known = loader.samples_of(index) if read is None else read.of(index)
+                count = known or runner.count_samples(batch, runner.logger)
+            for name, value in values.items():
+                averages.add(f"{split}/{name}", value, count)
+            hooks("on_evaluate_batch_end", runner, batch, output)
+        result = logbook.evaluation_result(split, averages, batches=index + 1)
+        if result is None:
+            raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")
+        hooks("on_evaluate_end", runner, split, result)
+        result |= logbook.means_of(split, averages)  # what the hook has logged
+    return result
+
+
+def predict_split(runner: Evaluating, split: str) -> Any:
+    """The outputs of a split, each sample once and in order, on the CPU; its hooks fire.
+
+    Raises:
+        DataError: There is no such split, or it is empty.
+    """
+    hooks, loader = runner.callbacks, runner.loader(split, evaluating=True)
+    runner.data.check_samples(loader)
+    hooks("on_predict_start", runner, split)
+    outputs: list[tuple[int, Any]] = []
+    for index, batch in enumerate(_in_step(runner, loader)):
+        output = runner.predict_step(batch)
+        hooks("on_predict_batch_end", runner, batch, output)
+        outputs.append((loader.positions(index)[0], to_host(output)))
+    parts = runner.world.gather(outputs)
+    if not any(parts):
+        raise DataError(f"the split {split!r} has no batches: there is nothing to predict")
+    hooks("on_predict_end", runner, split)
+    return joined(parts)
+
+
+def _in_step(runner: Evaluating, loader: Loader) -> Iterator[Any]:
+    """The batches of an evaluation, as many on each process as the model needs."""
+    batches = loader.iterate(0)
+    if not runner.optimization.model_state.gathers:
+        return batches
+    return in_step(runner.world, batches, runner.predict_step, runner.device)
 
 
 @contextmanager

@@ -19,7 +19,9 @@ __all__ = [
     "Read",
     "SampleCounter",
     "forward",
+    "forward_with_output",
     "predict",
+    "read_evaluation",
     "read_output",
     "sample_count",
     "samples_read",
@@ -46,12 +48,7 @@ def read_output(output: Any) -> Output:
             raise MetricError(
                 f"the step returned a mapping without a 'loss' (it has {keys or 'nothing'})"
             )
-        metrics = {
-            name: value.detach().clone() if isinstance(value, Tensor) else value  # no alias
-            for name, value in output.items()
-            if name not in RESERVED and is_scalar(value)
-        }
-        return scalar(output["loss"]), metrics, count_of(output.get("n"))
+        return scalar(output["loss"]), scalars_of(output), count_of(output.get("n"))
     loss = getattr(output, "loss", None)
     if loss is None:
         raise MetricError(
@@ -59,6 +56,35 @@ def read_output(output: Any) -> Output:
             "with 'loss', or an object with a .loss"
         )
     return scalar(loss), _NOTHING, None
+
+
+def read_evaluation(output: Any) -> tuple[dict[str, Any], Tensor | int | None]:
+    """Take apart what an evaluate step returned: values by name, and the number of samples.
+
+    It may be what `read_output` takes, a mapping without a loss, or None: there are no values then.
+
+    Raises:
+        MetricError: It is nothing of these.
+
+    Example:
+        >>> read_evaluation({"bleu": 0.25, "n": 4}), read_evaluation(None)
+        (({'bleu': 0.25}, 4), ({}, None))
+    """
+    if output is None:
+        return {}, None
+    if isinstance(output, Mapping) and output.get("loss") is None:
+        return scalars_of(output), count_of(output.get("n"))
+    loss, values, samples = read_output(output)
+    return {"loss": loss.detach().clone(), **values}, samples
+
+
+def scalars_of(output: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics in the output of a step."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else value  # no alias
+        for name, value in output.items()
+        if name not in RESERVED and is_scalar(value)
+    }
 
 
 def scalar(loss: Any) -> Tensor:
@@ -276,6 +302,26 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
         return result
     loss, _, _ = read_output(result)
     return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
+
+
+def forward_with_output(
+    model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The default step of an evaluation: as `forward`, with the output of the model beside it."""
+    if model is None:
+        raise no_model()
+    if isinstance(batch, Mapping):
+        result, target = model(**batch), batch.get("labels")
+        (loss, _, _), output = read_output(result), logits_of(result)
+    elif not isinstance(batch, (list, tuple)) or len(batch) != 2:
+        raise no_pair(batch)
+    elif criterion is None:
+        raise MetricError("there is no criterion: pass `criterion=` or override evaluate_step")
+    else:
+        input, target = batch
+        output = model(input)
+        loss = criterion(output, target)
+    return {"loss": loss, "output": output, **measure(metrics, output, target)}
 
 
 def no_model() -> RunError:

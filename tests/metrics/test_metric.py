@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torchmetrics
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics import MetricCollection
+from torchmetrics.classification import (
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+)
 
+from danling import Callback
 from danling.errors import MetricError
 from danling.metrics.metric import (
     compute,
@@ -66,7 +74,7 @@ def test_objects_and_functions_are_told_apart():
     assert not is_stateful(torch.nn.CrossEntropyLoss())
 
 
-@pytest.mark.parametrize("name", ["loss", "n"])
+@pytest.mark.parametrize("name", ["loss", "n", "output"])
 def test_a_metric_may_not_take_the_name_of_the_loss_or_of_the_count(name):
     with pytest.raises(MetricError, match=f"a metric cannot be named '{name}'"):
         train_with({name: accuracy})
@@ -84,9 +92,165 @@ def test_a_function_that_gives_more_than_a_number_is_refused():
         train_with({"name": lambda output, target: "good"})
 
 
-def test_an_object_that_gives_more_than_a_number_is_refused():
-    with pytest.raises(MetricError, match=r"'accuracy' gave shape \(3,\)"):
-        train_with({"accuracy": MulticlassAccuracy(3, average=None)})
+def test_an_object_that_gives_more_than_a_vector_is_refused():
+    with pytest.raises(MetricError, match=r"'table' gave shape \(3, 3\): reduce it"):
+        train_with({"table": MulticlassConfusionMatrix(3)})
+
+
+class PerClass:
+    """The number of samples of each of three classes."""
+
+    def __init__(self):
+        self.reset()
+
+    counts: Tensor
+
+    def update(self, output, target):
+        self.counts = self.counts + torch.bincount(target, minlength=3)
+
+    def compute(self):
+        return self.counts
+
+    def reset(self):
+        self.counts = torch.zeros(3, dtype=torch.long)
+
+
+@pytest.mark.parametrize("make", [PerClass, lambda: MulticlassAccuracy(3, average=None)])
+@pytest.mark.parametrize("names", [None, ["cat", "dog", "fish"]])
+def test_a_vector_is_logged_by_class(make, names):
+    metric, rows = make(), []
+    if names is not None:
+        metric.class_names = names
+
+    class Rows(Callback):
+        def on_log(self, runner, metrics):
+            rows.append(metrics)
+
+    runner = TinyRunner({"monitor": f"val/each/{(names or '012')[1]}"}, callbacks=[Rows()])
+    runner.metrics = {"each": metric}
+    runner.train()
+
+    alone = make()
+    with torch.no_grad():
+        for input, target in runner.loader("val", evaluating=True).iterate(0):
+            alone.update(runner.model(input), target)
+    values = dict(zip(names or "012", alone.compute().tolist(), strict=True))
+    expected = {f"each/{name}": value for name, value in values.items()}
+    result = runner.results[-1]["val"]
+    assert {name: result[name] for name in result if name != "loss"} == expected
+    assert runner.latest_score == result[f"each/{(names or '012')[1]}"]
+    logged = {tag for row in rows for tag in row}
+    assert {f"{split}/{name}" for name in expected for split in ("train", "val")} <= logged
+
+
+def test_a_function_with_named_classes_gives_one_mean_for_each():
+    def share(output, target):
+        return torch.bincount(target, minlength=3) / len(target)
+
+    share.class_names = ["a", "b", "c"]  # type: ignore[attr-defined]  # functions may have some
+    runner = train_with({"share": share})
+
+    targets = runner.datasets["val"].tensors[1]
+    shares = (torch.bincount(targets, minlength=3) / len(targets)).tolist()
+    result = runner.results[0]["val"]
+    assert [result[f"share/{name}"] for name in "abc"] == pytest.approx(shares, rel=1e-6)
+    share.class_names = ["a", "b"]  # type: ignore[attr-defined]
+    with pytest.raises(MetricError, match="'share' gave 3 values, and class_names has 2"):
+        train_with({"share": share})
+
+
+def test_vectors_in_a_mapping_and_lists_are_spread_too():
+    class Several(Largest):
+        def compute(self):
+            return {"each": torch.tensor([1.0, 2.0]), "list": [3.0, 4.0], "one": 5.0}
+
+    result = train_with({"m": Several()}).results[0]["val"]
+
+    expected = {"m/each/0": 1.0, "m/each/1": 2.0, "m/list/0": 3.0, "m/list/1": 4.0, "m/one": 5.0}
+    assert {name: result[name] for name in result if name != "loss"} == expected
+
+
+# Which metrics are computed
+
+
+class Strict(Largest):
+    """Cannot be computed before it was updated, as AUROC."""
+
+    def compute(self):
+        if math.isinf(self.value):
+            raise RuntimeError("no samples were seen")
+        return self.value
+
+
+@pytest.mark.parametrize("make", [Strict, BinaryAUROC, lambda: MetricCollection([BinaryAUROC()])])
+def test_a_metric_that_nobody_has_updated_is_not_computed(make):
+    class Own(TinyRunner):
+        def train_step(self, batch):
+            return self.criterion(self.model(batch[0]), batch[1])
+
+        def evaluate_step(self, batch):
+            output = self.model(batch[0])
+            if self.evaluations != 1:  # not in the second one
+                for metric in self.metrics_of("val").values():
+                    metric.update(output[:, 0].sigmoid(), batch[1].clamp(max=1))
+            return self.criterion(output, batch[1])
+
+    runner = Own({"max_epochs": 3, "evaluate_every": "1 epoch"})
+    runner.metrics = {"late": make()}
+    seen = []
+
+    class Skip(Callback):
+        def on_evaluate_end(self, runner, split, result):
+            seen.append(sorted(result))
+
+    runner.callbacks.append(Skip())
+    runner.train()
+
+    assert all(set(result["train"]) == {"loss"} for result in runner.results)
+    assert [len(names) for names in seen] == [2, 1, 2]
+    assert all("loss" in names for names in seen)
+
+
+def test_a_metric_that_is_updated_to_its_first_value_is_computed():
+    class Zero(Largest):
+        def update(self, output, target):
+            pass
+
+    result = train_with({"zero": Zero()}).results[0]
+
+    assert math.isinf(result["val"]["zero"])
+    assert math.isinf(result["train"]["zero"])
+
+
+def test_later_updates_of_a_metric_are_its_own():
+    metric = own_copies({"largest": Largest()}, CPU)["largest"]
+    assert "update" in vars(metric)
+    metric.update(torch.ones(2), None)
+
+    assert "update" not in vars(metric)
+    assert "update" not in metric_state(metric)
+    reset({"largest": metric})
+    assert "update" not in metric_state(metric)
+    assert vars(copy.deepcopy(metric))["update"].metric is not metric
+
+
+# Metrics of one split
+
+
+def test_a_split_has_metrics_of_its_own_beside_the_common_ones():
+    runner = train_with({"accuracy": accuracy, "val": {"largest": Largest()}})
+
+    for result in runner.results:
+        assert set(result["train"]) == {"loss", "accuracy"}
+        assert set(result["val"]) == {"loss", "accuracy", "largest"}
+    assert set(runner.evaluate("test")) == {"loss", "accuracy"}
+
+
+def test_metrics_of_a_split_that_there_is_no_data_for_are_refused():
+    with pytest.raises(MetricError, match=r"metrics\['vall'\] is a mapping.*did you mean 'val'"):
+        train_with({"vall": {"largest": Largest()}})
+    with pytest.raises(MetricError, match="a metric cannot be named 'loss'"):
+        train_with({"val": {"loss": Largest()}})
 
 
 def test_numbers_of_numpy_are_numbers():
@@ -166,7 +330,8 @@ def test_metrics_are_reset_by_those_who_use_them():
 
     reset(metrics)
 
-    assert math.isinf(compute(metrics)["largest"])
+    assert math.isinf(metrics["largest"].compute())
+    assert compute(metrics) == {}
 
 
 METRICS = {

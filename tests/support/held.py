@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,47 @@ def own_attributes(runner: Held) -> None:
             self.pulls = state["pulls"]
 
     runner.callbacks.append(Pull())
+
+
+class Extremes:
+    """A metric with the smallest and the largest output, that cannot be computed without any."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.values = torch.empty(0)
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        self.values = torch.cat([self.values, output.detach().flatten()])
+        self.values = torch.stack([self.values.min(), self.values.max()])
+
+    def compute(self) -> torch.Tensor:
+        if not len(self.values):
+            raise RuntimeError("there was no update")
+        return self.values
+
+
+@case
+def logged(runner: Held) -> None:
+    """Values of all reductions, and metrics of which one is updated in few epochs alone."""
+    runner.metrics = {"always": Extremes(), "rarely": Extremes(), "val": {"own": Extremes()}}
+
+    def step(batch: Any) -> torch.Tensor:
+        output = runner.model(batch[0])
+        split = runner.evaluating or "train"
+        metrics = runner.metrics_of(split)
+        for name, metric in metrics.items():
+            if name != "rarely" or runner.epoch == 1:
+                metric.update(output, batch[1])
+        for on, reduce in product(("step", "epoch"), ("sum", "max", "min", "last")):
+            ways: Any = {"on": on, "reduce": reduce}
+            runner.log(f"{split}/{reduce}/{on}", output.mean(), **ways)
+        runner.log("weighed", output.mean(), n=1 + runner.batch_index, on="epoch")
+        loss: torch.Tensor = runner.criterion(output, batch[1])
+        return loss
+
+    runner.train_step = runner.evaluate_step = step
 
 
 def states(runner: Held) -> Iterator[Any]:
