@@ -14,9 +14,17 @@ from tests.support.held import CASES, Held, sgd
 from tests.support.resume_harness import digest
 
 
-def networks(runner: Held) -> None:
+class Chain(nn.ModuleDict):
+    """Has a forward, which nobody needs to call."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self["second"](self["first"](inputs))
+        return output
+
+
+def networks(runner: Held, kind: type[nn.ModuleDict] = Chain) -> None:
     """The networks of the model, called one by one."""
-    runner.model = nn.ModuleDict({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
+    runner.model = kind({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
 
     def step(batch: Any) -> torch.Tensor:
         first, second = runner.unwrapped_model["first"], runner.unwrapped_model["second"]
@@ -24,6 +32,10 @@ def networks(runner: Held) -> None:
         return loss
 
     runner.train_step = step
+
+
+def container(runner: Held) -> None:
+    networks(runner, nn.ModuleDict)
 
 
 def thawed(runner: Held) -> None:
@@ -39,7 +51,7 @@ def thawed(runner: Held) -> None:
     runner.train_step = step
 
 
-CASES |= {"networks": networks, "thawed": thawed}
+CASES |= {"networks": networks, "container": container, "thawed": thawed}
 
 
 def train(folder: Path, case: str) -> None:
@@ -70,4 +82,13 @@ def test_parts_that_are_called_past_their_wrapper_are_refused_before_a_step(tmp_
 
     assert any(ended.codes)
     assert "parts of the model were called one by one, past the DistributedData" in ended.output
+    assert all(result["steps"] == 0 for result in results(tmp_path, 2))
+
+
+def test_a_container_without_a_forward_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    ended = together(2, train, tmp_path, "container", folder=tmp_path)
+
+    assert any(ended.codes)
+    assert "the model is a ModuleDict without a forward, and its parts are called" in ended.output
+    assert 'model={"encoder": ..., "decoder": ...}' in ended.output
     assert all(result["steps"] == 0 for result in results(tmp_path, 2))
