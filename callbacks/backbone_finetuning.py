@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError, did_you_mean
@@ -105,7 +104,7 @@ class BackboneFinetuning(Callback):
         """Use its learning rate, whatever the schedule made of it."""
         if self.lr is not None:
             _find_group(runner)["lr"] = self.lr
-        elif isinstance(runner.model, DistributedDataParallel):
+        elif runner.optimization.awaits_all_gradients:
             for parameter in _find_group(runner)["params"]:
                 parameter.grad = None
 
@@ -125,7 +124,7 @@ class BackboneFinetuning(Callback):
         return modules[self.backbone]
 
     def _freeze(self, runner: Runner, frozen: bool) -> None:
-        if not isinstance(runner.model, DistributedDataParallel):
+        if not runner.optimization.awaits_all_gradients:
             for parameter in self._module(runner).parameters():
                 parameter.requires_grad_(not frozen)
 
@@ -153,8 +152,7 @@ def _add_group(runner: Runner, backbone: nn.Module) -> None:
     optimizer.add_param_group(
         {**settings, "params": list(backbone.parameters()), "name": "backbone"}
     )
-    schedulers = runner.scheduler
-    for scheduler in schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]:
+    for scheduler in runner.optimization.schedulers.values():
         _extend(scheduler)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError, did_you_mean
@@ -99,7 +98,7 @@ class Freeze(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Leave the gradients out, where they had to be computed."""
-        if self._is_frozen and isinstance(runner.model, DistributedDataParallel):
+        if self._is_frozen and runner.optimization.awaits_all_gradients:
             for parameter in self._parameters(runner):
                 parameter.grad = None
 
@@ -135,7 +134,7 @@ class Freeze(Callback):
 
     def _set(self, runner: Runner, *, frozen: bool) -> None:
         self._is_frozen = frozen
-        if not isinstance(runner.model, DistributedDataParallel):
+        if not runner.optimization.awaits_all_gradients:
             for parameter in self._parameters(runner):
                 parameter.requires_grad_(not frozen)
                 if frozen:

@@ -225,7 +225,6 @@ def _use(runner: Runner, rate: float) -> None:
         group["lr"] = rate
         if "initial_lr" in group:
             group["initial_lr"] = rate
-    schedulers = runner.scheduler
-    for scheduler in schedulers.values() if isinstance(schedulers, Mapping) else [schedulers]:
+    for scheduler in runner.optimization.schedulers.values():
         if getattr(scheduler, "base_lrs", None):
             scheduler.base_lrs = [rate] * len(scheduler.base_lrs)

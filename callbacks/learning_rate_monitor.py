@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from danling.callback import Callback
+from danling.optimization.together import by_name, separate
 
 if TYPE_CHECKING:
     from danling.runner.base import BaseRunner as Runner
@@ -42,9 +43,7 @@ class LearningRateMonitor(Callback):
         """Log them on the steps whose metrics are logged."""
         if not runner.is_log_step:
             return
-        optimizer = runner.optimizer
-        named = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
-        for name, each in named.items():
+        for name, each in separate(by_name(runner.optimizer)).items():
             for tag, value in self._values(each.param_groups):
                 kind, _, group = tag.partition("/")
                 runner.log("/".join(part for part in ("optim", kind, name, group) if part), value)

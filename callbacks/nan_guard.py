@@ -196,8 +196,7 @@ def _is_finite(weights: Mapping[str, Any]) -> bool:
 def _take(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     """Weights and the optimizers' state; learning rates stay where the schedule has them."""
     runner.unwrapped_model.load_state_dict(checkpoint["model"])
-    parts = runner.optimizer if isinstance(runner.optimizer, Mapping) else {"": runner.optimizer}
     states = named(checkpoint["optimizer"])
-    for name, optimizer in parts.items():
+    for name, optimizer in runner.optimization.optimizers.items():
         current = optimizer.state_dict()
         optimizer.load_state_dict(current | {"state": states[name]["state"]})

@@ -5,7 +5,7 @@ What torch has for them takes half a second to import, and is imported where the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -25,13 +25,27 @@ _END = object()
 _CPU = torch.device("cpu")
 
 
-def check_engine(accelerator: Accelerator, model: Any) -> None:
-    """Refuse engines with which a run would not be what it says.
+def check_engine(accelerator: Accelerator, models: Iterable[Any]) -> None:
+    """Refuse engines with which a run would not be what it says, and models that they cannot wrap.
+
+    Args:
+        accelerator: The accelerator of the run.
+        models: The modules that are called.
 
     Raises:
         ConfigError: Accelerate or the user has chosen one.
     """
-    parts = model.modules() if isinstance(model, nn.Module) else ()
+    modules = [model for model in models if isinstance(model, nn.Module)]
+    for model in modules if accelerator.num_processes > 1 else ():
+        if type(model).forward is nn.Module.forward:
+            kind = type(model).__name__
+            raise ConfigError(
+                f"the model is a {kind} without a forward, and its parts are called one by one: on "
+                "several processes nothing would average their gradients. Hand them over by name, "
+                'model={"encoder": ..., "decoder": ...}, and call runner.model["encoder"]; or '
+                f"give your {kind} a forward that calls them"
+            )
+    parts = [part for model in modules for part in model.modules()]
     wrapped = any(type(part).__name__ == "FullyShardedDataParallel" for part in parts)
     if wrapped or (
         accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2

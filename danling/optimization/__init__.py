@@ -1,8 +1,12 @@
 """Optimizer steps: backward, unscale, clip, optimizer, scheduler.
 
-Begin with `optimization`. It may import `distributed` and `errors`.
+Begin with `optimization`. It may import `distributed`, `metrics`, `checkpoint` and `errors`.
 
 - `optimization`: `Optimization`, one step after the other for all optimizers of a runner.
+- `models`: several models, each placed, wrapped and called by itself.
+- `together`: optimizers that step together.
+- `schedules`: `Schedule`, which scheduler moves when, and the schedules that have a name.
+- `movement`: how schedules move with steps, epochs and evaluations.
 - `checks`: what is refused where an optimizer or a scheduler is handed over.
 - `deepspeed`: the same where an engine of DeepSpeed holds gradients and weights.
 - `hyperparameters`: what optimizers and schedulers were made with, so that new values win.
@@ -16,7 +20,11 @@ from danling import lazy_names
 
 if TYPE_CHECKING:
     from danling.optimization.optimization import Optimization
+    from danling.optimization.schedules import Schedule, make_scheduler
 
-__all__ = ["Optimization"]
+__all__ = ["Optimization", "Schedule", "make_scheduler"]
 
-__getattr__ = lazy_names(__name__, {"Optimization": "optimization"})
+__getattr__ = lazy_names(
+    __name__,
+    {"Optimization": "optimization", "Schedule": "schedules", "make_scheduler": "schedules"},
+)

@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import LBFGS
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from danling.errors import ConfigError
+from danling.optimization.movement import COUNTING, WATCHING, argument_of
+from danling.optimization.schedules import Schedule, check_name
+from danling.optimization.together import listed, numbered
 
-__all__ = ["check_optimizers", "check_schedulers"]
+__all__ = ["check_optimizers", "check_schedulers", "needs_closure"]
 
 
 def check_optimizers(optimizers: Mapping[str, Any]) -> None:
-    """Refuse what is no optimizer, and what does not step on gradients alone.
+    """Refuse what is no optimizer.
 
     Args:
-        optimizers: By name; a single one is named `""`.
+        optimizers: By name; a single one is named `""`. A list of them steps together.
 
     Raises:
         ConfigError: One of them cannot be used.
@@ -30,73 +32,140 @@ def check_optimizers(optimizers: Mapping[str, Any]) -> None:
         ...
         danling.errors.ConfigError: the optimizer is the class SGD: hand over an object, SGD(...)
     """
-    for name, optimizer in optimizers.items():
-        what = f"the optimizer {name!r}" if name else "the optimizer"
-        _check_object(what, optimizer, "optimizer")
-        if _is_stand_in(optimizer):
-            continue
-        kind = type(optimizer).__name__
-        if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
-            raise ConfigError(
-                f"{what} is of type {kind}, which has no step() and no param_groups: hand over an "
-                "object like torch.optim.SGD(model.parameters(), lr=...)"
-            )
-        if isinstance(optimizer, LBFGS) or _needs_arguments(type(optimizer).step, 1):
-            raise ConfigError(
-                f"{what}, {kind}, needs a closure that evaluates the model again, and the runner "
-                "steps on gradients that are complete: use one whose step() needs no argument"
-            )
+    for name, part in optimizers.items():
+        for own, optimizer in zip(numbered(name, part), listed(part), strict=True):
+            _check_optimizer(_called("optimizer", own), optimizer)
+        if isinstance(part, list):
+            _check_list(name, part)
 
 
-def check_schedulers(schedulers: Mapping[str, Any], optimizers: Mapping[str, Any]) -> None:
+def _check_list(name: str, optimizers: list[Any]) -> None:
+    """Refuse optimizers that cannot step together."""
+    what = f"the list of optimizers {name!r}" if name else "the list of optimizers"
+    if not optimizers:
+        raise ConfigError(f"{what} is empty")
+    if needing := [type(one).__name__ for one in optimizers if needs_closure(one)]:
+        raise ConfigError(
+            f"{needing[0]} in {what} needs a closure, and steps alone: hand over several by name, "
+            'as optimizer={"first": ..., "second": ...}'
+        )
+    owners: dict[int, int] = {}
+    for index, optimizer in enumerate(optimizers):
+        for group in getattr(optimizer, "param_groups", ()):
+            for parameter in group["params"]:
+                if owners.setdefault(id(parameter), index) != index:
+                    raise ConfigError(
+                        f"{what} has a parameter of shape {tuple(parameter.shape)} twice, in "
+                        f"number {owners[id(parameter)]} and number {index}: it would move twice "
+                        "in a step"
+                    )
+
+
+def _check_optimizer(what: str, optimizer: Any) -> None:
+    _check_object(what, optimizer)
+    if isinstance(optimizer, (tuple, set, list)):
+        raise ConfigError(
+            f"{what} is a {type(optimizer).__name__}: hand over several by name, as "
+            'optimizer={"generator": ..., "critic": ...}, or in a list if they step together'
+        )
+    if _is_stand_in(optimizer):
+        return
+    if not hasattr(optimizer, "param_groups") or not callable(getattr(optimizer, "step", None)):
+        raise ConfigError(
+            f"{what} is of type {type(optimizer).__name__}, which has no step() and no "
+            "param_groups: hand over an object like torch.optim.SGD(model.parameters(), lr=...)"
+        )
+    if _needs_arguments(type(optimizer).step, 2):
+        raise ConfigError(
+            f"{what}, {type(optimizer).__name__}, needs more than a closure for its step()"
+        )
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Whether an optimizer evaluates the model itself, through a closure.
+
+    It is known of `torch.optim.LBFGS`, of one whose `step` cannot be called without, and of one
+    that says so in an attribute `needs_closure`.
+
+    Example:
+        >>> import torch
+        >>> class Climber(torch.optim.SGD):
+        ...     def step(self, closure): ...
+        >>> needs_closure(Climber([torch.zeros(1)], lr=0.1))
+        True
+    """
+    if isinstance(optimizer, list) or _is_stand_in(optimizer):
+        return False
+    if (told := getattr(optimizer, "needs_closure", None)) is not None:
+        return bool(told)
+    return isinstance(optimizer, LBFGS) or _needs_arguments(type(optimizer).step, 1)
+
+
+def check_schedulers(
+    schedulers: Mapping[str, Mapping[str, Schedule]], optimizers: Mapping[str, Any]
+) -> None:
     """Refuse what is no scheduler, and one that would move no optimizer of the runner.
 
     Args:
-        schedulers: By the name of their optimizer; a single one is named `""`.
+        schedulers: The schedules by the name of their optimizer, each by a name of its own.
         optimizers: By name.
 
     Raises:
         ConfigError: One of them cannot be used.
     """
-    for name, scheduler in schedulers.items():
-        what = f"the scheduler {name!r}" if name else "the scheduler"
-        _check_object(what, scheduler, "scheduler")
-        if _is_stand_in(scheduler):
-            continue
-        kind = type(scheduler).__name__
-        missing = [
-            method
-            for method in ("step", "state_dict", "load_state_dict")
-            if not callable(getattr(scheduler, method, None))
-        ]
-        if missing:
-            raise ConfigError(
-                f"{what} is of type {kind}, which has no {' and no '.join(missing)}: a resumed "
-                "run would not go on with the schedule; torch.optim.lr_scheduler.LambdaLR makes "
-                "one of a function"
-            )
-        if not isinstance(scheduler, ReduceLROnPlateau) and _needs_arguments(scheduler.step, 0):
-            raise ConfigError(
-                f"{what}, {kind}, needs an argument for its step(), and the runner calls it "
-                "without: use one that counts its steps itself, or step it in a callback's on_step"
-            )
-        if name in optimizers and not _moves(scheduler, optimizers[name]):
-            own = f"{name!r}" if name else "of the runner"
-            raise ConfigError(
-                f"{what}, {kind}, was made for another optimizer than the one {own}, whose "
-                f"learning rate it would never change: make it as {kind}(optimizer, ...)"
-            )
+    for key, schedules in schedulers.items():
+        for name, schedule in schedules.items():
+            what = _called("scheduler", name)
+            if isinstance(schedule.scheduler, str):
+                check_name(schedule.scheduler)
+                continue
+            _check_scheduler(what, schedule)
+            if key in optimizers:
+                _check_moves(what, schedule.scheduler, key, listed(optimizers[key]))
 
 
-def _check_object(what: str, part: Any, role: str) -> None:
+def _check_scheduler(what: str, schedule: Schedule) -> None:
+    scheduler = schedule.scheduler
+    _check_object(what, scheduler)
+    if _is_stand_in(scheduler):
+        return
+    kind = type(scheduler).__name__
+    if not callable(getattr(scheduler, "step", None)):
+        raise ConfigError(
+            f"{what} is of type {kind}, which has no step: torch.optim.lr_scheduler.LambdaLR makes "
+            "a scheduler of a function"
+        )
+    has = [callable(getattr(scheduler, name, None)) for name in ("state_dict", "load_state_dict")]
+    if any(has) and not all(has):
+        raise ConfigError(f"{what}, {kind}, has one of state_dict and load_state_dict, not both")
+    argument = argument_of(scheduler)
+    if argument not in (None, *WATCHING, *COUNTING) or _needs_arguments(
+        scheduler.step, int(argument is not None)
+    ):
+        raise ConfigError(
+            f"{what}, {kind}, needs an argument {argument!r} for its step(), and the runner has "
+            "none such: use one that counts its steps itself, or step it in a callback's on_step"
+        )
+
+
+def _check_moves(what: str, scheduler: Any, key: str, optimizers: list[Any]) -> None:
+    if _is_stand_in(scheduler) or any(_moves(scheduler, optimizer) for optimizer in optimizers):
+        return
+    own, kind = f"{key!r}" if key else "of the runner", type(scheduler).__name__
+    raise ConfigError(
+        f"{what}, {kind}, was made for another optimizer than the one {own}, whose learning rate "
+        f"it would never change: make it as {kind}(optimizer, ...)"
+    )
+
+
+def _called(role: str, name: str) -> str:
+    return f"the {role} {name!r}" if name else f"the {role}"
+
+
+def _check_object(what: str, part: Any) -> None:
     if isinstance(part, type):
         kind = part.__name__
         raise ConfigError(f"{what} is the class {kind}: hand over an object, {kind}(...)")
-    if isinstance(part, (list, tuple, set)):
-        raise ConfigError(
-            f"{what} is a {type(part).__name__}: hand over several by name, as "
-            f'{role}={{"generator": ..., "critic": ...}}'
-        )
 
 
 def _is_stand_in(part: Any) -> bool:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from danling.checkpoint.encoding import named, unnamed
 from danling.errors import ConfigError, RunError
+from danling.optimization.models import Models
 from danling.optimization.optimization import Optimization
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ class EngineOptimization(Optimization):
 
     def prepare(self, model: nn.Module | None) -> Any:
         """Let Accelerate make the engine of the model and its optimizer."""
-        if model is None or self._only is None:
+        if isinstance(model, Models):
+            raise ConfigError(
+                f"DeepSpeed takes one model, and there are {len(model)}: DDP and FSDP take several"
+            )
+        if model is None or len(self.optimizers) != 1:
             raise ConfigError(
                 f"DeepSpeed needs a model and one optimizer, this runner has "
                 f"{'no' if model is None else 'a'} model and {len(self.optimizers)} optimizers: "
@@ -48,7 +53,11 @@ class EngineOptimization(Optimization):
             raise ConfigError(
                 "DeepSpeed clips by norm alone: set max_grad_norm in place of max_grad_value"
             )
-        given = self.optimizers[self._only]
+        if self.needs_closure:
+            raise ConfigError(
+                "an engine of DeepSpeed takes no closure: use DDP or FSDP for this optimizer"
+            )
+        (given,) = self.optimizers.values()
         self._names = names_in_groups(model, given)
         engine = super().prepare(model)
         used = getattr(engine.optimizer, "optimizer", engine.optimizer)
@@ -105,8 +114,9 @@ class EngineOptimization(Optimization):
         if norm is not None:
             self.used_norm = torch.as_tensor(norm, dtype=torch.float32, device=device)
         self._is_open = True
-        if self.interval == "step" and self._current in self.schedulers and self.applied:
-            self._advance(self.schedulers[self._current])
+        if self.applied:
+            for move in self._after_step.get(self._current, ()):
+                move()
 
     @property
     def applied(self) -> bool:
@@ -152,8 +162,7 @@ class EngineOptimization(Optimization):
             }
             for name, optimizer in self.optimizers.items()
         }
-        schedules = {name: part.state_dict() for name, part in self.schedulers.items()}
-        return {"optimizer": unnamed(groups), "scheduler": unnamed(schedules), "scaler": None}
+        return {"optimizer": unnamed(groups), **self._schedule_state(), "scaler": None}
 
     def groups(self, name: str) -> list[list[Any]]:
         """The names of the parameters of each group: the engine has one flat one in their place."""
@@ -165,9 +174,7 @@ class EngineOptimization(Optimization):
             groups = self.optimizers[name].param_groups
             for group, values in zip(groups, saved["param_groups"], strict=True):
                 group.update({key: value for key, value in values.items() if key != "params"})
-        for name, saved in named(state["scheduler"]).items():
-            if name in self.schedulers:
-                self.schedulers[name].load_state_dict(saved)
+        self._load_schedules(state)
 
 
 def names_in_groups(model: nn.Module, optimizer: Optimizer) -> list[list[str]]:

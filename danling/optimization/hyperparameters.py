@@ -13,8 +13,10 @@ from itertools import chain, islice, repeat, zip_longest
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from danling.checkpoint.encoding import named
+from danling.optimization.movement import state_of
 from danling.optimization.optimization import Optimization
 
 __all__ = ["changes", "made_with", "restore_optimization"]
@@ -32,7 +34,7 @@ def made_with(optimization: Optimization) -> State:
             ]
             for name, part in optimization.optimizers.items()
         }
-        schedules = {name: part.state_dict() for name, part in optimization.schedulers.items()}
+        schedules = {name: state_of(part) for name, part in optimization.schedulers.items()}
         optimization.made_with = deepcopy({"optimizer": groups, "scheduler": schedules})
     return optimization.made_with
 
@@ -78,11 +80,23 @@ def move_to_schedule(optimization: Optimization, then: State, now: State) -> Non
     for name, scheduler in optimization.schedulers.items():
         if _same(then["scheduler"].get(name), now["scheduler"].get(name)):
             continue
-        groups = optimization.optimizers[name].param_groups
-        if hasattr(scheduler, "_get_closed_form_lr"):
-            for group, rate in zip(groups, scheduler._get_closed_form_lr(), strict=True):
+        if not hasattr(scheduler, "optimizer"):
+            continue
+        groups = scheduler.optimizer.param_groups
+        if (rates := _closed_form(scheduler)) is not None:
+            for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
         scheduler._last_lr = [group["lr"] for group in groups]
+
+
+def _closed_form(scheduler: Any) -> list[Any] | None:
+    """The learning rates that follow from the number of moves alone; None where they do not."""
+    if isinstance(scheduler, LambdaLR):
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [rate * factor(scheduler.last_epoch) for rate, factor in pairs]
+    if hasattr(scheduler, "_get_closed_form_lr"):
+        return list(scheduler._get_closed_form_lr())
+    return None
 
 
 def _merged_part(kind: str, state: Any, then: Any, now: Any) -> Any:

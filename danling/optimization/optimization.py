@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
 from danling.distributed.stand_in import StandIn
-from danling.errors import RunError, did_you_mean
-from danling.optimization.checks import check_optimizers, check_schedulers
+from danling.errors import ConfigError, RunError, did_you_mean
+from danling.optimization.checks import check_optimizers, check_schedulers, needs_closure
+from danling.optimization.models import Models, parts_of
+from danling.optimization.movement import Moving, read_schedules, state_of
+from danling.optimization.together import Together, names_of_steps, separate
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
 
@@ -43,16 +45,23 @@ def accelerate_adds_nothing(accelerator: Accelerator) -> bool:
     )
 
 
+_NOTHING: Mapping[str, Any] = {}
+
+
 class Optimization:
     """The optimizers of a run and all that happens around their steps.
 
     Args:
         accelerator: Decides the way of a step.
-        optimizers: By name; a single one is named `""`.
-        schedulers: By name of their optimizer.
+        optimizers: By name; a single one is named `""`. Those in a list step together, on one loss.
+        schedulers: By name of their optimizer; `read_schedules` tells what they may be.
         max_norm: Clip the total norm of the gradients to this.
         max_value: Clip each gradient to this magnitude.
         interval: Whether schedulers move with each step or each epoch.
+
+    Attributes:
+        optimizers: All optimizers, each by a name of its own.
+        schedulers: All schedulers, each by a name of its own.
 
     Raises:
         ConfigError: An optimizer or a scheduler cannot be used.
@@ -64,7 +73,7 @@ class Optimization:
     def __init__(
         self,
         accelerator: Accelerator,
-        optimizers: Mapping[str, Optimizer],
+        optimizers: Mapping[str, Any],
         schedulers: Mapping[str, Any],
         *,
         max_norm: float | None = None,
@@ -72,35 +81,45 @@ class Optimization:
         interval: Literal["step", "epoch"] = "step",
     ) -> None:
         check_optimizers(optimizers)
-        check_schedulers(schedulers, optimizers)
+        self._given = read_schedules(schedulers)
+        check_schedulers(self._given, optimizers)
         self.direct = accelerate_adds_nothing(accelerator)
-        self.optimizers = dict(optimizers)
-        self.schedulers = dict(schedulers)
+        self.optimizers = separate(optimizers)
+        self._steps = names_of_steps(optimizers)  # what is stepped, and which optimizers in it
         self._only = next(iter(optimizers)) if len(optimizers) == 1 else None
+        self.needs_closure = any(map(needs_closure, self.optimizers.values()))
         self.max_norm = max_norm
         self.max_value = max_value
-        self.interval = interval
         # their zero_grad is torch's: a loop, and a range for the profiler that costs 9 us a step
         self._plain = {
             name
             for name, optimizer in optimizers.items()
-            if getattr(optimizer.zero_grad, "__func__", None) is Optimizer.zero_grad
+            if getattr(getattr(optimizer, "zero_grad", None), "__func__", None)
+            is Optimizer.zero_grad
         }
+        self._moving = {
+            name: Moving(schedule, interval)
+            for schedules in self._given.values()
+            for name, schedule in schedules.items()
+        }
+        self.schedulers = {name: moving.scheduler for name, moving in self._moving.items()}
+        self._after_step = self._moves_after_steps()
         self._accelerator = accelerator
         self.model_state = ModelState(None, None)
         """The object that answers for the model in checkpoints."""
         self.made_with: dict[str, Any] | None = None
         """The values that optimizers and schedulers were made with: see `hyperparameters`."""
         self._model: Any = None
-        self._prepared: dict[str, Any] = dict(optimizers)
+        self._prepared: dict[str, Any] = self._steppable(self.optimizers)
         self._used_rates: dict[str, list[Any]] = {}  # of optimizers with a scheduler
         self._current = ""  # the optimizer whose step is open
         self._is_open = False  # its gradients are complete, and not forgotten yet
         self._is_unscaled = False  # and a scaler has judged them
         self.apart: list[nn.Module] = []
         """Modules besides the model, which the processes keep equal at each step."""
+        self._several: list[nn.Module] = []  # models of which nobody else shares the buffers
         self._averaged: set[int] | None = None  # parameters that the model's wrapper averages
-        self._is_watched = False  # whether a model that is called past its wrapper is refused
+        self._uncalled: list[nn.Module] = []  # wrappers of which no forward has been seen yet
         self.stand_in: StandIn | None = None
         """What takes part for this process in the wrapper's work for a batch that it skips."""
         self.vetoed = False
@@ -117,40 +136,151 @@ class Optimization:
         interval: Literal["step", "epoch"],
     ) -> None:
         """Take the settings of the run that opens: they may have changed since the last one."""
-        self.max_norm, self.max_value, self.interval = max_norm, max_value, interval
+        self.max_norm, self.max_value = max_norm, max_value
+        for moving in self._moving.values():
+            moving.settle(interval)
+        self._after_step = self._moves_after_steps()
+
+    def _moves_after_steps(self) -> dict[str, list[Callable[[], object]]]:
+        """What to call after a step, by its name."""
+        moves = {
+            key: [
+                move for name in schedules if (move := self._moving[name].after_step()) is not None
+            ]
+            for key, schedules in self._given.items()
+        }
+        return {key: own for key, own in moves.items() if own}
+
+    def _steppable(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
+        """What a step calls, by its name."""
+        scaler = getattr(self._accelerator, "scaler", None)
+        return {
+            key: optimizers[names[0]]
+            if names == (key,)
+            else Together([optimizers[name] for name in names], scaler)
+            for key, names in self._steps.items()
+        }
 
     def prepare(self, model: nn.Module | None) -> Any:
-        """Let Accelerate place and wrap the model and the optimizers; returns the model."""
-        parts = [*([model] if model is not None else []), *self.optimizers.values()]
-        if not parts:
-            return None
-        prepared = self._accelerator.prepare(*parts)
-        prepared = list(prepared) if len(parts) > 1 else [prepared]
-        self._model = model = prepared.pop(0) if model is not None else None
-        if not self.direct:
-            self._prepared = dict(zip(self.optimizers, prepared, strict=True))
-        check_schedulers(self.schedulers, self.optimizers)  # Accelerate has made groups anew
-        if self._accelerator.num_processes > 1 and self.readable:
-            self._watch_wrapper(model)
-        return model
+        """Let Accelerate place and wrap the model and the optimizers; returns the model.
 
-    def _watch_wrapper(self, model: Any) -> None:
-        """Remember which gradients the model's wrapper averages, and whether it is called."""
+        Several models are placed and wrapped one by one; what no optimizer trains is only placed.
+        """
+        models = dict(model) if isinstance(model, Models) else {"": model} if model else {}
+        if not models and not self.optimizers:
+            return None
+        wrapped = self._place(models, several=isinstance(model, Models))
+        if isinstance(model, Models):
+            self._model = Models(wrapped, self._accelerator.unwrap_model)
+            self._several = parts_of(self._model.plain)
+        else:
+            self._model = wrapped.get("")
+        check_schedulers(self._given, self._listed())  # Accelerate has made groups anew
+        if self._accelerator.num_processes > 1 and self.readable:
+            self._watch_wrappers()
+        return self._model
+
+    def _place(self, models: Mapping[str, nn.Module], *, several: bool) -> dict[str, Any]:
+        """Let Accelerate prepare models, and the optimizers; returns the models by name."""
+        trained = {
+            name: model
+            for name, model in models.items()
+            if not several or self._optimizers_of(model)
+        }
+        if several and self._accelerator.is_fsdp2:
+            prepared = self._place_one_by_one(trained)
+        else:
+            prepared = self._prepare({**trained, **self._marked(self.optimizers)})
+        if not self.direct:
+            self._prepared = self._steppable(
+                {name: prepared[("", name)] for name in self.optimizers}
+            )
+        return {
+            name: prepared[name] if name in trained else self._only_placed(model)
+            for name, model in models.items()
+        }
+
+    def _only_placed(self, model: nn.Module) -> Any:
+        placed = self._accelerator.prepare_model(model, evaluation_mode=True)
+        return placed.to(self._accelerator.device)  # Accelerate leaves it there under FSDP
+
+    def _marked(self, names: Iterable[str]) -> dict[Any, Any]:
+        """Optimizers under keys that no model has."""
+        return {("", name): self.optimizers[name] for name in names}
+
+    def _prepare(self, parts: Mapping[Any, Any]) -> dict[Any, Any]:
+        if not parts:
+            return {}
+        prepared = self._accelerator.prepare(*parts.values())
+        return dict(zip(parts, prepared if len(parts) > 1 else [prepared], strict=True))
+
+    def _place_one_by_one(self, models: Mapping[str, nn.Module]) -> dict[Any, Any]:
+        """Shard each model with its own optimizers: Accelerate takes one of them at a time.
+
+        Raises:
+            ConfigError: An optimizer has parameters of several models.
+        """
+        prepared: dict[Any, Any] = {}
+        for name, model in models.items():
+            own = self._optimizers_of(model)
+            if taken := [each for each in own if ("", each) in prepared]:
+                raise ConfigError(
+                    f"the optimizer {taken[0]!r} has parameters of several models, one of them "
+                    f"{name!r}: FSDP needs an optimizer for each, as optimizer={{name: ...}}"
+                )
+            prepared |= self._prepare({name: model, **self._marked(own)})
+        return prepared
+
+    def _optimizers_of(self, model: nn.Module) -> list[str]:
+        """The names of the optimizers that train a model."""
+        own = {id(parameter) for parameter in model.parameters()}
+        return [
+            name
+            for name, optimizer in self.optimizers.items()
+            if any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+        ]
+
+    def _watch_wrappers(self) -> None:
+        """Remember which gradients are averaged by wrappers, and whether those are called."""
         self._averaged = set()
-        if model is None:
-            return
-        is_wrapped = isinstance(model, DistributedDataParallel)
-        self._averaged = {id(p) for p in model.parameters() if p.requires_grad or not is_wrapped}
-        inner = getattr(model, "_orig_mod", model)  # a compiled one
+        for part in parts_of(self._model):
+            is_wrapped = isinstance(part, DistributedDataParallel)
+            self._averaged |= {
+                id(p) for p in part.parameters() if p.requires_grad or not is_wrapped
+            }
+            if is_wrapped:
+                self._await_call(part)
+            if is_wrapped and self._several:
+                # buffers are shared at each step: between two forwards they would change in place
+                part.require_forward_param_sync = False  # type: ignore[assignment]  # a plain bool
+        inner = getattr(self._model, "_orig_mod", self._model)  # a compiled one
         if isinstance(inner, DistributedDataParallel):
-            self.stand_in = StandIn(model)
-        self._is_watched = is_wrapped
+            self.stand_in = StandIn(self._model)
+
+    def _await_call(self, wrapper: nn.Module) -> None:
+        self._uncalled.append(wrapper)
+
+        def called(*_: Any) -> None:
+            if torch.is_grad_enabled():
+                self._uncalled.remove(wrapper)
+                handle.remove()
+
+        handle = wrapper.register_forward_pre_hook(called)
+
+    @property
+    def awaits_all_gradients(self) -> bool:
+        """Whether each backward must reach the parameters that required a gradient at first.
+
+        A `DistributedDataParallel` waits for them: one that is frozen later has its gradient
+        dropped before the step.
+        """
+        return any(isinstance(part, DistributedDataParallel) for part in parts_of(self._model))
 
     def begin_together(self) -> None:
         """Let the modules besides the model be equal on all processes; a collective."""
         if self._averaged is None:
             return
-        for module in self.apart:
+        for module in (*self._several, *self.apart):
             for tensor in (*module.parameters(), *module.buffers()):
                 if not hasattr(tensor, "full_tensor"):
                     dist.broadcast(tensor.data, 0)
@@ -161,14 +291,16 @@ class Optimization:
         Raises:
             RunError: The networks of the model were called without the wrapper around it.
         """
-        bypassed = self._is_watched and self.stand_in and not self.stand_in.was_called
-        if bypassed and any(p.grad is not None for p in self._model.parameters()):
-            raise RunError(
-                "parts of the model were called one by one, past the DistributedDataParallel that "
-                "averages their gradients: the processes would drift apart. Call runner.model as "
-                "a whole (its forward may take the name of a part), or make the parts attributes "
-                "of the runner in place of its model: their gradients are averaged at each step"
-            )
+        stood_in = self.stand_in is not None and self.stand_in.was_called
+        for wrapper in self._uncalled if not stood_in else []:
+            if any(p.grad is not None for p in wrapper.parameters()):
+                raise RunError(
+                    "parts of the model were called one by one, past the DistributedDataParallel "
+                    "that averages their gradients: the processes would drift apart. Call "
+                    "runner.model as a whole (its forward may take the name of a part), or hand "
+                    'its parts over by name, model={"encoder": ..., "decoder": ...}, and call '
+                    'runner.model["encoder"]'
+                )
         own = [p for p in self._parameters(name) if p.requires_grad and id(p) not in averaged]
         own = [p for p in own if not hasattr(p, "full_tensor")]
         if own:
@@ -179,7 +311,7 @@ class Optimization:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(self._accelerator.num_processes)
-        for module in self.apart:
+        for module in (*self._several, *self.apart):
             for buffer in module.buffers() if module.training else ():
                 dist.broadcast(buffer, 0)
 
@@ -187,18 +319,18 @@ class Optimization:
         """The name of the optimizer to step."""
         if name is None and self._only is not None:
             return self._only
-        if name is not None and name in self.optimizers:
+        if name is not None and name in self._steps:
             return name
         if not self.optimizers:
             raise RunError(
                 "step() needs an optimizer: pass `optimizer=` to the runner or set runner.optimizer"
             )
-        known = ", ".join(repr(key) for key in self.optimizers)
+        known = ", ".join(repr(key) for key in self._steps)
         if name is None:
             raise RunError(
                 f"there are several optimizers ({known}): say which: step(loss, optimizer=...)"
             )
-        raise RunError(f"there is no optimizer {name!r}: {did_you_mean(name, self.optimizers)}")
+        raise RunError(f"there is no optimizer {name!r}: {did_you_mean(name, self._steps)}")
 
     def synchronise(self, model: Any, enabled: bool) -> None:
         """Whether the next forward and backward average gradients over the processes.
@@ -208,10 +340,12 @@ class Optimization:
         """
         if self.direct:
             return
-        if hasattr(model, "require_backward_grad_sync"):  # DistributedDataParallel
-            model.require_backward_grad_sync = enabled
-        elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
-            model.set_requires_gradient_sync(enabled or len(self.optimizers) > 1)
+        part: Any
+        for part in parts_of(model):
+            if hasattr(part, "require_backward_grad_sync"):  # DistributedDataParallel
+                part.require_backward_grad_sync = enabled
+            elif hasattr(part, "set_requires_gradient_sync"):  # FSDP2
+                part.set_requires_gradient_sync(enabled or len(self._steps) > 1)
 
     def backward(self, loss: Tensor, name: str) -> None:
         """Add the gradients of a loss to the parameters of the named optimizer.
@@ -220,7 +354,7 @@ class Optimization:
         several each gets its own loss's gradients alone, as the critic of a GAN does not learn from
         the loss of the generator.
         """
-        if len(self.optimizers) == 1:
+        if self._only is not None:
             if self.direct:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             else:
@@ -236,7 +370,7 @@ class Optimization:
     def _kept_from_others(self, name: str) -> Iterator[None]:
         """Put the gradients of other optimizers back: DDP has a backward reach all parameters."""
         own = {id(parameter) for parameter in self._parameters(name)}
-        parameters = [p for other in self.optimizers for p in self._parameters(other)]
+        parameters = [p for other in self._steps for p in self._parameters(other)]
         others = [parameter for parameter in parameters if id(parameter) not in own]
         gradients = [None if p.grad is None else p.grad.clone() for p in others]
         yield
@@ -286,14 +420,17 @@ class Optimization:
             self._clip_norm(name, self.max_norm)
         if self.max_value is not None:
             clip_values(self._parameters(name), self.max_value)
-        scheduled = name in self.schedulers
-        if scheduled:
-            self._used_rates[name] = rates_of(self.optimizers[name])  # before it moves them
+        if name in self._given:
+            self._note_rates(name)
         self._prepared[name].step()
-        if scheduled and self.interval == "step":
-            skipped = not self.direct and self._prepared[name].step_was_skipped
-            if not skipped:
-                self._advance(self.schedulers[name])
+        if name in self._after_step and (self.direct or not self._prepared[name].step_was_skipped):
+            for move in self._after_step[name]:
+                move()
+
+    def _note_rates(self, name: str) -> None:
+        """Keep the learning rates of a step, which a schedule moves after it."""
+        for own in self._steps[name]:
+            self._used_rates[own] = rates_of(self.optimizers[own])
 
     def zero_grad(self) -> None:
         """Forget the gradients of the optimizer that was stepped."""
@@ -327,17 +464,27 @@ class Optimization:
             self.used_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return self.used_norm
 
-    def end_epoch(self) -> None:
-        """Move the schedules that count epochs."""
-        if self.interval == "epoch":
-            for scheduler in self.schedulers.values():
-                self._advance(scheduler)
+    def end_epoch(self, epoch: int = 0) -> None:
+        """Move the schedules that count epochs.
 
-    def end_evaluation(self, score: float) -> None:
-        """Move the schedules that watch the monitored value."""
-        for scheduler in self.schedulers.values():
-            if isinstance(scheduler, ReduceLROnPlateau):
-                scheduler.step(score)
+        Args:
+            epoch: The number of epochs completed.
+        """
+        for moving in self._moving.values():
+            moving.end_epoch(epoch)
+
+    def end_evaluation(self, score: float | None, result: Mapping[str, Any] = _NOTHING) -> None:
+        """Move the schedules that watch a value.
+
+        Args:
+            score: The monitored value of the run; None where it is not new.
+            result: The new values by split, for schedules with a monitor of their own.
+
+        Raises:
+            MetricError: A schedule watches a value that is not there.
+        """
+        for moving in self._moving.values():
+            moving.end_evaluation(score, result)
 
     def learning_rates(self, *, used: bool = False) -> dict[str, float]:
         """The learning rate of every parameter group, by tag.
@@ -364,12 +511,12 @@ class Optimization:
         groups = self.optimizers[name].param_groups
         return [[next(numbers) for _ in group["params"]] for group in groups]
 
-    def _advance(self, scheduler: Any) -> None:
-        if not isinstance(scheduler, ReduceLROnPlateau):
-            scheduler.step()
-
     def _parameters(self, name: str) -> list[Tensor]:
-        return [p for group in self.optimizers[name].param_groups for p in group["params"]]
+        optimizers = [self.optimizers[own] for own in self._steps[name]]
+        return [p for each in optimizers for group in each.param_groups for p in group["params"]]
+
+    def _listed(self) -> dict[str, list[Optimizer]]:
+        return {key: [self.optimizers[name] for name in own] for key, own in self._steps.items()}
 
     def _clip_norm(self, name: str, limit: float) -> None:
         with torch.no_grad():
@@ -396,11 +543,22 @@ class Optimization:
                     for name, part in self.optimizers.items()
                 }
             ),
-            "scheduler": unnamed(
-                {name: part.state_dict() for name, part in self.schedulers.items()}
-            ),
+            **self._schedule_state(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
+
+    def _schedule_state(self) -> dict[str, Any]:
+        """The states of the schedulers, and how often their intervals passed where that counts."""
+        states = {name: state_of(part) for name, part in self.schedulers.items()}
+        passed = {name: each.passed for name, each in self._moving.items() if each.counts}
+        return {"scheduler": unnamed(states)} | ({"schedules": passed} if passed else {})
+
+    def _load_schedules(self, state: Mapping[str, Any]) -> None:
+        states, passed = named(state["scheduler"]), state.get("schedules", {})
+        for name in self.schedulers.keys() & states.keys():
+            if states[name]:
+                self.schedulers[name].load_state_dict(states[name])
+            self._moving[name].passed = passed.get(name, 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave."""
@@ -408,9 +566,7 @@ class Optimization:
         states = named(state["optimizer"])
         for name in self.optimizers.keys() & states.keys():
             self.model_state.load_optimizer_state(self.optimizers[name], states[name])
-        states = named(state["scheduler"])
-        for name in self.schedulers.keys() & states.keys():
-            self.schedulers[name].load_state_dict(states[name])
+        self._load_schedules(state)
         scaler = getattr(self._accelerator, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])

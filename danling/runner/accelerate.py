@@ -52,14 +52,17 @@ from danling.metrics.logbook import Logbook
 from danling.metrics.metric import all_metrics, check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.hyperparameters import changes, made_with
+from danling.optimization.models import Models, as_models, begin_training, parts_of
+from danling.optimization.movement import made, read_schedules
 from danling.optimization.optimization import Optimization
+from danling.optimization.together import by_name
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Tally, Window, until_any_ends, windowed
 from danling.runner.compatibility import (
     config_changes,
 )
 from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_split
-from danling.runner.habits import check_mappings, check_steps
+from danling.runner.habits import check_mappings, check_overridden, check_steps
 from danling.runner.members import find_members, with_names
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
@@ -90,10 +93,12 @@ class AccelerateRunner(BaseRunner):
 
     Args:
         config: The configuration; `danling.config.settings` lists the well-known keys.
-        model: A module; a batch that is a mapping is passed to it as keywords.
+        model: A module; a batch that is a mapping is passed to it as keywords. Several by name are
+            each placed and wrapped, and `runner.model["critic"]` is called in `train_step`.
         criterion: A function of (output, target) that gives a scalar loss.
-        optimizer: An optimizer, or several by name.
-        scheduler: A scheduler, or several by the names of their optimizers.
+        optimizer: An optimizer; several by name step apart, and those in a list step together.
+        scheduler: A scheduler, `(scheduler, "epoch")`, a `Schedule`, or the name of one; a list of
+            them; several by the names of their optimizers.
         datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
         metrics: By name, a function of (output, target) or an object with `update`, `compute` and
@@ -133,7 +138,7 @@ class AccelerateRunner(BaseRunner):
         self,
         config: Mapping[str, Any] | None = None,
         *,
-        model: nn.Module | None = None,
+        model: nn.Module | Mapping[str, nn.Module] | None = None,
         criterion: Callable[..., Any] | None = None,
         optimizer: Any = None,
         scheduler: Any = None,
@@ -146,7 +151,7 @@ class AccelerateRunner(BaseRunner):
     ) -> None:
         check_mappings(datasets, dataloaders, metrics)
         check_optimizers(by_name(optimizer))
-        check_schedulers(by_name(scheduler), by_name(optimizer))
+        check_schedulers(read_schedules(scheduler), by_name(optimizer))
         before = set(vars(self))
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
@@ -154,7 +159,7 @@ class AccelerateRunner(BaseRunner):
         self._settle_seed()
         if self.distributed:
             _ = self.uuid  # agreed now, so that any process may read it alone
-        self.model = model
+        self.model = as_models(model)
         self.criterion = criterion
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -225,20 +230,18 @@ class AccelerateRunner(BaseRunner):
         """Place and wrap model and optimizers; called when the run opens, and done once."""
         if self._prepared:
             return
-        check_engine(self.accelerator, self.model)
-        optimizers, schedulers = by_name(self.optimizer), by_name(self.scheduler)
-        if unknown := set(schedulers) - set(optimizers):
-            raise ConfigError(
-                f"the scheduler {unknown.pop()!r} has no optimizer of that name: "
-                f"name schedulers as their optimizers, {list(optimizers)}"
-            )
+        self.model = as_models(self.model)
+        check_engine(self.accelerator, parts_of(self.model))
+        optimizers, interval = by_name(self.optimizer), self.config.scheduler_interval
+        check_optimizers(optimizers)
+        self.scheduler = made(self.scheduler, optimizers, self._moves, interval)
         self.optimization = self._optimization_kind()(
             self.accelerator,
             optimizers,
-            schedulers,
+            by_name(self.scheduler),
             max_norm=self.config.max_grad_norm,
             max_value=self.config.max_grad_value,
-            interval=self.config.scheduler_interval,
+            interval=interval,
         )
         check_sections(self.metrics, self.splits)
         if self.distributed:
@@ -314,6 +317,8 @@ class AccelerateRunner(BaseRunner):
         """The model without what Accelerate and `torch.compile` wrapped around it."""
         if self.model is None:
             return None
+        if isinstance(self.model, Models):
+            return self.model.plain
         model = (
             self.model if self.optimization.direct else self.accelerator.unwrap_model(self.model)
         )
@@ -446,6 +451,16 @@ class AccelerateRunner(BaseRunner):
             limits.append(self._steps_of(self.config.max_epochs))
         return min(limits, default=None)
 
+    def _moves(self, interval: str) -> int | None:
+        """How often a schedule of an interval moves in the whole training; None where unknown."""
+        epochs = self.config.max_epochs
+        if interval == "epoch":
+            return epochs
+        if len(by_name(self.optimizer)) < 2:
+            return self.total_steps
+        known = epochs is not None and "train" in self.splits and self.steps_per_epoch is not None
+        return self._steps_of(epochs or 0) if known else None
+
     def _steps_of(self, epochs: int) -> int:
         """The optimizer steps of a number of epochs, from the first one on."""
         if not self._accumulation_schedules():
@@ -546,6 +561,7 @@ class AccelerateRunner(BaseRunner):
         self._check_limits()
         with self.world.call("train()"), nullcontext() if self.in_run else self:
             self._warn_of_periods()
+            self._check_own_steps()
             for _ in self.epochs():
                 for batch in self.batches("train"):
                     self.step(self.train_step(batch))
@@ -902,8 +918,8 @@ class AccelerateRunner(BaseRunner):
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
         is_news = split_of(self.monitor, result) is not None
-        if scored and is_news and self.latest_score is not None:
-            self.optimization.end_evaluation(self.latest_score)
+        if scored:
+            self.optimization.end_evaluation(self.latest_score if is_news else None, result)
 
     # What is logged
 
@@ -994,6 +1010,15 @@ class AccelerateRunner(BaseRunner):
             end,
         )
 
+    def _check_own_steps(self) -> None:
+        """Refuse several models with the steps of one, which would fail at the first batch."""
+        if not isinstance(self.model, Models):
+            return
+        steps = {"train_step": self.train_step}
+        if self._evaluate_every is not None and self.evaluation_splits:
+            steps["evaluate_step"] = self.evaluate_step
+        check_overridden(steps, AccelerateRunner, list(self.model))
+
     def _check_monitor(self) -> None:
         if split_of(self.monitor, ("train", *self.splits)) is None:
             known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
@@ -1010,8 +1035,9 @@ class AccelerateRunner(BaseRunner):
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
         kept, self._modes_are_loaded = self._modes_are_loaded, False
-        if self.model is not None and not self.model.training and not kept:
-            self.model.train()  # else modules in evaluation mode are there on purpose: frozen
+        if not kept:
+            parameters = (p for o in self.optimizers for g in o.param_groups for p in g["params"])
+            begin_training(self.model, parameters)
         if self.rank > 0 and self.global_step == self.batch_index == 0:
             seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
         training.total_steps = self.total_steps
@@ -1078,7 +1104,7 @@ class AccelerateRunner(BaseRunner):
             self.counters.epoch += 1
             self.counters.batch_index = 0
             self._places = {}
-            self.optimization.end_epoch()
+            self.optimization.end_epoch(self.counters.epoch)
             if epoch.within is not None and epoch.within["global_step"] == self.global_step:
                 epoch.within["epoch"] = self.epoch  # an evaluation at its last step is its own
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
@@ -1339,9 +1365,11 @@ class AccelerateRunner(BaseRunner):
     def _take_modes(self) -> None:
         """Leave a model that a training had in evaluation mode as it was."""
         plain = self.unwrapped_model
-        if isinstance(plain, nn.Module) and not plain.training:
+        pairs = list(zip(parts_of(plain), parts_of(self.model), strict=True))
+        if any(isinstance(part, nn.Module) and not part.training for part, _ in pairs):
             self._modes_are_loaded = True
-            self.model.training = False
+            for part, wrapped in pairs:
+                wrapped.training = part.training
 
     def _restore_rng(self) -> None:
         """Put the random streams back, once, right before the first batch after a resume."""
@@ -1393,10 +1421,3 @@ def loss_tags(optimizers: Collection[str]) -> dict[str, str]:
     if len(optimizers) < 2:
         return dict.fromkeys(optimizers, "train/loss")
     return {name: f"train/{name}/loss" for name in optimizers}
-
-
-def by_name(part: Any) -> dict[str, Any]:
-    """Several parts by name; a single one is named `""`."""
-    if part is None:
-        return {}
-    return dict(part) if isinstance(part, Mapping) else {"": part}

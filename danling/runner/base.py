@@ -364,8 +364,14 @@ class BaseRunner:
     @property
     def optimizers(self) -> list[Any]:
         """All optimizers, as a list."""
-        several = isinstance(self.optimizer, Mapping)
-        return list(self.optimizer.values()) if several else [self.optimizer] * bool(self.optimizer)
+        given = self.optimizer
+        parts = list(given.values()) if isinstance(given, Mapping) else [given]
+        return [
+            optimizer
+            for part in parts
+            for optimizer in (part if isinstance(part, list) else [part])
+            if optimizer is not None
+        ]
 
     @property
     def gradients_are_readable(self) -> bool:

@@ -147,21 +147,21 @@ def without_collectives(model: Any, partial: bool) -> Iterator[None]:
 
     The forward of a `DistributedDataParallel` broadcasts them, and waits for all processes.
     """
-    model = getattr(model, "_orig_mod", model)
     if partial:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    if not isinstance(model, DistributedDataParallel):
-        yield
-        return
-    before, model.require_forward_param_sync = model.require_forward_param_sync, False
-    if model.broadcast_buffers:
-        for buffer in model.modules_buffers:
-            dist.broadcast(buffer, group=model.process_group, group_src=0)
+    parts = model.modules() if isinstance(model, nn.Module) else ()
+    wrappers = [part for part in parts if isinstance(part, DistributedDataParallel)]
+    before = [wrapper.require_forward_param_sync for wrapper in wrappers]
+    for wrapper in wrappers:
+        wrapper.require_forward_param_sync = False
+        for buffer in wrapper.modules_buffers if wrapper.broadcast_buffers else ():
+            dist.broadcast(buffer, group=wrapper.process_group, group_src=0)
     try:
         yield
     finally:
-        model.require_forward_param_sync = before
+        for wrapper, synchronises in zip(wrappers, before, strict=True):
+            wrapper.require_forward_param_sync = synchronises
 
 
 def joined(parts: list[list[tuple[int, Any]]]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from danling.errors import DataError, MetricError, did_you_mean
+from danling.errors import ConfigError, DataError, MetricError, did_you_mean
 
-__all__ = ["check_mappings", "check_steps", "no_attribute"]
+__all__ = ["check_mappings", "check_overridden", "check_steps", "no_attribute"]
 
 STEPS: Final = {
     "training_step": "train_step(self, batch)",
@@ -69,6 +69,29 @@ def check_steps(kind: type) -> None:
     """
     for name in STEPS.keys() & vars(kind).keys():
         raise TypeError(f"{kind.__name__}.{name} would never be called: here it is {STEPS[name]}")
+
+
+def check_overridden(steps: Mapping[str, Any], defaults: type, models: list[str]) -> None:
+    """Refuse to train several models with steps that call one, before the first batch.
+
+    Args:
+        steps: The methods of a runner that are going to be called, by name.
+        defaults: The class that has the steps for one model.
+        models: The names of the models.
+
+    Raises:
+        ConfigError: A step is the one for a single model.
+    """
+    plain = [
+        name
+        for name, step in steps.items()
+        if getattr(step, "__func__", None) is getattr(defaults, name)
+    ]
+    if plain:
+        raise ConfigError(
+            f"there are several models, {models}, and {' and '.join(plain)} of the runner would "
+            f"call one: define it in a subclass, and call self.model[{models[0]!r}](...) in it"
+        )
 
 
 def no_attribute(runner: object, name: str) -> AttributeError:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from danling.checkpoint.sharded.state import plain_name
 from danling.errors import ConfigError
 
-__all__ = ["Watch", "find_members", "lost", "state_problems", "with_names"]
+__all__ = ["Watch", "find_members", "lost", "state_problems", "stateless", "with_names"]
 
 
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
@@ -135,6 +135,16 @@ def lost(
                 )
         lines += [f"{label} {line}" for line in _inner_optimizers(optimizer)]
     return lines
+
+
+def stateless(schedulers: Mapping[str, Any]) -> list[str]:
+    """The schedulers that have no state to save: a line for each."""
+    return [
+        f"{f'scheduler {name!r}' if name else 'the scheduler'} ({type(part).__name__}) has no "
+        "state_dict(): a resumed run begins its schedule anew"
+        for name, part in schedulers.items()
+        if not callable(getattr(part, "state_dict", None))
+    ]
 
 
 class Watch:

@@ -31,7 +31,7 @@ from danling.runner.compatibility import (
     surrounding_changes,
     surroundings,
 )
-from danling.runner.members import Watch, lost, state_problems
+from danling.runner.members import Watch, lost, state_problems, stateless
 from danling.seed import derive, rng_state, seed_everything
 
 __all__ = ["Contents"]
@@ -77,12 +77,13 @@ class Contents:
     def lost(
         self, optimization: Optimization, states: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """What optimizers have and no checkpoint holds."""
+        """What optimizers and schedulers have and no checkpoint holds."""
         if optimization.model_state.is_partial:
-            return []  # its parameters are parts of others
+            return stateless(optimization.schedulers)  # its parameters are parts of others
         if states is None:
             states = {name: member.state_dict() for name, member in self.members.items()}
-        return lost(optimization.optimizers, self.modules(optimization), states.values())
+        found = lost(optimization.optimizers, self.modules(optimization), states.values())
+        return found + stateless(optimization.schedulers)
 
     def take(
         self,

@@ -42,3 +42,12 @@ def test_parts_that_are_called_past_their_wrapper_are_refused_before_a_step(tmp_
     assert any(ended.codes)
     assert "parts of the model were called one by one, past the DistributedData" in ended.output
     assert all(result["steps"] == 0 for result in results(tmp_path, 2))
+
+
+def test_a_container_without_a_forward_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    ended = together(2, train, tmp_path, "container", folder=tmp_path)
+
+    assert any(ended.codes)
+    assert "the model is a ModuleDict without a forward, and its parts are called" in ended.output
+    assert 'model={"encoder": ..., "decoder": ...}' in ended.output
+    assert all(result["steps"] == 0 for result in results(tmp_path, 2))

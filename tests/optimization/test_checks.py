@@ -26,7 +26,7 @@ class WithArgument:
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
-    def step(self, epoch: int) -> None: ...
+    def step(self, closure: int) -> None: ...
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -34,12 +34,15 @@ class WithArgument:
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class WithoutState:
+class HalfAState:
     def step(self) -> None: ...
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-class NeedsClosure(SGD):
-    def step(self, closure: Any) -> Any:
+
+class NeedsMore(SGD):
+    def step(self, closure: Any, loss: Any) -> Any:
         return closure()
 
 
@@ -50,15 +53,22 @@ def sgd(model: nn.Module) -> SGD:
 WRONG_PARTS: list[tuple[Any, Any, str]] = [
     (lambda m: SGD, None, r"the optimizer is the class SGD: hand over an object, SGD\(\.\.\.\)"),
     (lambda m: {"a": Adam}, None, "the optimizer 'a' is the class Adam"),
-    (lambda m: [sgd(m), sgd(m)], None, 'is a list: hand over several by name, as optimizer={"'),
+    (lambda m: [sgd(m), sgd(m)], None, r"has a parameter of shape \(1, 2\) twice, in number 0 and"),
+    (lambda m: [], None, "the list of optimizers is empty"),
+    (lambda m: [sgd(m), "sgd"], None, "the optimizer '1' is of type str, which has no"),
+    (lambda m: [sgd(m), LBFGS([m.bias])], None, "LBFGS in the list of optimizers needs a closure"),
     (lambda m: (sgd(m),), None, "the optimizer is a tuple: hand over several by name"),
     (lambda m: m, None, r"is of type Linear, which has no step\(\) and no param_groups"),
-    (lambda m: LBFGS(m.parameters()), None, "the optimizer, LBFGS, needs a closure"),
-    (lambda m: NeedsClosure(m.parameters(), 0.1), None, "NeedsClosure, needs a closure"),
+    (lambda m: NeedsMore(m.parameters(), 0.1), None, "NeedsMore, needs more than a closure"),
     (sgd, lambda o: StepLR, r"the scheduler is the class StepLR: hand over an object"),
-    (sgd, lambda o: [StepLR(o, 1)], 'is a list: hand over several by name, as scheduler={"'),
-    (sgd, lambda o: WithoutState(), "WithoutState, which has no state_dict and no load_state_dict"),
-    (sgd, lambda o: WithArgument(o), r"WithArgument, needs an argument for its step\(\)"),
+    (sgd, lambda o: (StepLR(o, 1), StepLR(o, 1)), "a scheduler in a tuple has its interval after"),
+    (sgd, lambda o: (StepLR(o, 1), "epochs"), "interval of a schedule is 'epochs': did you mean"),
+    (sgd, lambda o: {"name": "cosine", "frequency": 0}, "the frequency of a schedule is 0"),
+    (sgd, lambda o: [StepLR(o, 1), StepLR], "the scheduler '1' is the class StepLR"),
+    (sgd, lambda o: object(), "is of type object, which has no step"),
+    (sgd, lambda o: HalfAState(), "HalfAState, has one of state_dict and load_state_dict, not"),
+    (sgd, lambda o: WithArgument(o), r"WithArgument, needs an argument 'closure' for its step\(\)"),
+    (sgd, lambda o: "cosin", "there is no schedule 'cosin': did you mean 'cosine'"),
     (sgd, lambda o: StepLR(sgd(nn.Linear(2, 1)), 1), r"made for another optimizer than the one of"),
     (
         sgd,

@@ -405,6 +405,7 @@ def test_a_notebook_and_a_console_show_what_a_runner_has_done(tmp_path):
     assert f"epoch=2, global_step={runner.global_step}, dir='{runner.dir}'" in repr(runner)
     shown = runner._repr_html_()
     assert f"finished: epoch 2, step {runner.global_step}" in shown
+    assert runner.best_result is not None
     assert f"(epoch {runner.best_result['epoch']}, step" in shown
     assert runner.dir.name in shown
     assert "&lt;runs&gt;" in shown

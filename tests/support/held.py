@@ -218,10 +218,16 @@ def two_models(runner: Held) -> None:
     runner.train_step = runner.evaluate_step = step
 
 
-@case
-def networks(runner: Held) -> None:
-    """The networks of the model, called one by one."""
-    runner.model = nn.ModuleDict({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
+class Chain(nn.ModuleDict):
+    """Has a forward, which nobody needs to call."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self["second"](self["first"](inputs))
+        return output
+
+
+def call_one_by_one(runner: Held, kind: type[nn.ModuleDict]) -> None:
+    runner.model = kind({"first": nn.Linear(4, 3), "second": nn.Linear(3, 1)})
 
     def step(batch: Any) -> torch.Tensor:
         first, second = runner.unwrapped_model["first"], runner.unwrapped_model["second"]
@@ -229,6 +235,18 @@ def networks(runner: Held) -> None:
         return loss
 
     runner.train_step = runner.evaluate_step = step
+
+
+@case
+def networks(runner: Held) -> None:
+    """The networks of a model with a forward, called one by one."""
+    call_one_by_one(runner, Chain)
+
+
+@case
+def container(runner: Held) -> None:
+    """The networks of a model without a forward."""
+    call_one_by_one(runner, nn.ModuleDict)
 
 
 @case
