@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -86,12 +87,21 @@ def read_checkpoint(
         >>> read_checkpoint(path)["model"]
         {}
     """
-    path = Path(path)
+    return _read(Path(path), run, whole)
+
+
+def _read(
+    path: Path, run: str | None = None, whole: bool = False, checked: Seen | None = None
+) -> dict[str, Any]:
+    """As `read_checkpoint`; what another process has `checked` is not read twice to be hashed."""
     with _opened(path) as file:
         trailer, size = read_trailer(file)
+        is_checked = trailer is not None and checked is not None and checked == _seen(file)
         if (problem := archive.problem(file)) is not None:
             raise DamagedCheckpointError(f"{path} {problem}")
-        if trailer is not None:
+        if is_checked:
+            _logger.debug("%s was checked by the main process", path)
+        elif trailer is not None:
             _check_digest(file, size, trailer, path)
         elif is_unsealed(file):
             _check_records(file, path)
@@ -100,10 +110,19 @@ def read_checkpoint(
         loaded = _load(file, path, mapped=not whole and size > SENT and _MAPS)
         _check_run(loaded, trailer, run, path)
         if "shards" in loaded:
-            directory = _check_shards(file, loaded["shards"], path)
-            if whole:
+            directory = None if is_checked else _check_shards(file, loaded["shards"], path)
+            if whole and directory is not None:
                 loaded = _with_shards(loaded, directory, path)
     return loaded
+
+
+def _seen(file: BufferedReader) -> Seen:
+    """What tells whether two processes have the very same file open, and of one machine."""
+    status = os.fstat(file.fileno())
+    return (
+        socket.gethostname(),
+        *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),
+    )
 
 
 def _with_shards(loaded: dict[str, Any], directory: Path, path: Path) -> dict[str, Any]:
@@ -328,6 +347,7 @@ def _check_run(
 
 
 Chosen = tuple[dict[str, Any], Path]
+Seen = tuple[str, int, int, int, int]
 
 
 def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
@@ -336,7 +356,8 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     What is in shards is checked, and not read.
 
     A large file is not sent: each process reads it by itself, unless one of them cannot see it, or
-    sees another, as it happens on shared file systems.
+    sees another, as it happens on shared file systems. Processes on the machine of the main one
+    need not check again what it has checked.
 
     Args:
         world: The processes; each must call this.
@@ -355,16 +376,18 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     """
     chosen: list[Chosen] = []
 
-    def describe() -> tuple[Path, str | None, bool]:
+    def describe() -> tuple[Path, str | None, bool, Seen]:
         chosen.append(choose())
         path = chosen[0][1]
-        return path, digest_of(path), path.stat().st_size <= SENT
+        with _opened(path) as file:
+            seen = _seen(file)
+        return path, digest_of(path), path.stat().st_size <= SENT, seen
 
-    path, digest, is_small = world.on_main(describe)
+    path, digest, is_small, seen = world.on_main(describe)
     if not chosen and not is_small:
         with suppress(CheckpointError):
             if digest == digest_of(path):
-                chosen.append((read_checkpoint(path, whole=False), path))
+                chosen.append((_read(path, checked=seen), path))
     if is_small or world.maximum([not chosen])[0]:
         content: Chosen = world.broadcast(chosen[0] if chosen else ({}, path))
         return content
