@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Thread
@@ -26,7 +26,7 @@ import torch
 from danling.checkpoint.encoding import encode
 from danling.errors import CheckpointError
 
-__all__ = ["AsyncWriter", "Snapshot", "addresses", "on_host", "snapshot"]
+__all__ = ["AsyncWriter", "Snapshot", "addresses", "in_memory", "on_host", "snapshot"]
 
 
 T = TypeVar("T")
@@ -191,6 +191,11 @@ def on_host(payload: Any) -> Any:
     return _Copier(everything=False).copied(payload)
 
 
+def in_memory(payload: Any, kept: Iterable[torch.Tensor] = ()) -> Any:
+    """A checkpoint in memory of its own, but for some of its tensors, which stay as they are."""
+    return _Copier(everything=True, kept=kept).copied(payload)
+
+
 def addresses(payload: Any) -> set[int]:
     """Where the memory of the tensors in an encoded checkpoint begins, of those on the host."""
     found: set[int] = set()
@@ -210,7 +215,12 @@ def addresses(payload: Any) -> set[int]:
 class _Copier:
     """Copies one tree; tensors that share memory share the copy of it."""
 
-    def __init__(self, everything: bool, spare: Sequence[_Memory] = ()) -> None:
+    def __init__(
+        self,
+        everything: bool,
+        spare: Sequence[_Memory] = (),
+        kept: Iterable[torch.Tensor] = (),
+    ) -> None:
         self.memory: list[_Memory] = []
         self._everything = everything
         self._spare: dict[tuple[int, bool], list[torch.UntypedStorage]] = {}
@@ -218,7 +228,7 @@ class _Copier:
             self._spare.setdefault((storage.nbytes(), pinned), []).append(storage)
         self._storages: dict[tuple[torch.device, int, int], torch.UntypedStorage] = {}
         self._copies: list[tuple[int, int, int]] = []
-        self._tensors: dict[int, torch.Tensor] = {}
+        self._tensors = {id(tensor): tensor for tensor in kept}
         self._devices: set[torch.device] = set()
 
     def copied(self, payload: Any) -> Any:

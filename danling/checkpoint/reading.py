@@ -11,6 +11,7 @@ import errno
 import hashlib
 import logging
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 
 from danling.checkpoint import archive
-from danling.checkpoint.encoding import decode
+from danling.checkpoint.background import in_memory
+from danling.checkpoint.encoding import TAG, decode
 from danling.checkpoint.sharded import deepspeed
 from danling.checkpoint.sharded.shards import damage, directory_of, total
 from danling.checkpoint.trailer import Trailer, is_unsealed, read_trailer
@@ -43,8 +45,13 @@ __all__ = [
 FORMAT = 1
 """Version of the layout of a checkpoint; a higher one than this is refused."""
 
+SENT = 1 << 26
+"""Bytes of a file up to which its content is sent to the other processes, and not mapped."""
+
+_MAPS = os.name == "posix"  # elsewhere a file that is mapped cannot be replaced
 _CHUNK = 1 << 20
 _NO_FORMAT = 1_000_000
+_EXTRA = "_extra_state"  # of a module, which keeps what it is given
 _SMALL = 1 << 26  # bytes that any file may ask for
 _logger = logging.getLogger(__name__)
 
@@ -65,7 +72,9 @@ def read_checkpoint(
     Args:
         path: The file; a symbolic link is followed.
         run: uuid of the run that it must belong to; any if None.
-        whole: Whether tensors that are in shards are read too: else they have no data (`meta`).
+        whole: Whether everything is brought into memory. Else tensors that are in shards have no
+            data (`meta`), and the weights in a large file stay there, mapped, until they are used:
+            for who copies them into a model, and then forgets them.
 
     Raises:
         CheckpointError: It cannot be read, is damaged, is not a checkpoint of DanLing, was written
@@ -78,24 +87,42 @@ def read_checkpoint(
         >>> read_checkpoint(path)["model"]
         {}
     """
-    path = Path(path)
+    return _read(Path(path), run, whole)
+
+
+def _read(
+    path: Path, run: str | None = None, whole: bool = False, checked: Seen | None = None
+) -> dict[str, Any]:
+    """As `read_checkpoint`; what another process has `checked` is not read twice to be hashed."""
     with _opened(path) as file:
         trailer, size = read_trailer(file)
+        is_checked = trailer is not None and checked is not None and checked == _seen(file)
         if (problem := archive.problem(file)) is not None:
             raise DamagedCheckpointError(f"{path} {problem}")
-        if trailer is not None:
+        if is_checked:
+            _logger.debug("%s was checked by the main process", path)
+        elif trailer is not None:
             _check_digest(file, size, trailer, path)
         elif is_unsealed(file):
             _check_records(file, path)
         else:
             raise DamagedCheckpointError(f"{path} is damaged: its end is missing or was changed")
-        loaded = _load(file, path)
+        loaded = _load(file, path, mapped=not whole and size > SENT and _MAPS)
         _check_run(loaded, trailer, run, path)
         if "shards" in loaded:
-            directory = _check_shards(file, loaded["shards"], path)
-            if whole:
+            directory = None if is_checked else _check_shards(file, loaded["shards"], path)
+            if whole and directory is not None:
                 loaded = _with_shards(loaded, directory, path)
     return loaded
+
+
+def _seen(file: BufferedReader) -> Seen:
+    """What tells whether two processes have the very same file open, and of one machine."""
+    status = os.fstat(file.fileno())
+    return (
+        socket.gethostname(),
+        *(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns),
+    )
 
 
 def _with_shards(loaded: dict[str, Any], directory: Path, path: Path) -> dict[str, Any]:
@@ -194,10 +221,12 @@ def _is_still(file: BufferedReader, path: Path) -> bool:
         return False
 
 
-def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
-    file.seek(0)
+def _load(file: BufferedReader, path: Path, *, mapped: bool) -> dict[str, Any]:
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = _mapped(file, path) if mapped else None
+        if loaded is None:
+            file.seek(0)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
         _refuse_other_formats(loaded, path)
         _check_format(loaded, path)
         _check_tensors(loaded, os.fstat(file.fileno()).st_size)
@@ -216,6 +245,36 @@ def _load(file: BufferedReader, path: Path) -> dict[str, Any]:
             f"{path} cannot be loaded with weights_only=True ({type(error).__name__}: {cause})"
         ) from error
     return decoded
+
+
+def _mapped(file: BufferedReader, path: Path) -> Any:
+    """The content of a file whose weights stay in it; None where it cannot be mapped.
+
+    All else is in memory: optimizers and callbacks keep the very tensors that they are given.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError):  # some file systems map nothing; if it is damaged, read tells
+        return None
+    if not isinstance(loaded, dict) or not _is_still(file, path):  # another one is there now
+        return None
+    rest = in_memory({key: value for key, value in loaded.items() if key != "model"})
+    model = loaded.get("model")
+    return loaded | rest | ({"model": in_memory(model, _weights(model))} if model else {})
+
+
+def _weights(model: Any) -> list[torch.Tensor]:
+    """The tensors that modules load by a copy, without the states that they take as they are."""
+    found: list[torch.Tensor] = []
+    pending = [model]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, dict) and TAG not in value:
+            kept = (item for key, item in value.items() if not str(key).endswith(_EXTRA))
+            pending += kept
+    return found
 
 
 def _check_tensors(loaded: Mapping[str, Any], size: int) -> None:
@@ -287,10 +346,8 @@ def _check_run(
         raise ForeignCheckpointError(f"{path} belongs to the run {found}, not to {run}")
 
 
-SENT = 1 << 26
-"""Bytes of a file up to which its content is sent to the other processes."""
-
 Chosen = tuple[dict[str, Any], Path]
+Seen = tuple[str, int, int, int, int]
 
 
 def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
@@ -299,7 +356,8 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     What is in shards is checked, and not read.
 
     A large file is not sent: each process reads it by itself, unless one of them cannot see it, or
-    sees another, as it happens on shared file systems.
+    sees another, as it happens on shared file systems. Processes on the machine of the main one
+    need not check again what it has checked.
 
     Args:
         world: The processes; each must call this.
@@ -318,16 +376,18 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
     """
     chosen: list[Chosen] = []
 
-    def describe() -> tuple[Path, str | None, bool]:
+    def describe() -> tuple[Path, str | None, bool, Seen]:
         chosen.append(choose())
         path = chosen[0][1]
-        return path, digest_of(path), path.stat().st_size <= SENT
+        with _opened(path) as file:
+            seen = _seen(file)
+        return path, digest_of(path), path.stat().st_size <= SENT, seen
 
-    path, digest, is_small = world.on_main(describe)
+    path, digest, is_small, seen = world.on_main(describe)
     if not chosen and not is_small:
         with suppress(CheckpointError):
             if digest == digest_of(path):
-                chosen.append((read_checkpoint(path, whole=False), path))
+                chosen.append((_read(path, checked=seen), path))
     if is_small or world.maximum([not chosen])[0]:
         content: Chosen = world.broadcast(chosen[0] if chosen else ({}, path))
         return content

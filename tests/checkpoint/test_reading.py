@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import danling as dl
+from danling.checkpoint import reading
 from danling.checkpoint.encoding import Placeholder
 from danling.checkpoint.reading import (
     FORMAT,
@@ -437,3 +440,115 @@ def test_a_head_that_says_of_its_shards_what_no_head_does_is_damaged(tmp_path: P
 
     with pytest.raises(DamagedCheckpointError, match=r"a\.pth"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+# ---- weights that stay in the file
+
+
+@pytest.fixture
+def everything_is_large(monkeypatch) -> None:
+    monkeypatch.setattr(reading, "SENT", 0)
+
+
+def large_checkpoint(tmp_path: Path) -> Path:
+    weight = torch.full((1000,), 7.0)
+    return CheckpointStore(tmp_path / "checkpoints").commit(
+        {
+            "model": {"w": weight, "row": weight[3:5], "norm._extra_state": torch.full((9,), 7.0)},
+            "optimizer": {"state": {0: {"momentum": torch.full((1000,), 7.0)}}},
+            "callbacks": {"ema": {"average": weight, "history": np.full(5, 7.0)}},
+        },
+        ["latest"],
+        global_step=3,
+        epoch=1,
+    )
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_the_weights_of_a_large_file_stay_in_it_and_all_else_is_in_memory(tmp_path: Path):
+    path = large_checkpoint(tmp_path)
+
+    read = read_checkpoint(path, whole=False)
+    with path.open("r+b") as file:  # in place, which nobody may do: here it tells what is mapped
+        file.write(bytes(path.stat().st_size))
+
+    assert read["model"]["w"].sum() == 0
+    assert read["model"]["row"].sum() == 0
+    assert read["model"]["norm._extra_state"].tolist() == [7] * 9
+    assert read["optimizer"]["state"][0]["momentum"].sum() == 7000
+    assert read["callbacks"]["ema"]["average"].sum() == 7000
+    assert read["callbacks"]["ema"]["history"].sum() == 35
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_of_a_whole_checkpoint_nothing_stays_in_the_file(tmp_path: Path):
+    path = large_checkpoint(tmp_path)
+
+    read = read_checkpoint(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+
+    assert read["model"]["w"].sum() == 7000
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_what_was_checked_is_read_also_where_the_file_is_replaced_meanwhile(
+    tmp_path: Path, monkeypatch
+):
+    path, other = large_checkpoint(tmp_path), tmp_path / "other.pth"
+    torch.save({"format": 1, "model": {"w": torch.zeros(1)}}, other)
+    check = reading._check_digest
+
+    def check_and_replace(*arguments: Any) -> None:
+        check(*arguments)
+        os.replace(other, path)
+
+    monkeypatch.setattr(reading, "_check_digest", check_and_replace)
+
+    assert read_checkpoint(path, whole=False)["model"]["w"].sum() == 7000
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_large_file_with_one_bit_flipped_is_damaged(tmp_path: Path):
+    path = large_checkpoint(tmp_path)
+    content = path.read_bytes()
+
+    for offset in range(0, len(content), 997):
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        path.write_bytes(changed)
+        with pytest.raises(DamagedCheckpointError):
+            read_checkpoint(path, whole=False)
+
+
+@pytest.mark.usefixtures("everything_is_large")
+def test_a_training_goes_on_in_memory_of_its_own(tmp_path: Path):
+    """The file is overwritten once it was loaded: weights and momentum must not notice."""
+
+    def make(**more: Any) -> dl.AccelerateRunner:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1)
+        data = [(torch.ones(2, 4) * k, torch.ones(2, 1)) for k in range(6)]
+        config = {"project_root": str(tmp_path), "seed": 0, "max_epochs": 1} | more
+        return dl.AccelerateRunner(
+            config | {"accelerate": {"cpu": True}},
+            model=model,
+            criterion=torch.nn.MSELoss(),
+            optimizer=torch.optim.Adam(model.parameters()),
+            dataloaders={"train": data},
+        )
+
+    expected = make()
+    expected.train()
+    stopped = make(max_steps=3)
+    stopped.train()
+    copy = tmp_path / "copy.pth"
+    shutil.copy(stopped.checkpoint_dir / "latest.pth", copy)
+
+    resumed = make()
+    resumed.load_checkpoint(copy)
+    copy.write_bytes(bytes(copy.stat().st_size))
+    resumed.train()
+
+    assert resumed.global_step == 6
+    assert torch.equal(resumed.unwrapped_model.weight, expected.unwrapped_model.weight)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from danling.checkpoint import reading
 from danling.checkpoint.reading import digest_of, read_together
 from danling.checkpoint.store import CheckpointStore
 from danling.distributed.world import World
@@ -37,3 +38,18 @@ def test_the_digest_is_of_the_content_and_not_of_the_file(tmp_path: Path) -> Non
     assert digest_of(first) == digest_of(second)
     assert digest_of(first) != digest_of(third)
     assert digest_of(foreign) is None
+
+
+def test_what_the_main_process_has_checked_is_not_hashed_again(tmp_path: Path, monkeypatch) -> None:
+    path = CheckpointStore(tmp_path).commit({"model": {}}, ["latest"], global_step=3, epoch=1)
+    with reading._opened(path) as file:
+        seen = reading._seen(file)
+    hashed = []
+    monkeypatch.setattr(reading, "_check_digest", lambda *arguments: hashed.append(arguments))
+
+    assert reading._read(path, checked=seen)["model"] == {}
+    assert hashed == []
+
+    for other in (None, ("elsewhere", *seen[1:]), (*seen[:4], seen[4] + 1)):
+        reading._read(path, checked=other)
+    assert len(hashed) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import pickle
 import pickletools
@@ -21,11 +23,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from danling.checkpoint.encoding import Placeholder
-from danling.checkpoint.sharded import dcp
+from danling.checkpoint.sharded import dcp, shards
 from danling.checkpoint.sharded.shards import finish, seal
 from danling.checkpoint.store import CheckpointStore
 from danling.distributed.world import World
 from danling.errors import CheckpointError
+from danling.files import filesystem
 
 
 @pytest.fixture
@@ -412,3 +415,42 @@ def test_a_disk_that_refuses_is_an_error_with_its_number(tmp_path: Path):
     assert caught.value.errno is not None
     assert os.strerror(caught.value.errno) in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+# ---- hashed while they are written
+
+
+def test_shards_are_not_read_back_to_be_hashed(mesh: DeviceMesh, directory: Path, monkeypatch):
+    large = distribute_tensor(torch.randn(3 << 18), mesh, [Shard(0)])
+    tensors = dcp.split(example(mesh) | {"model": {"large": large, "tail": large[5:]}})[1]
+    written = tensors.write(directory, World())
+    names = {path.name for path in directory.iterdir()}
+    content = {name: (directory / name).read_bytes() for name in names}
+    read = []
+    monkeypatch.setattr(shards, "_digest", lambda file: read.append(file.name))
+
+    sealed = seal(directory, written)
+
+    assert read == []
+    assert names == {".metadata", "__0_0.distcp"}
+    assert sealed == {
+        name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in content.items()
+    }
+
+
+def test_a_full_disk_keeps_its_number_through_the_writer_of_torch(
+    mesh: DeviceMesh, directory: Path, monkeypatch
+):
+    tensors = dcp.split({"model": {"w": distribute_tensor(torch.ones(1 << 19), mesh, [Shard(0)])}})[
+        1
+    ]
+
+    def full(descriptor: int, data: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(filesystem, "write", full)
+
+    with pytest.raises(CheckpointError, match="No space left") as caught:
+        tensors.write(directory, World())
+
+    assert caught.value.errno == errno.ENOSPC
