@@ -26,7 +26,7 @@ __all__ = ["BatchSizeFinder"]
 _MODES = ("power", "binsearch")
 
 
-class Trial(NamedTuple):
+class _Trial(NamedTuple):
     """What came of one size."""
 
     batch_size: int
@@ -68,7 +68,7 @@ class BatchSizeFinder(Callback):
 
     Example:
         >>> finder = BatchSizeFinder(mode="binsearch", margin=0.05)
-        >>> finder.results = [Trial(64, True, 900.0, 0), Trial(128, False, 0.0, 0)]
+        >>> finder.results = [_Trial(64, True, 900.0, 0), _Trial(128, False, 0.0, 0)]
         >>> finder.suggestion()
         60
     """
@@ -107,7 +107,7 @@ class BatchSizeFinder(Callback):
         self.max_trials = max_trials
         self.max_val = max_val
         self.margin = margin
-        self.results: list[Trial] = []
+        self.results: list[_Trial] = []
 
     def suggestion(self) -> int | None:
         """The largest size that fits, less the margin; None before a search."""
@@ -141,7 +141,7 @@ class BatchSizeFinder(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.results = [Trial(*trial) for trial in state["results"]]
+        self.results = [_Trial(*trial) for trial in state["results"]]
 
     # The search
 
@@ -159,15 +159,15 @@ class BatchSizeFinder(Callback):
                 return
             size = min(fits * 2, self.max_val) if doubling else (fits + fails) // 2
 
-    def _try(self, runner: Runner, size: int) -> Trial:
+    def _try(self, runner: Runner, size: int) -> _Trial:
         """Train some steps with a size, from wherever the weights are by now."""
         cuda = runner.device.type == "cuda"
-        clear_device_cache(garbage_collection=True)
         if cuda:
+            clear_device_cache(garbage_collection=True)
             torch.cuda.reset_peak_memory_stats(runner.device)
         batch = batch_of(runner, size)
         if batch is None:
-            return Trial(size, False, 0.0, 0)
+            return _Trial(size, False, 0.0, 0)
         begin = time.perf_counter()
         try:
             for _ in range(self.steps_per_trial):
@@ -179,10 +179,10 @@ class BatchSizeFinder(Callback):
                 raise
             for optimizer in runner.optimizers:
                 optimizer.zero_grad()
-            return Trial(size, False, 0.0, 0)
+            return _Trial(size, False, 0.0, 0)
         seconds = max(time.perf_counter() - begin, 1e-9)
         peak = torch.cuda.max_memory_allocated(runner.device) if cuda else 0
-        return Trial(size, True, self.steps_per_trial * size / seconds, peak)
+        return _Trial(size, True, self.steps_per_trial * size / seconds, peak)
 
     def _tell(self, runner: Runner) -> None:
         found, rows = self.suggestion(), sorted(self.results)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from danling.callback import Callback, Priority
-from danling.runner.exporting import (
+from danling.checkpoint.exporting import (
     Call,
     Which,
     checked_which,
@@ -75,15 +75,19 @@ class ModelExport(Callback):
             runner.world.on_main(lambda: self._export(runner))
 
     def _export(self, runner: Runner) -> None:
-        saved = saved_weights(runner, self.which)
+        saved = saved_weights(runner.checkpoints, self.which)
         if saved is None:
+            runner.logger.warning("%s: there is no %s.pth to export", self.name, self.which)
             return
         path = runner.dir / self.path
         try:
-            call = example_of(runner) if self.example is None else Call.of(self.example)
+            split = next(iter(runner.evaluation_splits), "train")
+            loader = runner.loader(split, evaluating=True)
+            call = example_of(loader) if self.example is None else Call.of(self.example)
             with isolated_rng(), warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # torch's exporter warns of its own calls
-                self._write(path, model_with(runner, saved.weights), call, saved.metadata)
+                model = model_with(runner.unwrapped_model, saved.weights)
+                self._write(path, model, call, saved.metadata)
         except Exception as error:  # whatever tracing a model raises
             text = str(error).strip().partition("\n")[0]
             runner.logger.warning(

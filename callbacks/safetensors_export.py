@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from danling.callback import Callback, Priority
+from danling.checkpoint.exporting import Which, checked_which, saved_weights, write_safetensors
 from danling.errors import CallbackError
-from danling.runner.exporting import Which, checked_which, saved_weights, write_safetensors
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner as Runner
@@ -61,8 +61,10 @@ class SafetensorsExport(Callback):
             runner.world.on_main(lambda: self._export(runner))
 
     def _export(self, runner: Runner) -> None:
-        saved = saved_weights(runner, self.which)
-        if saved is not None:
-            path = runner.dir / self.path
-            write_safetensors(path, saved.weights, saved.metadata)
-            runner.logger.info("%s: %s is %s.pth", self.name, path, self.which)
+        saved = saved_weights(runner.checkpoints, self.which)
+        if saved is None:
+            runner.logger.warning("%s: there is no %s.pth to export", self.name, self.which)
+            return
+        path = runner.dir / self.path
+        write_safetensors(path, saved.weights, saved.metadata)
+        runner.logger.info("%s: %s is %s.pth", self.name, path, self.which)

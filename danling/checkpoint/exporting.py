@@ -1,4 +1,4 @@
-"""What a finished run gives to others: the weights of a checkpoint, and the model with them."""
+"""What other programs take of a run: the weights of a checkpoint, and the model with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from danling.errors import CallbackError, DataError, did_you_mean
 from danling.seed import isolated_rng
 
 if TYPE_CHECKING:
-    from danling.runner.accelerate import AccelerateRunner
+    from danling.checkpoint.store import CheckpointStore
+    from danling.data.loader import Loader
 
 __all__ = [
     "Call",
@@ -58,29 +59,32 @@ def checked_which(who: str, which: str) -> Which:
     raise CallbackError(f"{who}({which!r}): {did_you_mean(str(which), ['best', 'latest'])}")
 
 
-def saved_weights(runner: AccelerateRunner, which: Which) -> Saved | None:
-    """The weights of the best or the last checkpoint of a run; None, with a warning, without one.
+def saved_weights(store: CheckpointStore, which: Which) -> Saved | None:
+    """The weights of the best or the last checkpoint of a run; None where it was never saved.
 
     Args:
-        runner: The runner, whose run has a directory.
+        store: The checkpoints of the run.
         which: The name of the checkpoint.
+
+    Raises:
+        CheckpointError: It is damaged.
     """
-    source = runner.checkpoint_dir / f"{which}.pth"
-    if not source.exists():
-        runner.logger.warning("there is no %s to export", source.name)
+    entry = next((entry for entry in store.candidates() if entry.name == which), None)
+    if entry is None:
         return None
-    checkpoint, _ = runner.checkpoints.load(source)
-    metadata = {"id": runner.id, "checkpoint": source.name}
-    if which == "best" and runner.best_score is not None:
-        metadata["score"] = f"{runner.monitor}={runner.best_score!r}"
+    checkpoint, _ = store.load(entry.path)
+    metadata = {"id": str(checkpoint["config"]["id"]), "checkpoint": entry.path.name}
+    scores = [f"{tag}={value!r}" for tag, value in entry.metrics.items() if "/" in tag]
+    if which == "best" and scores:
+        metadata["score"] = scores[0]
     return Saved(checkpoint["model"], metadata)
 
 
-def model_with(runner: AccelerateRunner, weights: Mapping[str, Any]) -> nn.Module:
-    """A copy of the model on the CPU, with other weights and in evaluation mode."""
-    model: nn.Module = copy.deepcopy(runner.unwrapped_model).cpu()
-    model.load_state_dict(weights)
-    return model.eval()
+def model_with(model: nn.Module, weights: Mapping[str, Any]) -> nn.Module:
+    """A copy of a model on the CPU, with other weights and in evaluation mode."""
+    twin = copy.deepcopy(model).cpu()
+    twin.load_state_dict(weights)
+    return twin.eval()
 
 
 def write_safetensors(path: Path, weights: Mapping[str, Any], metadata: dict[str, str]) -> None:
@@ -146,19 +150,18 @@ class Call(NamedTuple):
         return tuple(_varying(value) for value in self.arguments)
 
 
-def example_of(runner: AccelerateRunner) -> Call:
-    """A call of the model with the first batch of an evaluation.
+def example_of(loader: Loader) -> Call:
+    """A call of the model with the first batch of a loader.
 
     Nothing is drawn from the random streams of the training.
 
     Raises:
         DataError: There is no batch.
     """
-    split = next(iter(runner.evaluation_splits), "train")
     with isolated_rng():
-        for batch in runner.loader(split, evaluating=True).iterate(0):
+        for batch in loader.iterate(0):
             return Call.of(batch)
-    raise DataError(f"the split {split!r} has no batches: there is no example of the input")
+    raise DataError(f"the split {loader.split!r} has no batches: there is no example of the input")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
