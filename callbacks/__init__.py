@@ -11,6 +11,7 @@ from danling import lazy_names
 
 if TYPE_CHECKING:
     from danling.callbacks.backbone_finetuning import BackboneFinetuning
+    from danling.callbacks.batch_size_finder import BatchSizeFinder
     from danling.callbacks.callback_profiler import CallbackProfiler
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
     from danling.callbacks.model_checkpoint import ModelCheckpoint
+    from danling.callbacks.model_export import ModelExport
+    from danling.callbacks.model_pruning import ModelPruning
     from danling.callbacks.model_summary import ModelSummary
     from danling.callbacks.nan_guard import NaNGuard
     from danling.callbacks.notify import Notify
+    from danling.callbacks.onnx_export import ONNXExport
     from danling.callbacks.optuna_pruning import OptunaPruning
     from danling.callbacks.prediction_writer import PredictionWriter
     from danling.callbacks.preemption import Preemption
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneFinetuning",
+    "BatchSizeFinder",
     "CSVLogger",
     "CallbackProfiler",
     "DeviceStatsMonitor",
@@ -67,9 +72,12 @@ __all__ = [
     "LearningRateMonitor",
     "Logging",
     "ModelCheckpoint",
+    "ModelExport",
+    "ModelPruning",
     "ModelSummary",
     "NaNGuard",
     "Notify",
+    "ONNXExport",
     "OptunaPruning",
     "PredictionWriter",
     "Preemption",
@@ -92,6 +100,7 @@ __all__ = [
 
 _MODULES = {
     "BackboneFinetuning": "backbone_finetuning",
+    "BatchSizeFinder": "batch_size_finder",
     "CSVLogger": "csv_logger",
     "CallbackProfiler": "callback_profiler",
     "DeviceStatsMonitor": "device_stats_monitor",
@@ -108,9 +117,12 @@ _MODULES = {
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",
     "ModelCheckpoint": "model_checkpoint",
+    "ModelExport": "model_export",
+    "ModelPruning": "model_pruning",
     "ModelSummary": "model_summary",
     "NaNGuard": "nan_guard",
     "Notify": "notify",
+    "ONNXExport": "onnx_export",
     "OptunaPruning": "optuna_pruning",
     "PredictionWriter": "prediction_writer",
     "Preemption": "preemption",

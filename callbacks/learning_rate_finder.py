@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -10,10 +9,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError, did_you_mean
+from danling.optimization.trial import Undo
+from danling.runner.steps import read_output
 from danling.seed import isolated_rng
 
 if TYPE_CHECKING:
@@ -115,12 +116,14 @@ class LearningRateFinder(Callback):
             return
         if len(runner.optimizers) != 1 or runner.distributed:
             raise CallbackError("LearningRateFinder needs one optimizer, and one process")
-        before = _snapshot(runner)
+        modules = [m for m in (runner.model, runner.criterion) if isinstance(m, nn.Module)]
+        undo, logged = Undo(modules, runner.optimizers), runner.logbook.state_dict()
         with isolated_rng():
             try:
                 self._search(runner)
             finally:
-                _restore(runner, before)
+                undo()
+                runner.logbook.load_state_dict(logged)
         found = self.suggestion()
         self._tell(runner, found)
         if found is not None and self.update_attr:
@@ -151,7 +154,7 @@ class LearningRateFinder(Callback):
             rate = self.rate(index)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = _loss_of(runner.train_step(batch))
+            loss, _, _ = read_output(runner.train_step(batch))
             runner.accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
@@ -192,31 +195,6 @@ def _batches(runner: Runner) -> Iterator[Any]:
             yield batch
         if batch is None:
             return
-
-
-def _loss_of(output: Any) -> Tensor:
-    if isinstance(output, Mapping):
-        output = output["loss"]
-    loss = output if isinstance(output, Tensor) else output.loss
-    return loss if isinstance(loss, Tensor) else torch.as_tensor(loss)
-
-
-def _snapshot(runner: Runner) -> tuple[Any, ...]:
-    """Copies of what the search changes."""
-    optimizer = runner.optimizers[0]
-    rates = [group["lr"] for group in optimizer.param_groups]
-    return copy.deepcopy((runner.model.state_dict(), optimizer.state_dict(), rates))
-
-
-def _restore(runner: Runner, before: tuple[Any, ...]) -> None:
-    model, state, rates = before
-    optimizer = runner.optimizers[0]
-    optimizer.zero_grad()
-    runner.model.load_state_dict(model)
-    optimizer.state.clear()  # what was made by the first step
-    optimizer.load_state_dict(state)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 def _use(runner: Runner, rate: float) -> None:

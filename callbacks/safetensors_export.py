@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from danling.callback import Callback, Priority
-from danling.errors import CallbackError, did_you_mean
+from danling.checkpoint.exporting import Which, checked_which, saved_weights, write_safetensors
+from danling.errors import CallbackError
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner as Runner
@@ -31,7 +27,7 @@ class SafetensorsExport(Callback):
     there is no state.
 
     Args:
-        which: Whether `"best"` or `"latest"` is exported.
+        which: The checkpoint that is exported, `"best"` or `"latest"`.
         path: The file; within the directory of the run if it is relative.
 
     Raises:
@@ -48,19 +44,16 @@ class SafetensorsExport(Callback):
 
     def __init__(
         self,
-        which: Literal["best", "latest"] = "best",
+        which: Which = "best",
         path: str | Path = "model.safetensors",
     ) -> None:
-        if which not in ("best", "latest"):
-            near = did_you_mean(str(which), ["best", "latest"])
-            raise CallbackError(f"SafetensorsExport({which!r}): {near}")
+        self.which = checked_which("SafetensorsExport", which)
         try:
             import safetensors.torch  # noqa: F401
         except ImportError as error:
             raise CallbackError(
                 "SafetensorsExport needs safetensors: pip install safetensors"
             ) from error
-        self.which = which
         self.path = Path(path)
 
     def on_train_end(self, runner: Runner) -> None:
@@ -69,46 +62,10 @@ class SafetensorsExport(Callback):
             runner.world.on_main(lambda: self._export(runner))
 
     def _export(self, runner: Runner) -> None:
-        source = runner.checkpoint_dir / f"{self.which}.pth"
-        if not source.exists():
-            runner.logger.warning("%s: there is no %s to export", self.name, source.name)
+        saved = saved_weights(runner.checkpoints, self.which)
+        if saved is None:
+            runner.logger.warning("%s: there is no %s.pth to export", self.name, self.which)
             return
-        checkpoint, _ = runner.checkpoints.load(source)
         path = runner.dir / self.path
-        metadata = {"id": runner.id, "checkpoint": source.name}
-        if self.which == "best" and runner.best_score is not None:
-            metadata["score"] = f"{runner.monitor}={runner.best_score!r}"
-        write_safetensors(path, checkpoint["model"], metadata)
-        runner.logger.info("%s: %s is %s", self.name, path, source.name)
-
-
-def write_safetensors(path: Path, weights: Mapping[str, Any], metadata: dict[str, str]) -> None:
-    """Write the tensors of a state dict, each once, so that the file is whole or not there.
-
-    Example:
-        >>> import torch, tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> write_safetensors(path, {"weight": torch.ones(2)}, {"id": "a"})
-        >>> path.exists()
-        True
-    """
-    from safetensors.torch import save_file
-
-    first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
-    tensors: dict[str, Tensor] = {}
-    same: dict[str, str] = {}
-    for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            continue
-        place = tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
-        if tensor.numel() and place in first:
-            same[name] = first[place]
-            continue
-        first[place] = name
-        tensors[name] = tensor.detach().contiguous().clone()
-    if same:
-        metadata = metadata | {"same": json.dumps(same)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
-    save_file(tensors, partial, metadata=metadata)
-    os.replace(partial, path)
+        write_safetensors(path, saved.weights, saved.metadata)
+        runner.logger.info("%s: %s is %s.pth", self.name, path, self.which)

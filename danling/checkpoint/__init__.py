@@ -1,7 +1,7 @@
 """Checkpoints: files that are whole or not there, and that a run goes on from exactly.
 
 Begin with `store`: what a directory of checkpoints can do. This package knows no runner; it may
-import `files`, `distributed` and `errors`.
+import `files`, `seed`, `distributed`, `data` and `errors`.
 
 - `store`: `CheckpointStore`, the checkpoints of one run: commit, load, and what is kept.
 - `commit`: how values in memory become names that survive a crash.
@@ -14,6 +14,7 @@ import `files`, `distributed` and `errors`.
 - `saving`: one save, from the state of a runner to the file.
 - `background`: saves on a thread of their own, one at a time, from copies.
 - `retention`: which of the numbered files stay.
+- `exporting`: what other programs take of a run: weights, and the model with them.
 - `sharded`: checkpoints of which each process writes and reads a part.
 """
 

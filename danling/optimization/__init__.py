@@ -10,6 +10,7 @@ Begin with `optimization`. It may import `distributed`, `metrics`, `checkpoint` 
 - `checks`: what is refused where an optimizer or a scheduler is handed over.
 - `deepspeed`: the same where an engine of DeepSpeed holds gradients and weights.
 - `hyperparameters`: what optimizers and schedulers were made with, so that new values win.
+- `trial`: steps that are tried before a training, and undone.
 """
 
 from __future__ import annotations
