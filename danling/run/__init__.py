@@ -7,6 +7,7 @@ Begin with `run`. This package may import `files`, `identity`, `config`, `logs` 
 - `directory`: the names of a run's files, and how a directory is claimed.
 - `record`: `run.json`: ids, status, launches, code and environment.
 - `lock`: one process at a time works in a run's directory.
+- `trial`: the trial of Optuna that a run is.
 - `search`: finding runs: those of a project, and the one that a restarted job goes on with.
 - `metrics_file`: `metrics.jsonl` and `metrics.csv`: a row per log, cut back on resume.
 - `metrics_log`: one of these files, kept in step with a run and its checkpoints.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ import pytest
 import danling as dl
 from danling.errors import ConfigError
 from danling.experiments.sweeps.grid import configurations, drawn, read_axes
+from tests.support.sweeps import finish, kill_with_children, start
 
 TRAIN = """\
 import danling as dl
@@ -90,23 +89,6 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(project: Path, *flags: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "danling", "sweep", "train.py", *flags],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(project: Path, *flags: str) -> tuple[int, str, str]:
-    process = start(project, *flags)
-    out, err = process.communicate()
-    return process.returncode, out.strip(), err
-
-
 def test_runs_what_is_missing_with_the_code_of_its_beginning(project: Path):
     flags = ("--width", "1,13", "--seed", "0")
 
@@ -145,7 +127,7 @@ def test_goes_on_after_it_was_killed_with_its_children(project: Path, moment: in
     for _ in range(min(moment, 2)):
         process.stderr.readline()
     _wait_for_checkpoints(project, moment - 2)
-    _kill_with_children(process)
+    kill_with_children(process)
 
     code, _, err = finish(project, *flags)
 
@@ -186,8 +168,3 @@ def _wait_for_checkpoints(project: Path, count: int) -> None:
         if len(found) >= min(count, 1):
             return
         time.sleep(0.01)
-
-
-def _kill_with_children(process: subprocess.Popen[str]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()

@@ -13,14 +13,15 @@ from danling.errors import ConfigError
 from danling.experiments.commands import text_of
 from danling.experiments.reading import read_settings
 
-__all__ = ["Configuration", "configurations", "drawn", "read_axes"]
+__all__ = ["RANGE", "Configuration", "configurations", "drawn", "read_axes", "text_of_number"]
 
 
 Configuration = dict[str, str]
 """Keys, and their values as text."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", re.ASCII)
+RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?", re.ASCII)
+"""A range of numbers: its ends, and `:log` where it is even over orders of magnitude."""
 _MOST = 10_000
 
 
@@ -64,7 +65,7 @@ def configurations(axes: Mapping[str, Sequence[str]]) -> list[Configuration]:
     """
     for key, values in axes.items():
         for value in values:
-            if _RANGE.fullmatch(value):
+            if RANGE.fullmatch(value):
                 raise ConfigError(
                     f"--{key} {value} has no steps: list values, or draw from it with --random N"
                 )
@@ -89,15 +90,25 @@ def drawn(axes: Mapping[str, Sequence[str]], count: int, seed: int = 0) -> list[
 
 def _drawn(key: str, values: Sequence[str], generator: random.Random) -> str:
     chosen = generator.choice(list(values))
-    found = _RANGE.fullmatch(chosen)
+    found = RANGE.fullmatch(chosen)
     if not found:
         return chosen
     low, high = float(found[1]), float(found[2])
     if found[3]:
         if low <= 0 or high <= 0:
             raise ConfigError(f"--{key} {chosen}: the bounds must be above zero for :log")
-        return f"{math.exp(generator.uniform(math.log(low), math.log(high))):.6g}"
-    return f"{generator.uniform(low, high):.6g}"
+        return text_of_number(math.exp(generator.uniform(math.log(low), math.log(high))))
+    return text_of_number(generator.uniform(low, high))
+
+
+def text_of_number(number: float) -> str:
+    """A number that was drawn, in six digits.
+
+    Example:
+        >>> text_of_number(0.000123456789)
+        '0.000123457'
+    """
+    return f"{number:.6g}"
 
 
 def _values(text: str) -> list[str]:
@@ -117,7 +128,7 @@ def _values(text: str) -> list[str]:
 
 
 def _expanded(text: str) -> list[str]:
-    found: Any = _RANGE.fullmatch(text)
+    found: Any = RANGE.fullmatch(text)
     if not found or found[3] or not all(re.fullmatch(r"-?\d+", end) for end in found.group(1, 2)):
         return [text]
     low, high = int(found[1]), int(found[2])

@@ -8,60 +8,45 @@ killed goes on in its own directory, and one that still runs is waited for.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Protocol
 
 from danling.errors import RunError, RunLockedError
 from danling.experiments.code import CODE_FOLDER, ignore_folder
-from danling.experiments.collection import Runs, runs
-from danling.experiments.commands import split_command
+from danling.experiments.collection import runs
 from danling.experiments.reading import read_json
 from danling.experiments.run import Run
 from danling.experiments.sweeps.grid import Configuration
+from danling.experiments.sweeps.job import Job, ended_well, runs_of
+from danling.experiments.sweeps.locking import locked
 from danling.experiments.sweeps.snapshot import snapshot
 from danling.experiments.values import value_text
 from danling.files.atomic import write_json
 from danling.identity import ids
 from danling.identity.code import read_code
 
-__all__ = ["Job", "Sweep"]
+__all__ = ["Source", "Sweep"]
 
 
 _FOLDER = ".danling/sweeps"
-_ENDED_WELL = ("finished", "stopped")
 _POLL = 0.05  # seconds between two looks at the processes
-_OWN = ("resume", "project_root")
 
 
-@dataclass
-class Job:
-    """One configuration of a sweep."""
+class Source(Protocol):
+    """Where configurations come from that are not all known when a sweep begins."""
 
-    number: int
-    configuration: Configuration
-    status: str = "waiting"
-    """waiting, running, finished, skipped (it had finished before), failed or unfinished."""
-    run: Run | None = None
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    lock: IO[bytes] | None = field(default=None, repr=False)
-    """Held by the process as well, so that it outlives a sweep that is killed."""
+    def ask(self) -> Job | None:
+        """The next configuration; None when there is no more for now."""
 
-    @property
-    def flags(self) -> list[str]:
-        return [f"--{key}={value}" for key, value in self.configuration.items()]
-
-    def __str__(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.configuration.items()) or "-"
+    def tell(self, job: Job) -> None:
+        """Hear how a configuration ended, and say so in its status."""
 
 
 class Sweep:
@@ -69,10 +54,11 @@ class Sweep:
 
     Args:
         script: The script, which reads its configuration with `Config.parse`.
-        configurations: Those to run.
+        configurations: Those that are known already.
         root: The folder of the runs; it is made.
         renew: Whether to take the code as it is now even where a sweep of the same words has begun
             with other code and is not through.
+        words: What tells this sweep from others of the same script; the configurations if None.
 
     Raises:
         RunError: There is no such script, or its code cannot be copied.
@@ -86,15 +72,16 @@ class Sweep:
         root: Path,
         *,
         renew: bool = False,
+        words: Sequence[str] | None = None,
     ) -> None:
         self.root = root.resolve()
         self.jobs = [Job(number, each) for number, each in enumerate(configurations)]
-        words = [str(script), *(" ".join(job.flags) for job in self.jobs)]
-        name = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+        words = [" ".join(job.flags) for job in self.jobs] if words is None else words
+        name = hashlib.sha256("\0".join([str(script), *words]).encode()).hexdigest()[:12]
         self.folder = self.root / _FOLDER / name
         _make_root(self.root)
         ignore_folder(self.folder)
-        self._lock = _locked(self.folder / "sweep.lock")
+        self._lock = locked(self.folder / "sweep.lock")
         if self._lock is None:
             raise RunLockedError(f"this sweep is running already: {self.folder}")
         self.note = ""
@@ -123,13 +110,20 @@ class Sweep:
         return now
 
     def _is_through(self, script: Path) -> bool:
+        if not self.jobs:  # nobody knows what an optimisation is still going to try
+            return False
         code = read_code(script.parent, exclude=[self.root], timeout=60.0)
-        experiment = ids.experiment_uuid(code).hex
-        found = [_matches(job, runs(self.root), script.name, experiment) for job in self.jobs]
-        return all(any(run.status in _ENDED_WELL for run in own) for own in found)
+        experiment, found = ids.experiment_uuid(code).hex, runs(self.root)
+        own = [runs_of(job, found, script.name, experiment) for job in self.jobs]
+        return all(any(ended_well(run) for run in each) for each in own)
 
     def run(
-        self, jobs: int = 1, tell: Callable[[Job], None] = lambda job: None, *, retry: bool = False
+        self,
+        jobs: int = 1,
+        tell: Callable[[Job], None] = lambda job: None,
+        *,
+        retry: bool = False,
+        source: Source | None = None,
     ) -> Counter[str]:
         """Run what is missing.
 
@@ -137,33 +131,40 @@ class Sweep:
             jobs: How many processes at a time.
             tell: Called whenever the status of a configuration has changed.
             retry: Whether to try those again that failed before.
+            source: Where further configurations come from.
 
         Returns:
             How many configurations have which status.
         """
-        waiting = self._skip_done(tell, retry)
+        waiting = self.skip_done(tell, retry=retry)
         active: list[Job] = []
         try:
-            while waiting or active:
-                while waiting and len(active) < jobs:
-                    job = waiting.pop(0)
+            while True:
+                while len(active) < jobs and (job := self._next(waiting, source)) is not None:
                     self._start(job)
                     active.append(job)
                     tell(job)
+                if not active:
+                    break
                 for job in [job for job in active if self._has_ended(job)]:
                     active.remove(job)
                     self._settle(job)
+                    if source is not None:
+                        source.tell(job)
                     tell(job)
                 time.sleep(_POLL)
         except BaseException:
-            for job in active:  # they save what they have, and end
-                if job.process is not None and job.process.poll() is None:
-                    job.process.terminate()
-            for job in active:
-                if job.process is not None:
-                    job.process.wait()
+            _end(active)
             raise
         return Counter(job.status for job in self.jobs)
+
+    def _next(self, waiting: list[Job], source: Source | None) -> Job | None:
+        if waiting:
+            return waiting.pop(0)
+        job = source.ask() if source is not None else None
+        if job is not None:
+            self.jobs.append(job)
+        return job
 
     def close(self) -> None:
         """Let another process run this sweep."""
@@ -171,11 +172,16 @@ class Sweep:
             self._lock.close()
             self._lock = None
 
-    def _skip_done(self, tell: Callable[[Job], None], retry: bool) -> list[Job]:
+    def runs_of(self, job: Job) -> list[Run]:
+        """The runs that a configuration has, as they are now."""
+        return runs_of(job, runs(self.root), self.script.name, self.experiment_id)
+
+    def skip_done(self, tell: Callable[[Job], None], *, retry: bool = False) -> list[Job]:
+        """Note which configurations have ended before, and return the others."""
         found, waiting = runs(self.root), []
         for job in self.jobs:
-            own = _matches(job, found, self.script.name, self.experiment_id)
-            done = [run for run in own if run.status in _ENDED_WELL]
+            own = runs_of(job, found, self.script.name, self.experiment_id)
+            done = [run for run in own if ended_well(run)]
             failed = [run for run in own if run.status == "failed"]
             if done:
                 job.status, job.run = "skipped", done[0]
@@ -187,19 +193,24 @@ class Sweep:
             tell(job)
         return waiting
 
+    def command(self, job: Job) -> list[str]:
+        """The command line of a configuration; typed again, it goes on where it was."""
+        own = ["--project_root", str(self.root), "--resume", "auto"]
+        return [sys.executable, str(self.script), *job.flags, *own]
+
     def _start(self, job: Job) -> None:
         """Start a configuration; one that a killed sweep has left running is waited for."""
         job.status = "running"
-        job.lock = _locked(self.folder / f"{job.number}.lock")
+        job.lock = locked(self.folder / f"{job.number}.lock")
         if job.lock is None:
             return
-        own = _matches(job, runs(self.root), self.script.name, self.experiment_id)
-        if any(run.is_running for run in own):  # started by hand
+        own = self.runs_of(job)
+        if any(run.is_running or ended_well(run) for run in own):  # started by hand
             return
-        own_flags = ["--project_root", str(self.root), "--resume", "auto"]
         with open(self.folder / f"{job.number}.log", "ab") as log:
             job.process = subprocess.Popen(
-                [sys.executable, str(self.script), *job.flags, *own_flags],
+                self.command(job),
+                env={**os.environ, **job.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -210,15 +221,15 @@ class Sweep:
         if job.process is not None:
             return job.process.poll() is not None
         if job.lock is None:
-            job.lock = _locked(self.folder / f"{job.number}.lock")
+            job.lock = locked(self.folder / f"{job.number}.lock")
             return job.lock is not None
-        own = _matches(job, runs(self.root), self.script.name, self.experiment_id)
+        own = self.runs_of(job)
         return not any(run.is_running for run in own)
 
     def _settle(self, job: Job) -> None:
         """Say how a configuration ended, by its run."""
-        own = _matches(job, runs(self.root), self.script.name, self.experiment_id)
-        done = [run for run in own if run.status in _ENDED_WELL]
+        own = self.runs_of(job)
+        done = [run for run in own if ended_well(run)]
         job.run = next(iter(done or own), None)
         if done:
             job.status = "finished"
@@ -248,43 +259,6 @@ class Sweep:
         return f"{job.status}: {self.reason(job)}" if job.status == "failed" else job.status
 
 
-def _matches(job: Job, found: Runs, script: str, experiment_id: str) -> list[Run]:
-    """The runs of this code that were started with just these flags: the same configuration."""
-    wanted = {key: _scalar(value) for key, value in job.configuration.items()}
-    return [
-        run
-        for run in found
-        if run.experiment_id == experiment_id and _flags_of(run, script) == wanted
-    ]
-
-
-def _flags_of(run: Run, script: str) -> dict[str, Any] | None:
-    argv = run.launches[0].get("argv") if run.launches else None
-    parts = split_command([str(word) for word in argv]) if isinstance(argv, list) else None
-    if parts is None or Path(parts.script).name != script:
-        return None
-    flags: dict[str, Any] = {}
-    words = list(parts.arguments)
-    while words:
-        key, equals, text = words.pop(0).partition("=")
-        if not key.startswith("--"):
-            return None
-        if not equals:
-            text = words.pop(0) if words and not words[0].startswith("--") else "true"
-        flags[key.removeprefix("--").replace("-", "_")] = _scalar(text)
-    return {key: value for key, value in flags.items() if key not in _OWN}
-
-
-def _scalar(text: str) -> Any:
-    """`1e-3` and `0.001` are one value."""
-    try:
-        return float(text)
-    except ValueError:
-        with contextlib.suppress(ValueError):
-            return json.loads(text)
-        return text
-
-
 def _make_root(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -294,13 +268,11 @@ def _make_root(root: Path) -> None:
         raise RunError(f"{root} cannot be written to: {error.strerror}") from error
 
 
-def _locked(path: Path) -> IO[bytes] | None:
-    """A lock on a file, which processes that inherit the file hold too; None if another has it."""
-    file = open(path, "ab")  # noqa: SIM115  # open as long as it is locked
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    os.set_inheritable(file.fileno(), False)
-    return file
+def _end(active: Sequence[Job]) -> None:
+    """Ask processes to save what they have, and wait until they have ended."""
+    for job in active:
+        if job.process is not None and job.process.poll() is None:
+            job.process.terminate()
+    for job in active:
+        if job.process is not None:
+            job.process.wait()
