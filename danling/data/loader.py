@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from danling.data.limits import Amount, Endless, limited
-from danling.data.sources import Source, StreamSource
+from danling.data.limits import Amount, Endless, Nothing, limited
+from danling.data.sources import ListSource, Source, StreamSource
 from danling.errors import DataError, ResumeError
 from danling.transfer import transferred
 
@@ -148,6 +148,11 @@ class Loader:
         if items is None or self._origin.epoch != epoch:
             return self._limited(self._length(items))
         return self._limited(self._origin.batch + sharding.count(items - self._origin.offset))
+
+    @property
+    def tells_samples(self) -> bool:
+        """Whether it may know the number of samples of a batch."""
+        return not isinstance(self._source, ListSource | Nothing)
 
     def samples_of(self, batch_index: int) -> int | None:
         """The number of samples that were read for a batch of the epoch that is being read.

@@ -63,6 +63,11 @@ class Splits:
         config, is_limited = self._config, isinstance(self._config.limit_batches.get("train"), int)
         return "train" not in self.names and (is_limited or config.max_steps is not None)
 
+    @property
+    def can_train(self) -> bool:
+        """Whether there is data for `train`, or a training without data."""
+        return "train" in self.names or self.trains_without_data
+
     def loader(self, split: str, *, evaluating: bool = False) -> Loader:
         """The loader of a split; an evaluation of `train` has its own, in order.
 
@@ -175,6 +180,16 @@ class Splits:
             return self.datasets[split]
         if split == "train" and self.trains_without_data:
             return None
-        raise DataError(
-            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}"
+        raise self.no_data(split)
+
+    def no_data(self, split: str) -> DataError:
+        """What is raised where there is no data for a split."""
+        without = ""
+        if split == "train":
+            without = (
+                "; a training without data needs a train_step of its own, which gets None as its "
+                "batch, and max_steps or limit_batches={'train': n}"
+            )
+        return DataError(
+            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}{without}"
         )
