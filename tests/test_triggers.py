@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
@@ -45,8 +46,8 @@ def test_a_period_is_a_number_and_a_unit(period, expected):
         ("", "is not a period"),
         ("-5 steps", "is not a period"),
         ("0 steps", "must be positive"),
-        ("0.5 epochs", "whole for steps and epochs"),
-        ("2.5 steps", "whole for steps and epochs"),
+        ("0 epochs", "must be positive"),
+        ("2.5 steps", "whole for steps"),
         ("0 min", "must be positive"),
         (100, "100 is not a period"),
         (None, "None is not a period"),
@@ -122,3 +123,39 @@ def test_periods_are_values():
     assert Every("1 epoch") != Every("1 step")
     assert Every("60 s") != "60 s"
     assert len({Every("1 epoch"), Every("epoch"), Every("2 epochs")}) == 2
+
+
+def test_a_share_of_an_epoch_is_due_within_it():
+    every = Every("0.25 epoch")
+    moments = [Moment(epoch=epoch, fraction=part / 10) for epoch in range(2) for part in range(10)]
+    due = [
+        (now.epoch, now.fraction)
+        for last, now in itertools.pairwise(moments)
+        if every.is_due(now, last)
+    ]
+
+    assert due == [(0, 0.3), (0, 0.5), (0, 0.8), (1, 0.0), (1, 0.3), (1, 0.5), (1, 0.8)]
+    assert not every.is_of_epochs
+    assert str(every) == "0.25 epochs"
+
+
+def test_an_epoch_and_a_half_ends_within_every_second_one():
+    every = Every("1.5 epochs")
+    positions = [0.0, 0.5, 1.0, 1.25, 1.5, 2.0, 2.75, 3.0]
+    moments = [Moment(epoch=int(place), fraction=place % 1) for place in positions]
+
+    due = [
+        place
+        for place, now, last in zip(positions[1:], moments[1:], moments, strict=False)
+        if every.is_due(now, last)
+    ]
+
+    assert due == [1.5, 3.0]
+
+
+def test_whole_epochs_are_due_at_their_ends_alone():
+    every = Every("1 epoch")
+
+    assert every.is_of_epochs
+    assert not every.is_due(Moment(epoch=1, fraction=0.99), Moment(epoch=1))
+    assert every.is_due(Moment(epoch=2), Moment(epoch=1, fraction=0.99))

@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from danling.data.sources import Source, StreamSource
+from danling.data.limits import Amount, Endless, Nothing, limited
+from danling.data.sources import ListSource, Source, StreamSource
 from danling.errors import DataError, ResumeError
 from danling.transfer import transferred
 
@@ -61,6 +62,8 @@ class Loader:
         seed: The seed of the run.
         resume: What to do about a source that cannot begin in the middle.
         device: The device that batches go to.
+        amount: How much of an epoch is read.
+        training: Whether a stream that is limited is read on from epoch to epoch.
 
     Attributes:
         kind: What it means to resume this loader, as the table of the module says.
@@ -75,6 +78,8 @@ class Loader:
         seed: int,
         resume: Resume,
         device: torch.device,
+        amount: Amount | None = None,
+        training: bool = False,
     ) -> None:
         self.split = split
         self.kind = source.kind
@@ -84,6 +89,11 @@ class Loader:
         self._resume = resume
         self._device = device
         self._origin = _Origin(-1, 0, 0)
+        self._amount = amount or Amount()
+        self._endless: Endless | None = None
+        is_cut = self.length != self._length(self._source.items)
+        if training and is_cut and source.kind in ("iterable", "stateful"):
+            self._endless = Endless(source)
 
     @property
     def samples(self) -> int | None:
@@ -96,8 +106,7 @@ class Loader:
     @property
     def length(self) -> int | None:
         """The number of batches of a whole epoch on this rank; None when nobody knows."""
-        items = self._source.items
-        return None if items is None else self._source.sharding.count(items)
+        return self._limited(self._length(self._source.items))
 
     @property
     def lengths(self) -> list[int] | None:
@@ -105,7 +114,16 @@ class Loader:
         items, sharding = self._source.items, self._source.sharding
         if items is None:
             return None
-        return [sharding.count(items, rank) for rank in range(sharding.world_size)]
+        lengths = [sharding.count(items, rank) for rank in range(sharding.world_size)]
+        most = self._limited(max(lengths))
+        return [length if most is None else min(length, most) for length in lengths]
+
+    def _length(self, items: int | None) -> int | None:
+        return None if items is None else self._source.sharding.count(items)
+
+    def _limited(self, length: int | None) -> int | None:
+        """The number of batches that are read, of a number that there are on this rank."""
+        return self._amount.of(length, self.split)
 
     def __len__(self) -> int:
         length = self.length
@@ -116,7 +134,7 @@ class Loader:
     @property
     def is_length_exact(self) -> bool:
         """Whether an epoch ends where its length says; else it ends where the data does."""
-        return self._source.is_length_exact
+        return self._endless is not None or self._source.is_length_exact
 
     def batches_in(self, epoch: int) -> int | None:
         """The number of batches of this epoch on this rank; None when nobody knows.
@@ -124,12 +142,17 @@ class Loader:
         It is not `length` after a resume with other ranks, and where a sampler says another length
         after it has heard of the epoch.
         """
-        items, sharding = self._source.items_in(epoch), self._source.sharding
-        if items is None:
-            return None
-        if self._origin.epoch != epoch:
-            return sharding.count(items)
-        return self._origin.batch + sharding.count(items - self._origin.offset)
+        if self._endless is not None:
+            return self.length
+        items, sharding = self._source.items_in(self._epoch_read(epoch)), self._source.sharding
+        if items is None or self._origin.epoch != epoch:
+            return self._limited(self._length(items))
+        return self._limited(self._origin.batch + sharding.count(items - self._origin.offset))
+
+    @property
+    def tells_samples(self) -> bool:
+        """Whether it may know the number of samples of a batch."""
+        return not isinstance(self._source, ListSource | Nothing)
 
     def samples_of(self, batch_index: int) -> int | None:
         """The number of samples that were read for a batch of the epoch that is being read.
@@ -145,8 +168,7 @@ class Loader:
             >>> [loader.samples_of(index) for index, _ in enumerate(loader.iterate(epoch=0))]
             [2, 1]
         """
-        epoch = self._origin.epoch
-        return self._source.samples_at(epoch, self._offset(epoch, batch_index))
+        return self._source.samples_at(*self._locate(self._origin.epoch, batch_index))
 
     def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on; batches before it are not read.
@@ -155,7 +177,13 @@ class Loader:
         """
         offset = self._offset(epoch, start)
         self._origin = _Origin(epoch, start, offset)
-        batches = self._source.batches(epoch, offset)
+        number = self.batches_in(epoch)
+        left = None if number is None or self._is_whole else max(number - start, 0)
+        if self._endless is not None:
+            batches = self._endless.read(self._number(epoch, start))
+        else:
+            batches = self._source.batches(*self._locate(epoch, start))
+        batches = limited(batches, left)
         if workers := self._source.workers:
             data = f"epoch {epoch} of {self.split!r} ({self._source.name}, {workers} workers)"
             batches = with_notes(batches, data, start)
@@ -171,7 +199,7 @@ class Loader:
 
     def state_dict(self, epoch: int, batch_index: int) -> dict[str, Any]:
         """The state to go on from after `batch_index` batches of an epoch, in plain values."""
-        offset = self._offset(epoch, batch_index)
+        _, offset = self._locate(epoch, batch_index)
         sharding = self._source.sharding
         state: dict[str, Any] = {
             "kind": self.kind,
@@ -184,7 +212,10 @@ class Loader:
             "drop_last": sharding.drop_last,
             **self._source.identity,
         }
-        if isinstance(self._source, StreamSource) and self.kind == "stateful" and batch_index > 0:
+        if self._endless is not None:
+            state["passes"] = list(self._endless.starts)
+            state["limit"] = self.length
+        if isinstance(self._source, StreamSource) and self.kind == "stateful" and offset > 0:
             state["stream"] = self._source.state_at(offset)
         return state
 
@@ -216,7 +247,9 @@ class Loader:
         if fixed or (elastic_changes and not elastic):
             raise self._refusal(state, fixed, elastic_changes)
         self._source.take_up(state)
-        if batch and isinstance(self._source, StreamSource):
+        if self._endless is not None:
+            self._endless.starts = list(state.get("passes", [0]))
+        if offset and isinstance(self._source, StreamSource):
             self._take_up(self._source, state)
         self._origin = _Origin(epoch, batch, offset)
         reasons = [
@@ -227,6 +260,25 @@ class Loader:
                 f"what {self._source.name} drew from a random generator of its own is not restored"
             )
         return reasons + (self._source.doubts if batch else [])
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all there is of an epoch is read."""
+        return self._amount.limit is None and self._amount.most is None
+
+    def _number(self, epoch: int, batch: int) -> int:
+        """The number of a batch among those of all epochs of a stream that is read on."""
+        return batch if self._amount.repeats else epoch * (self.length or 0) + batch
+
+    def _epoch_read(self, epoch: int) -> int:
+        """The epoch of the source that an epoch reads."""
+        return 0 if self._amount.repeats else epoch
+
+    def _locate(self, epoch: int, batch: int) -> tuple[int, int]:
+        """The epoch of the source that a batch is in, and the number of items before it there."""
+        if self._endless is not None:
+            return self._endless.locate(self._number(epoch, batch))
+        return self._epoch_read(epoch), self._offset(epoch, batch)
 
     def _offset(self, epoch: int, batch: int) -> int:
         """The number of items before a batch in the global order of the epoch."""
@@ -243,6 +295,10 @@ class Loader:
             for key, name in FIXED.items()
             if state.get(key) != now.get(key)
         ]
+        if state.get("limit") != now.get("limit"):
+            fixed.append(f"limit_batches {state.get('limit')} -> {now.get('limit')}")
+        if self._endless is not None and state["world_size"] != now["world_size"]:
+            fixed.append(f"processes {state['world_size']} -> {now['world_size']}")
         streams = {"iterable", "stateful"}
         if (state["kind"] in streams) != (self.kind in streams):
             fixed.insert(0, f"kind of data {state['kind']} -> {self.kind}")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from danling.data.limits import Amount
 from danling.data.loader import Loader
 from danling.data.prepare import Placement, prepare_loader, split_settings
 from danling.distributed.world import World
@@ -41,7 +42,7 @@ class Splits:
         self._config = config
         self._world = world
         self._placement = placement
-        self._loaders: dict[tuple[str, bool], tuple[Any, Mapping[str, Any], Loader]] = {}
+        self._loaders: dict[tuple[str, bool], tuple[Any, Mapping[str, Any], Amount, Loader]] = {}
         self._in_use: dict[str, Loader] = {}
 
     @property
@@ -51,8 +52,21 @@ class Splits:
 
     @property
     def evaluation_names(self) -> list[str]:
-        """The splits that a training evaluates: all but `train` and `test`."""
-        return [split for split in self.names if split not in ("train", "test")]
+        """The splits that a training evaluates: all but `train`, `test` and those of no batches."""
+        limits = self._config.limit_batches
+        named = [split for split in self.names if split not in ("train", "test")]
+        return [split for split in named if limits.get(split) != 0]
+
+    @property
+    def trains_without_data(self) -> bool:
+        """Whether there is no data for `train`, and something else says how long a training is."""
+        config, is_limited = self._config, isinstance(self._config.limit_batches.get("train"), int)
+        return "train" not in self.names and (is_limited or config.max_steps is not None)
+
+    @property
+    def can_train(self) -> bool:
+        """Whether there is data for `train`, or a training without data."""
+        return "train" in self.names or self.trains_without_data
 
     def loader(self, split: str, *, evaluating: bool = False) -> Loader:
         """The loader of a split; an evaluation of `train` has its own, in order.
@@ -62,9 +76,10 @@ class Splits:
         """
         source = self._source(split)
         settings = split_settings(self._config.dataloader, split, self.names)
+        amount = self._amount(split)
         made = self._loaders.get((split, evaluating))
-        if made is not None and made[0] is source and made[1] == settings:
-            return made[2]
+        if made is not None and made[0] is source and made[1:3] == (settings, amount):
+            return made[3]
         if made is not None:
             what = "data" if made[0] is not source else "loader settings"
             _logger.info("the split %r has other %s from now on", split, what)
@@ -75,12 +90,30 @@ class Splits:
             batched=split in self.dataloaders,
             settings=settings,
             seed=int(self._config.seed or 0),
-            shuffle=training,
+            shuffle=training or amount.repeats,
             training=training,
             placement=self._placement,
+            amount=amount,
         )
-        self._loaders[split, evaluating] = source, settings, loader
+        self._loaders[split, evaluating] = source, settings, amount, loader
         return loader
+
+    def _amount(self, split: str) -> Amount:
+        """How much of a split is read: `limit_batches`, `overfit_batches` and `fast_dev_run`.
+
+        Raises:
+            DataError: There is a limit for a split that is not there, or of no batches.
+        """
+        config, names = self._config, [*self.names, "train"]
+        for name in config.limit_batches:
+            if name not in names:
+                raise DataError(f"limit_batches.{name} is of no split: {did_you_mean(name, names)}")
+        limit = config.limit_batches.get(split)
+        if limit is not None and limit == 0:
+            raise DataError(f"limit_batches.{split} is 0: there is nothing to read")
+        most = int(config.fast_dev_run) or None
+        repeats = split == "train" and bool(config.overfit_batches)
+        return Amount(config.overfit_batches if repeats else limit, most, repeats)
 
     def take_up(self, split: str) -> Loader:
         """The loader of a split for training: checkpoints hold where it is from now on.
@@ -145,6 +178,18 @@ class Splits:
             return self.dataloaders[split]
         if split in self.datasets:
             return self.datasets[split]
-        raise DataError(
-            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}"
+        if split == "train" and self.trains_without_data:
+            return None
+        raise self.no_data(split)
+
+    def no_data(self, split: str) -> DataError:
+        """What is raised where there is no data for a split."""
+        without = ""
+        if split == "train":
+            without = (
+                "; a training without data needs a train_step of its own, which gets None as its "
+                "batch, and max_steps or limit_batches={'train': n}"
+            )
+        return DataError(
+            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}{without}"
         )

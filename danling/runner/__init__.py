@@ -8,6 +8,7 @@ package; no other package imports this one, but `danling.testing`.
 - `callbacks`: the list of callbacks, and which of them hears which hook.
 - `configured`: the callbacks that a configuration names, with their arguments.
 - `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
+- `limits`: the epochs and steps of a training at most and at least; a run that keeps nothing.
 - `stopping`: a stop that any process asks for, and what all of them agree on.
 - `batches`: the batches of an epoch with their accumulation windows.
 - `steps`: what a step returns, and the default steps.

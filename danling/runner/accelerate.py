@@ -63,6 +63,7 @@ from danling.runner.compatibility import (
 )
 from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_split
 from danling.runner.habits import check_mappings, check_overridden, check_steps
+from danling.runner.limits import Limits, Scratch
 from danling.runner.members import find_members, with_names
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
@@ -184,6 +185,8 @@ class AccelerateRunner(BaseRunner):
         self._tallied: Tally | None = None
         self._log_interval, self._poll_interval = 50, 10
         self._max_epochs = self._max_steps = math.inf
+        self._limits = Limits()
+        self._scratch: Scratch | None = None
         self._evaluate_every: Every | None = None
         self._registered: dict[str, Any] = {}
         self._loss_tags: dict[str, str] = {}
@@ -442,24 +445,22 @@ class AccelerateRunner(BaseRunner):
     @property
     def total_steps(self) -> int | None:
         """The optimizer steps of the whole training; None where its length is unknown."""
-        limits = [] if self.config.max_steps is None else [int(self.config.max_steps)]
-        if (
-            self.config.max_epochs is not None
-            and "train" in self.splits
-            and self.steps_per_epoch is not None
-        ):
-            limits.append(self._steps_of(self.config.max_epochs))
-        return min(limits, default=None)
+        limits = Limits.of(self.config)
+        steps = limits.max_steps
+        has_epochs = limits.max_epochs < math.inf and self.data.can_train
+        if has_epochs and self.steps_per_epoch is not None:
+            steps = min(steps, self._steps_of(int(limits.max_epochs)))
+        return None if math.isinf(steps) else int(steps)
 
     def _moves(self, interval: str) -> int | None:
         """How often a schedule of an interval moves in the whole training; None where unknown."""
-        epochs = self.config.max_epochs
+        epochs = Limits.of(self.config).max_epochs
         if interval == "epoch":
-            return epochs
+            return None if math.isinf(epochs) else int(epochs)
         if len(by_name(self.optimizer)) < 2:
             return self.total_steps
-        known = epochs is not None and "train" in self.splits and self.steps_per_epoch is not None
-        return self._steps_of(epochs or 0) if known else None
+        known = epochs < math.inf and self.data.can_train and self.steps_per_epoch is not None
+        return self._steps_of(int(epochs)) if known else None
 
     def _steps_of(self, epochs: int) -> int:
         """The optimizer steps of a number of epochs, from the first one on."""
@@ -487,6 +488,12 @@ class AccelerateRunner(BaseRunner):
         return min(max(by_steps, epochs), 1.0)
 
     @property
+    def epoch_fraction(self) -> float:
+        """The share of the open epoch that is done, less than 1; 0 where that is unknown."""
+        epoch = self._epoch
+        return 0.0 if epoch is None else epoch.fraction(self.counters.batch_index)
+
+    @property
     def is_ending(self) -> bool:
         """Whether the training ends at this point: a limit is reached or a stop was asked for."""
         leaving = self._training is not None and self._training.is_leaving
@@ -501,9 +508,12 @@ class AccelerateRunner(BaseRunner):
     def _open(self) -> None:
         config = self.config
         self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
-        self._max_epochs = math.inf if config.max_epochs is None else config.max_epochs
-        self._max_steps = math.inf if config.max_steps is None else config.max_steps
+        self._limits = Limits.of(config)
+        self._max_epochs, self._max_steps = self._limits.max_epochs, self._limits.max_steps
         every = config.evaluate_every
+        if config.fast_dev_run:
+            self._scratch, self._log_interval = Scratch(config, self.world), 1
+            every = None if every is None else "1 epoch"
         self._evaluate_every = None if every is None else Every(every)
         self.prepare()
         self.optimization.configure(
@@ -533,7 +543,12 @@ class AccelerateRunner(BaseRunner):
             training.failed = True
             for names in training.deferred:
                 self.logger.warning("%s was not saved: the run ended before a safe point", names[0])
-        super()._unwind(error)
+        try:
+            super()._unwind(error)
+        finally:
+            if self._scratch is not None:
+                self._scratch.remove()
+                self._scratch = None
         if training is not None:
             _TRAINING.discard(training)
         self._training = None
@@ -558,7 +573,9 @@ class AccelerateRunner(BaseRunner):
         Raises:
             ConfigError: Neither limit is set.
         """
-        self._check_limits()
+        Limits.of(self.config).check()
+        if self.data.trains_without_data and is_default_step(self.train_step):
+            raise self.data.no_data("train")
         with self.world.call("train()"), nullcontext() if self.in_run else self:
             self._warn_of_periods()
             self._check_own_steps()
@@ -576,7 +593,7 @@ class AccelerateRunner(BaseRunner):
             ConfigError: Neither limit is set.
         """
         self._require_run()
-        self._check_limits()
+        Limits.of(self.config).check()
         return self._epochs()
 
     def _epochs(self) -> Iterator[int]:
@@ -585,6 +602,7 @@ class AccelerateRunner(BaseRunner):
         training = self._open_training()
         self.callbacks("on_train_start", self)
         self._start_clock()
+        self._evaluate_at_start(training)
         while not self.is_ending:
             self._open_epoch(training)
             if self.counters.batch_index == 0:  # else the run is resumed within it
@@ -664,8 +682,9 @@ class AccelerateRunner(BaseRunner):
         batches = loader.iterate(self.epoch, done)
         epoch.length = loader.batches_in(self.epoch)
         length = epoch.length if loader.is_length_exact else None
-        epoch.loader, epoch.read = loader, samples_read(loader, length)
-        if self.distributed and length is None:
+        epoch.loader = loader if loader.tells_samples else None
+        epoch.read = samples_read(loader, length)
+        if self.distributed and not loader.is_length_exact:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done, self._tally())
         if self.distributed or {"on_fetch_start", "on_fetch_end"} & self.callbacks.heard:
@@ -885,18 +904,35 @@ class AccelerateRunner(BaseRunner):
         if every is None or epoch is None:
             return
         never = not self.evaluations and self.counters.global_step >= self._max_steps
-        if epoch.ended_by is None and every.unit == "epochs" and not never:
+        if epoch.ended_by is None and every.is_of_epochs and not never:
             return
         if not self.evaluation_splits:
             return
         now = self.now()
         if epoch.ended_by == "last batch":
-            now = replace(now, epoch=now.epoch + 1)
+            now = replace(now, epoch=now.epoch + 1, fraction=0.0)
         elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
             return  # one at the last step is that of the epoch
         if never or every.is_due(now, self.last_evaluation):
             self.last_evaluation = now
             self.evaluate()
+
+    def _evaluate_at_start(self, training: OpenTraining) -> None:
+        """Evaluate before the first step, where it is asked for; a point that can be gone on from.
+
+        It does not count as an evaluation of the training.
+        """
+        if not self.config.evaluate_at_start or not self.evaluation_splits or self.results:
+            return
+        if self.is_ending or self.epoch or self.global_step or self.batch_index:
+            return
+        with self.world.call("evaluate()"):
+            training.busy = "in the middle of an evaluation"
+            self._add_evaluation(OpenEpoch({}), self._evaluate(()))
+            training.busy = None
+        self.evaluations = 0
+        self.callbacks("on_checkpoint", self)
+        self._save_deferred(training)
 
     def _add_evaluation(self, epoch: OpenEpoch, results: Mapping[str, dict[str, float]]) -> None:
         """Keep results for the epoch that ends, or as a result of their own within one."""
@@ -986,17 +1022,17 @@ class AccelerateRunner(BaseRunner):
             )
         return self._training, self._epoch
 
-    def _check_limits(self) -> None:
-        if self.config.max_epochs is None and self.config.max_steps is None:
-            raise ConfigError(
-                "nothing says when training ends: set max_epochs or max_steps in the configuration"
-            )
-
     def _warn_of_periods(self) -> None:
         """Say so where training ends before the first evaluation is due."""
         every, steps, total = self._evaluate_every, self.steps_per_epoch, self.total_steps
         if every is None or every.unit != "epochs" or not self.evaluation_splits:
             return
+        if steps is None and not every.is_of_epochs:
+            self.logger.warning(
+                "evaluate_every is %s, and nobody knows how long an epoch is: evaluations come at "
+                "its end; limit_batches={'train': n} gives it a length",
+                every,
+            )
         if not steps or total is None or every.value * steps <= total:
             return
         end = " but the one at its end" if total >= self._max_steps else ""
@@ -1027,9 +1063,10 @@ class AccelerateRunner(BaseRunner):
             )
 
     def _open_training(self) -> OpenTraining:
-        self._check_limits()
+        Limits.of(self.config).check()
         self._check_monitor()
         set_streams_aside()
+        self._hold_stops()
         self._training = training = OpenTraining()
         _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
@@ -1115,7 +1152,16 @@ class AccelerateRunner(BaseRunner):
             result["train"] = means
         self._add_result(result | epoch.results, scored=self.epoch_complete)
 
+    def _hold_stops(self) -> None:
+        """Let a stop that somebody asks for wait until the training may end."""
+        may_stop = self._limits.may_stop(self.epoch, self.global_step)
+        if not may_stop:
+            self.stopping.held = True
+        elif self.stopping.held:
+            self.stopping.release()
+
     def _leave_epoch(self, training: OpenTraining) -> None:
+        self._hold_stops()
         self.agree()
         training.busy = None
 
@@ -1131,6 +1177,8 @@ class AccelerateRunner(BaseRunner):
         )
         if batch.stepped:
             training.at_safe_point = True
+            if self.stopping.held:
+                self._hold_stops()
             if self.is_log_step:
                 self._log_window()
                 self.is_log_step = False
@@ -1392,6 +1440,11 @@ def put_back_streams(training: OpenTraining) -> None:
     """Go on with the random streams of a training, whatever another runner drew meanwhile."""
     streams, training.streams = training.streams, None
     set_rng_state(streams or {})
+
+
+def is_default_step(step: Callable[..., Any]) -> bool:
+    """Whether a train step is the one that takes a batch of data through the model."""
+    return getattr(step, "__func__", None) is AccelerateRunner.train_step
 
 
 def no_batch() -> NoReturn:

@@ -326,8 +326,16 @@ class BaseRunner:
 
     def now(self) -> Moment:
         """This point of the run, for triggers."""
-        seconds = self.stopping.seconds if self.distributed else self.clock.seconds
-        return Moment(self.global_step, self.epoch, seconds, self.progress)
+        counters, several = self.counters, self.world.size > 1
+        seconds = self.stopping.seconds if several else self.clock.seconds
+        return Moment(
+            counters.global_step, counters.epoch, seconds, self.progress, self.epoch_fraction
+        )
+
+    @property
+    def epoch_fraction(self) -> float:
+        """The share of the open epoch that is done, less than 1; 0 where that is unknown."""
+        return 0.0
 
     # Data, model and optimizers: a platform answers
 
@@ -562,6 +570,7 @@ class BaseRunner:
                 "accum_steps": self.accum_steps,
                 "seconds": self.clock.seconds,
                 "stop_reason": self.stop_reason,
+                "stop_waiting": self.stopping.waiting,
                 "resume_report": self.resume_report,
             },
         }
@@ -584,6 +593,8 @@ class BaseRunner:
             setattr(self.counters, name, state["data"][name])
         self.history.restore(state["results"])
         self.clock.before = state["run"]["seconds"]
+        if (waiting := state["run"].get("stop_waiting")) is not None:
+            self.stopping.wait(waiting)
         self.last_evaluation = Moment(**state["data"]["last_evaluation"])
 
     def _load_callbacks(self, state: Mapping[str, Any], *, strict: bool) -> list[str]:
@@ -639,9 +650,12 @@ class BaseRunner:
     def stop(self, reason: str = "stop() was called") -> None:
         """End the training after this step; the first reason is kept, logged and saved.
 
-        With several processes it is enough that one of them asks: all end together, within
-        `poll_interval` steps.
+        Before `min_epochs` and `min_steps` it goes on, and ends when both are reached. With several
+        processes it is enough that one of them asks: all end together, within `poll_interval`
+        steps.
         """
+        if self.stopping.held and self.stopping.waiting is None:
+            self.logger.info("%s; the training goes on to min_epochs and min_steps", reason)
         self.stopping.ask(reason)
 
     def interrupt(self, number: int) -> None:

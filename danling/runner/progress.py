@@ -94,7 +94,7 @@ class OpenEpoch:
         ended_by: Whether the last batch or a `break` ended the batches; None while they go on.
         results: The results of evaluations at its end, by split.
         within: The last result that was added within it, if there is one.
-        loader: The loader of the split that is iterated.
+        loader: The loader of the split that is iterated, where it may know its samples.
         read: The samples of the batches that are iterated, where the loader knows them.
 
     Example:
@@ -132,6 +132,11 @@ class OpenEpoch:
     def is_last(self, batch_index: int) -> bool:
         """Whether the batch in hand is known to be the last one of the split."""
         return self.place(batch_index) + 1 == self.length
+
+    def fraction(self, batch_index: int) -> float:
+        """The share of the split that is used; less than 1, which is the end of the epoch."""
+        length = self.length
+        return min(batch_index - self._offset, length - 1) / length if length else 0.0
 
     def places(self, batch_index: int) -> dict[str, int]:
         """The number of batches used of each split."""

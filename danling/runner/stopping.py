@@ -21,6 +21,7 @@ class Stopping:
         reason: Why the run stops, once all processes know; None while it goes on.
         signal: The number of the signal that asked for it, if one did.
         seconds: The longest training time of any process, as of the last agreement.
+        held: Whether a stop that is asked for waits until the training may end; not for a signal.
 
     Example:
         >>> stopping = Stopping(World())
@@ -34,6 +35,7 @@ class Stopping:
         self.reason: str | None = None
         self.signal: int | None = None
         self.seconds = 0.0
+        self.held = False
         self._asked: str | None = None  # by this process, the others may not know it yet
         self._world = world
 
@@ -46,18 +48,39 @@ class Stopping:
 
     def reset(self) -> None:
         """Forget what was asked for in a run of before."""
-        self.reason, self.signal, self._asked = None, None, None
+        self.reason, self.signal, self._asked, self.held = None, None, None, False
+
+    @property
+    def waiting(self) -> str | None:
+        """The reason of a stop that waits until the training may end."""
+        return self._asked if self.held else None
 
     def ask(self, reason: str) -> None:
         """Ask for a stop; the first reason is kept."""
         self._asked = self._asked or reason
-        if self._world.size == 1:
-            self.reason = self._asked
+        self._settle()
+
+    def wait(self, reason: str) -> None:
+        """Ask for a stop that waits until `release`."""
+        self.held = True
+        self.ask(reason)
+
+    def release(self) -> None:
+        """Let the training end, as it may from now on."""
+        self.held = False
+        self._settle()
 
     def interrupt(self, number: int) -> None:
         """Ask for a stop for a signal: the run ends with its exit code."""
+        if self.signal is None and self.held:
+            self._asked = None  # a stop that would have to wait
         self.signal = self.signal or number
         self.ask(f"signal {signal.Signals(number).name}")
+
+    def _settle(self) -> None:
+        """Stop, where nobody else has to know first."""
+        if self._world.size == 1 and (not self.held or self.signal is not None):
+            self.reason = self._asked
 
     def agree(self, seconds: float) -> None:
         """Let a stop that any process asked for become that of all; a collective.
@@ -70,11 +93,14 @@ class Stopping:
         asked, number, self.seconds = self._world.maximum(
             [self._asked is not None, self.signal or 0, seconds]
         )
-        if asked and self.reason is None:
-            reasons = self._world.gather(self._asked)
-            rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
-            self.signal = int(number) or None
-            self.reason = f"{reasons[rank]} (rank {rank})"
+        if not asked or self.reason is not None:
+            return
+        self.signal = int(number) or None
+        if self.held and self.signal is None:
+            return
+        reasons = self._world.gather(self._asked)
+        rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
+        self.reason = f"{reasons[rank]} (rank {rank})"
 
     def agree_on_signal(self) -> int | None:
         """The signal for which all processes leave, if there is one; a collective."""

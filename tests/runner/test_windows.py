@@ -63,8 +63,8 @@ class Language(dl.AccelerateRunner):
         callbacks: Any = (),
         default_callbacks: bool = False,
     ) -> None:
-        own = {"seed": 0, "max_epochs": 1, "log_interval": 1, "accumulate": "samples"}
-        settings: dict[str, Any] = {**own, **(config or {})}
+        settings: dict[str, Any] = {"seed": 0, "max_epochs": 1, "log_interval": 1}
+        settings |= {"accumulate": "samples"} | (config or {})
         settings["accelerate"] = {"cpu": True, **settings.get("accelerate", {})}
         super().__init__(settings, callbacks=callbacks, default_callbacks=default_callbacks)
         self.model = make_model()

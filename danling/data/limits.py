@@ -1,0 +1,155 @@
+"""How much of a split is read: epochs that are limited, repeated, parts of a stream, or of nothing.
+
+A limit holds for each process and epoch. A stream that is limited is read on from epoch to epoch,
+and begins anew where it ends: its epochs are as long as the limit says.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from itertools import islice, repeat
+from typing import Any, NamedTuple
+
+from danling.data.sampling import Sharding
+from danling.data.sources import Source
+from danling.errors import DataError
+
+__all__ = ["Amount", "Endless", "Nothing", "limited"]
+
+
+class Amount(NamedTuple):
+    """How many batches of a split are read, of those that there are.
+
+    Attributes:
+        limit: A number of batches, or a share of them; None for all.
+        most: A number that is never exceeded.
+        repeats: Whether every epoch reads the batches of the first one.
+    """
+
+    limit: int | float | None = None
+    most: int | None = None
+    repeats: bool = False
+
+    def of(self, batches: int | None, split: str) -> int | None:
+        """The number of batches, of so many that there are; None where nobody knows.
+
+        Raises:
+            DataError: It is a share of an unknown number, or of too few.
+
+        Example:
+            >>> Amount(0.5).of(9, "val"), Amount(100).of(9, "val"), Amount(100).of(None, "val")
+            (4, 9, 100)
+        """
+        limit = self.limit
+        if isinstance(limit, float):
+            limit = share(limit, batches, split)
+        known = [number for number in (batches, limit, self.most) if number is not None]
+        return min(known, default=None)
+
+
+def share(limit: float, batches: int | None, split: str) -> int:
+    """The number of batches that a share of them is, rounded down.
+
+    Raises:
+        DataError: Nobody knows of how many, or it is less than one.
+    """
+    if batches is None:
+        raise DataError(
+            f"{limit} of the batches of {split!r} is no number, as nobody knows how many there "
+            "are: limit it to a number of batches"
+        )
+    number = int(batches * limit)
+    if limit > 0 and batches > 0 and number == 0:
+        raise DataError(
+            f"{limit} of the {batches} batches of {split!r} is less than one: limit it to a number "
+            "of batches, or take a larger share"
+        )
+    return number
+
+
+def limited(batches: Iterator[Any], number: int | None) -> Iterator[Any]:
+    """At most so many batches; none is read after the last one."""
+    return batches if number is None else islice(batches, number)
+
+
+class Endless:
+    """The batches of a stream one pass after the other, from any of them on.
+
+    Args:
+        source: The stream; a pass over it is one of its epochs.
+
+    Attributes:
+        starts: The number of the first batch of each pass so far.
+
+    Raises:
+        DataError: A pass over the stream has no batch.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.starts = [0]
+        self._source = source
+        self._batches: Iterator[Any] | None = None
+        self._next = 0  # the number of the batch that it gives
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """The pass that a batch is in, and the number of items before it there."""
+        index = bisect_right(self.starts, number) - 1
+        return index, (number - self.starts[index]) * self._source.sharding.whole
+
+    def read(self, first: int) -> Iterator[Any]:
+        """The batches from a number on; a stream that stands there is only read on."""
+        if self._batches is None or self._next != first:
+            self._next = first
+            self._batches = self._source.batches(*self.locate(first))
+        end = object()
+        while True:
+            batch = next(self._batches, end)
+            if batch is not end:
+                self._next += 1
+                yield batch
+                continue
+            if self._next == self.starts[-1]:
+                raise DataError(f"{self._source.name} has no batches")
+            self.starts.append(self._next)
+            self._batches = self._source.batches(len(self.starts) - 1, 0)
+
+
+class Nothing:
+    """The batches of a training without data: None, as often as it is asked for.
+
+    Args:
+        sharding: The sharding, with a size of one.
+    """
+
+    kind = "deterministic"
+    name = "nothing"
+    workers = 0
+    is_length_exact = True
+    items = None
+
+    def __init__(self, sharding: Sharding) -> None:
+        self.sharding = sharding
+
+    def items_in(self, epoch: int) -> None:
+        """None: there is no end of it."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a position in an epoch to mean the same."""
+        return {"sampler": self.name, "samples": None, "fingerprint": None}
+
+    @property
+    def doubts(self) -> list[str]:
+        """No reasons: there is nothing to read."""
+        return []
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: there is one way to read nothing."""
+
+    def samples_at(self, epoch: int, offset: int) -> None:
+        """None: there are no samples."""
+
+    def batches(self, epoch: int, offset: int) -> Iterator[None]:
+        """None, again and again."""
+        return repeat(None)
