@@ -54,6 +54,14 @@ class Splits:
         """The splits that a training evaluates: all but `train` and `test`."""
         return [split for split in self.names if split not in ("train", "test")]
 
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """What datasets say of their content, by the name of the part that they are."""
+        return {
+            f"datasets[{split!r}]": getattr(dataset, "fingerprint", None)
+            for split, dataset in self.datasets.items()
+        }
+
     def loader(self, split: str, *, evaluating: bool = False) -> Loader:
         """The loader of a split; an evaluation of `train` has its own, in order.
 
@@ -65,9 +73,8 @@ class Splits:
         made = self._loaders.get((split, evaluating))
         if made is not None and made[0] is source and made[1] == settings:
             return made[2]
-        if made is not None:
-            what = "data" if made[0] is not source else "loader settings"
-            _logger.info("the split %r has other %s from now on", split, what)
+        if made is not None and made[0] is source:
+            _logger.info("the split %r has other loader settings from now on", split)
         training = split == "train" and not evaluating
         loader = prepare_loader(
             split,
