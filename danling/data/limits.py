@@ -126,6 +126,7 @@ class Nothing:
     name = "nothing"
     workers = 0
     is_length_exact = True
+    is_length_fixed = True
     items = None
 
     def __init__(self, sharding: Sharding) -> None:

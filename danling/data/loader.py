@@ -136,6 +136,11 @@ class Loader:
         """Whether an epoch ends where its length says; else it ends where the data does."""
         return self._endless is not None or self._source.is_length_exact
 
+    @property
+    def is_length_fixed(self) -> bool:
+        """Whether all epochs have the same length: no sampler is told the epoch."""
+        return self._source.is_length_fixed
+
     def batches_in(self, epoch: int) -> int | None:
         """The number of batches of this epoch on this rank; None when nobody knows.
 

@@ -45,6 +45,7 @@ class Order(Protocol):
 
     name: str
     is_length_exact: bool
+    is_length_fixed: bool
 
     @property
     def length(self) -> int | None:
@@ -62,6 +63,7 @@ class Sequential:
 
     name = "sequential"
     is_length_exact = True
+    is_length_fixed = True
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -106,6 +108,7 @@ class Shuffled:
     """
 
     is_length_exact = True
+    is_length_fixed = True
 
     def __init__(
         self, population: int, seed: int, length: int | None = None, replacement: bool = False
@@ -159,6 +162,7 @@ class Sampled:
     Attributes:
         is_length_exact: Whether the length is one to rely on, as it is for samplers of torch. What
             others claim is shown, and their items are read to the end.
+        is_length_fixed: Whether it is told no epoch, and has one length.
 
     Raises:
         DataError: The sampler shards by itself, and the samples would be sharded twice.
@@ -167,6 +171,8 @@ class Sampled:
     def __init__(self, sampler: Iterable[Any], seed: int) -> None:
         self.name = type(sampler).__qualname__
         self.is_length_exact = is_of_torch(sampler)
+        parts = (sampler, getattr(sampler, "sampler", None))
+        self.is_length_fixed = not any(hasattr(part, "set_epoch") for part in parts)
         self._sampler = sampler
         self._seed = seed
         if getattr(sampler, "num_replicas", 1) > 1:

@@ -34,6 +34,7 @@ class Source(Protocol):
     sharding: Sharding
     workers: int
     is_length_exact: bool
+    is_length_fixed: bool
 
     @property
     def items(self) -> int | None:
@@ -116,6 +117,7 @@ class IndexedSource:
         self.workers = int(options.get("num_workers", 0))
         self.sharding = sharding
         self.is_length_exact = order.is_length_exact
+        self.is_length_fixed = order.is_length_fixed
         self.kind, treatment = _treatment(purity(dataset), collate_fn is not None, keyed)
         self._dataset = dataset
         self._order = order
@@ -243,6 +245,7 @@ class ListSource:
     name = "list"
     workers = 0
     is_length_exact = True
+    is_length_fixed = True
 
     def __init__(self, batches: Sequence[Any], sharding: Sharding) -> None:
         self.sharding = sharding
@@ -321,6 +324,7 @@ class StreamSource:
         doubts: Why batches from the middle of an epoch on may differ from those of a whole epoch.
     """
 
+    is_length_fixed = True  # as far as it claims one
     is_length_exact = False  # the stream is read to its end, whatever it says of its length
 
     def __init__(

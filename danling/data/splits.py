@@ -68,6 +68,14 @@ class Splits:
         """Whether there is data for `train`, or a training without data."""
         return "train" in self.names or self.trains_without_data
 
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """What datasets say of their content, by the name of the part that they are."""
+        return {
+            f"datasets[{split!r}]": getattr(dataset, "fingerprint", None)
+            for split, dataset in self.datasets.items()
+        }
+
     def loader(self, split: str, *, evaluating: bool = False) -> Loader:
         """The loader of a split; an evaluation of `train` has its own, in order.
 
@@ -80,9 +88,8 @@ class Splits:
         made = self._loaders.get((split, evaluating))
         if made is not None and made[0] is source and made[1:3] == (settings, amount):
             return made[3]
-        if made is not None:
-            what = "data" if made[0] is not source else "loader settings"
-            _logger.info("the split %r has other %s from now on", split, what)
+        if made is not None and made[0] is source:
+            _logger.info("the split %r has other loader settings from now on", split)
         training = split == "train" and not evaluating
         loader = prepare_loader(
             split,

@@ -65,6 +65,7 @@ from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_s
 from danling.runner.habits import check_mappings, check_overridden, check_steps
 from danling.runner.limits import Limits, Scratch
 from danling.runner.members import find_members, with_names
+from danling.runner.parts import OPTIMIZED, Assigned, Part, leaves
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
@@ -132,6 +133,10 @@ class AccelerateRunner(BaseRunner):
     """
 
     accelerator: Accelerator
+    model: Any = Part()
+    criterion: Any = Part()
+    optimizer: Any = Part()
+    scheduler: Any = Part()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
 
@@ -190,6 +195,8 @@ class AccelerateRunner(BaseRunner):
         self._evaluate_every: Every | None = None
         self._registered: dict[str, Any] = {}
         self._loss_tags: dict[str, str] = {}
+        self._assigned = Assigned()
+        self._given_model: Any = None
         self._modes_are_loaded = False  # the next training leaves the modes of modules alone
         self._own_names = frozenset(vars(self)) - before
 
@@ -230,8 +237,13 @@ class AccelerateRunner(BaseRunner):
             seed_everything(seed)
 
     def prepare(self) -> None:
-        """Place and wrap model and optimizers; called when the run opens, and done once."""
+        """Place and wrap model and optimizers; called when the run opens, and done once.
+
+        Parts that were assigned since are taken up, at the beginning of an epoch if one is open.
+        """
         if self._prepared:
+            if self._training is None:
+                self._take_assigned()
             return
         self.model = as_models(self.model)
         check_engine(self.accelerator, parts_of(self.model))
@@ -249,6 +261,7 @@ class AccelerateRunner(BaseRunner):
         check_sections(self.metrics, self.splits)
         if self.distributed:
             check_mergeable(self.metrics)
+        self._given_model = self.model
         self.model = self.optimization.prepare(self.model)
         self.optimization.model_state = model_state_of(
             self.model, self.unwrapped_model, whole=self._saves_one_file()
@@ -256,6 +269,55 @@ class AccelerateRunner(BaseRunner):
         self._find_members()
         self._loss_tags = loss_tags(optimizers)
         self._prepared = True
+        self._assigned.take(self._parts(), self.epoch)
+
+    def _parts(self) -> dict[str, Any]:
+        """All that may be assigned, by name; a wrapper around the model is the model."""
+        names = ("criterion", "optimizer", "scheduler", "metrics", "datasets", "dataloaders")
+        parts = {"model": self.unwrapped_model} | {name: getattr(self, name) for name in names}
+        return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+
+    def _take_assigned(self) -> None:
+        """Use from now on what was assigned since the last time, and say so.
+
+        Raises:
+            RunError: An engine has the parts, and takes no others.
+        """
+        changed = self._assigned.take(self._parts(), self.epoch)
+        if not changed:
+            return
+        self.logger.info("from epoch %d on there are others: %s", self.epoch, ", ".join(changed))
+        kinds = {name.partition("[")[0] for name in changed}
+        if kinds & OPTIMIZED:
+            self._prepare_again(anew="model" in kinds)
+        check_sections(self.metrics, self.splits)
+        if self.distributed:
+            check_mergeable(self.metrics)
+        self._find_members()
+        self.optimization.begin_together()
+        self._warn_of_lost()
+        if self._training is not None:
+            self._training.total_steps = self._count_steps()
+
+    def _warn_of_lost(self) -> None:
+        for line in self._contents.lost(self.optimization):
+            self.logger.warning("a resume will not be exact: %s", line)
+
+    def _prepare_again(self, *, anew: bool) -> None:
+        """Place and wrap the parts that there are now, as if the runner had been made with them."""
+        if self.optimization.model_state.is_partial or not self.optimization.readable:
+            raise RunError(
+                f"model, optimizer and scheduler stay what they are under {self.distributed_type}: "
+                "make a new runner with the other ones"
+            )
+        if not anew and not self.optimization.direct:
+            self.model = self._given_model
+        if isinstance(self.model, nn.Module):  # without the precision that Accelerate gave it
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.optimization = Optimization(self.accelerator, {}, {})
+        self.accelerator.free_memory()  # with the wrapper goes what it does in a backward
+        self._prepared = False
+        self.prepare()
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save objects with every checkpoint under the given names, and restore them by name.
@@ -433,23 +495,36 @@ class AccelerateRunner(BaseRunner):
 
     @property
     def batches_per_epoch(self) -> int | None:
-        """The batches of an epoch on this process; None where they are unknown."""
-        return self.loader("train").length
+        """The batches of this epoch on this process; None where they are unknown."""
+        epoch, loader = self._epoch, self.loader("train")
+        if epoch is not None and epoch.loader is loader:
+            return epoch.length
+        return loader.batches_in(self.epoch)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """The optimizer steps of an epoch; None where they are unknown."""
+        """The optimizer steps of this epoch; None where they are unknown."""
         batches = self.batches_per_epoch
         return None if batches is None else math.ceil(batches / self.accum_steps)
 
     @property
     def total_steps(self) -> int | None:
-        """The optimizer steps of the whole training; None where its length is unknown."""
+        """The optimizer steps of the whole training; None where its length is unknown.
+
+        They are counted when an epoch begins: those that were taken, and those that are left.
+        """
+        training = self._training
+        if training is None or self._epoch is None:
+            return self._count_steps()
+        return training.total_steps
+
+    def _count_steps(self) -> int | None:
         limits = Limits.of(self.config)
         steps = limits.max_steps
-        has_epochs = limits.max_epochs < math.inf and self.data.can_train
-        if has_epochs and self.steps_per_epoch is not None:
-            steps = min(steps, self._steps_of(int(limits.max_epochs)))
+        if limits.max_epochs < math.inf and self.data.can_train:
+            loader = self.loader("train")
+            if (length := loader.batches_in(self.epoch)) is not None:
+                steps = min(steps, self._steps_until(int(limits.max_epochs), loader, length))
         return None if math.isinf(steps) else int(steps)
 
     def _moves(self, interval: str) -> int | None:
@@ -460,14 +535,23 @@ class AccelerateRunner(BaseRunner):
         if len(by_name(self.optimizer)) < 2:
             return self.total_steps
         known = epochs < math.inf and self.data.can_train and self.steps_per_epoch is not None
-        return self._steps_of(int(epochs)) if known else None
+        return int(epochs) * (self.steps_per_epoch or 0) if known else None
 
-    def _steps_of(self, epochs: int) -> int:
-        """The optimizer steps of a number of epochs, from the first one on."""
-        if not self._accumulation_schedules():
-            return epochs * (self.steps_per_epoch or 0)
-        batches = self.batches_per_epoch or 0
-        return sum(math.ceil(batches / self.accum_steps_in(epoch)) for epoch in range(epochs))
+    def _steps_until(self, epochs: int, loader: Loader, length: int) -> int:
+        """The optimizer steps until that many epochs are completed, those that were taken too."""
+        if len(self._loss_tags) > 1:  # each takes its own: those of one of them
+            return epochs * math.ceil(length / self.accum_steps)
+        done = self._places_now().get("train", 0)
+        left = math.ceil(max(length - done, 0) / self.accum_steps)
+        later = range(self.epoch + 1, epochs)
+        if loader.is_length_fixed and not self._accumulation_schedules():
+            left += len(later) * math.ceil(length / self.accum_steps)
+        else:
+            left += sum(self._steps_in(loader, epoch) for epoch in later)
+        return self.global_step + (left if self.epoch < epochs else 0)
+
+    def _steps_in(self, loader: Loader, epoch: int) -> int:
+        return math.ceil((loader.batches_in(epoch) or 0) / self.accum_steps_in(epoch))
 
     @property
     def progress(self) -> float:
@@ -520,9 +604,9 @@ class AccelerateRunner(BaseRunner):
             config.max_grad_norm, config.max_grad_value, config.scheduler_interval
         )
         super()._open()
-        self._find_members()  # callbacks may have given it some
-        for line in self._contents.lost(self.optimization):
-            self.logger.warning("a resume will not be exact: %s", line)
+        self._take_assigned()  # callbacks may have given it some
+        self._find_members()
+        self._warn_of_lost()
         self._resume()
         self.optimization.begin_together()
 
@@ -634,6 +718,8 @@ class AccelerateRunner(BaseRunner):
     def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
         training, epoch = self._require_epoch()
         self._settle(training)
+        if epoch.iterator is None:
+            self._take_assigned()
         hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
         epoch.iterator = iterator = object()
         for data, window in self._windows(split, epoch):
@@ -1077,7 +1163,7 @@ class AccelerateRunner(BaseRunner):
             begin_training(self.model, parameters)
         if self.rank > 0 and self.global_step == self.batch_index == 0:
             seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
-        training.total_steps = self.total_steps
+        training.total_steps = self._count_steps()
         return training
 
     def _start_clock(self) -> None:
@@ -1123,11 +1209,11 @@ class AccelerateRunner(BaseRunner):
             self.history.complete(values)
 
     def _open_epoch(self, training: OpenTraining) -> None:
+        training.total_steps = self._count_steps()
         self._epoch = OpenEpoch(self._places)
         self._epoch.within = self.latest_result if self.batch_index else None
         self.epoch_complete = False
         training.busy = None
-        training.total_steps = self.total_steps
 
     def _complete_epoch(self, *, cut: bool = False) -> None:
         """Count the open epoch and add its result; one that was cut counts as not completed."""
@@ -1312,9 +1398,11 @@ class AccelerateRunner(BaseRunner):
         for callback in self.callbacks:  # what scored is what is saved: an average of the weights
             if (replace_weights := getattr(callback, "weights_to_save", None)) is not None:
                 weights = replace_weights(self, weights)
+        common = super().state_dict()
+        common["run"]["assigned"] = dict(self._assigned.since)
         return self._contents.take(
             self.optimization,
-            {"model": weights, **super().state_dict()},
+            {"model": weights, **common},
             places=self._places_now(),
             unsafe=self.unsafe,
             alone=alone,
@@ -1371,7 +1459,7 @@ class AccelerateRunner(BaseRunner):
         """Take a checkpoint: everything is compared before anything is changed."""
         self.prepare()
         optimization, contents = self.optimization, self._contents
-        made = made_with(optimization)
+        made_with(optimization)  # before anything changes it
         if not strict and "data" not in checkpoint:
             left_out = contents.restore_weights(optimization, checkpoint, path)
             self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
@@ -1380,18 +1468,23 @@ class AccelerateRunner(BaseRunner):
         problems: list[str] = []
 
         @contextmanager
-        def with_callbacks() -> Iterator[None]:
+        def with_callbacks() -> Iterator[Optimization]:
             with self.callbacks.kept_on_error():
                 problems.extend(self._load_callbacks(checkpoint, strict=strict))
-                yield
+                self._take_assigned()  # some of them assign parts again
+                yield self.optimization
 
-        reasons = self.world.together(
-            lambda: contents.compare(
-                optimization, checkpoint, path, windows, strict, with_callbacks()
+        assigned = checkpoint["run"].get("assigned", {})
+        with self._assigned.explained(assigned):
+            reasons = self.world.together(
+                lambda: contents.compare(
+                    optimization, checkpoint, path, windows, strict, with_callbacks()
+                )
             )
-        )
+        optimization, made = self.optimization, made_with(self.optimization)
         checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
         reasons += problems + contents.restore_changes(optimization, checkpoint)
+        reasons += self._assigned.take_up(assigned, self.data.fingerprints)
         self._take_modes()
         self._loaded_rng = contents.restore_streams(checkpoint)
         self._places = contents.places(checkpoint)

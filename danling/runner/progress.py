@@ -117,6 +117,11 @@ class OpenEpoch:
         self._split: str | None = None
         self._offset = 0  # batches of the epoch that were of other splits
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether its batches have begun, and not ended."""
+        return self.iterator is not None and self.ended_by is None
+
     def begin(self, split: str, batch_index: int) -> int:
         """Begin to iterate a split; returns how many of its batches were used before."""
         self._before, self._split = self.places(batch_index), split

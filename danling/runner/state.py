@@ -141,12 +141,12 @@ class Contents:
         path: Path,
         accum_steps: int,
         strict: bool,
-        with_callbacks: AbstractContextManager[None],
+        with_callbacks: AbstractContextManager[Optimization],
     ) -> list[str]:
         """Why the continuation will not be exact, all of which was asked for or cannot be helped.
 
         Callbacks take their state between the comparison of the weights and that of the optimizers:
-        one that has given an optimizer a group can do so again.
+        one that has given an optimizer a group can do so again, or the runner another optimizer.
 
         Raises:
             CheckpointError: The checkpoint does not fit.
@@ -157,7 +157,7 @@ class Contents:
         wrong, other, missing = state_problems(self.members, saved)
         refuse_unfit(path, wrong + other if strict or wrong else [])
         left_out = check_model(optimization, checkpoint, path, strict=strict)
-        with with_callbacks:
+        with with_callbacks as optimization:
             left_out += check_parts(optimization, checkpoint, path, strict=strict)
             if optimization.optimizers:
                 left_out += other + missing + run.get("lost", [])
