@@ -13,10 +13,9 @@ from itertools import chain, islice, repeat, zip_longest
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR
 
 from danling.checkpoint.encoding import named
-from danling.optimization.movement import state_of
+from danling.optimization.movement import closed_form, state_of
 from danling.optimization.optimization import Optimization
 
 __all__ = ["changes", "made_with", "restore_optimization"]
@@ -83,20 +82,10 @@ def move_to_schedule(optimization: Optimization, then: State, now: State) -> Non
         if not hasattr(scheduler, "optimizer"):
             continue
         groups = scheduler.optimizer.param_groups
-        if (rates := _closed_form(scheduler)) is not None:
+        if (rates := closed_form(scheduler)) is not None:
             for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate
         scheduler._last_lr = [group["lr"] for group in groups]
-
-
-def _closed_form(scheduler: Any) -> list[Any] | None:
-    """The learning rates that follow from the number of moves alone; None where they do not."""
-    if isinstance(scheduler, LambdaLR):
-        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        return [rate * factor(scheduler.last_epoch) for rate, factor in pairs]
-    if hasattr(scheduler, "_get_closed_form_lr"):
-        return list(scheduler._get_closed_form_lr())
-    return None
 
 
 def _merged_part(kind: str, state: Any, then: Any, now: Any) -> Any:

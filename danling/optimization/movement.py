@@ -6,14 +6,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from danling.errors import ConfigError, MetricError, did_you_mean
 from danling.metrics.history import flatten, split_of
-from danling.optimization.schedules import Schedule, make_scheduler
+from danling.optimization.schedules import Factor, Schedule, make_scheduler
 from danling.optimization.together import by_name, is_named, listed, numbered
 
-__all__ = ["Moving", "argument_of", "made", "read_schedules", "state_of"]
+__all__ = ["Moving", "argument_of", "closed_form", "made", "read_schedules", "state_of"]
 
 
 WATCHING: Final = ("metrics", "metric", "score", "value")
@@ -34,7 +34,7 @@ def read_schedules(scheduler: Any) -> dict[str, dict[str, Schedule]]:
         ConfigError: Something else was handed over.
 
     Example:
-        >>> from danling.optimization.schedules import Schedule, make_scheduler
+        >>> from danling.optimization.schedules import Factor, Schedule, make_scheduler
         >>> read_schedules({"critic": "cosine"})["critic"]["critic"].scheduler
         'cosine'
         >>> list(read_schedules(["linear", {"name": "cosine", "interval": "epoch"}])[""])
@@ -122,15 +122,41 @@ class Moving:
         if self._own is None:
             self.interval = interval
 
+    def follow(self, length: Callable[[str], int | None]) -> None:
+        """Let a schedule that has the length of the training follow it, from this point on.
+
+        Args:
+            length: The number of moves of the training at an interval; None where it is unknown.
+        """
+        factors = [f for f in getattr(self.scheduler, "lr_lambdas", ()) if isinstance(f, Factor)]
+        if not any(factor.follows for factor in factors):
+            return
+        total = (length(self.interval) or 0) // self._frequency
+        if not total or all(factor.total == total for factor in factors):
+            return
+        for factor in factors:
+            factor.total = total
+        groups = self.scheduler.optimizer.param_groups
+        for group, rate in zip(groups, closed_form(self.scheduler) or (), strict=True):
+            group["lr"] = rate
+
     @property
     def watches(self) -> bool:
         """Whether an evaluation moves it."""
         return self._argument in WATCHING or self.interval == "evaluation"
 
     @property
-    def counts(self) -> bool:
-        """Whether it must be known how many intervals have passed."""
+    def has_state(self) -> bool:
+        """Whether more must be known than the scheduler knows itself."""
         return self._frequency > 1 or self._is_told_steps or self._argument in COUNTING
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many intervals have passed, and the last value that was watched."""
+        return {"passed": self.passed, "latest": self._latest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what `state_dict` gave."""
+        self.passed, self._latest = state["passed"], state["latest"]
 
     def after_step(self) -> Callable[[], object] | None:
         """What to call after a step of its optimizer; None where a step does not move it."""
@@ -253,19 +279,29 @@ def _made(
     own = schedule.interval or interval
 
     def total() -> int:
-        known = options.get("total", length(own))
+        known = length(own)
         if known is None:
             raise ConfigError(
                 f"the schedule {name!r} needs the length of the training, which is unknown: set "
                 f'max_steps, or give the schedule its own, as {{"name": {name!r}, "total": 1000}}'
             )
-        return int(known) // (1 if "total" in options else schedule.frequency)
+        return known // schedule.frequency
 
     arguments = {key: value for key, value in options.items() if key != "total"}
-    scheduler = make_scheduler(optimizer, name, total, **arguments)
+    scheduler = make_scheduler(optimizer, name, options.get("total", total), **arguments)
     if schedule.interval is None and schedule.frequency == 1 and schedule.monitor is None:
         return scheduler
     return Schedule(scheduler, schedule.interval, schedule.frequency, schedule.monitor)
+
+
+def closed_form(scheduler: Any) -> list[Any] | None:
+    """The learning rates that follow from the number of moves alone; None where they do not."""
+    if isinstance(scheduler, LambdaLR):
+        pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        return [rate * factor(scheduler.last_epoch) for rate, factor in pairs]
+    if hasattr(scheduler, "_get_closed_form_lr"):
+        return list(scheduler._get_closed_form_lr())
+    return None
 
 
 def state_of(scheduler: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ from torch.optim import Optimizer
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
 from danling.distributed.stand_in import StandIn
-from danling.errors import ConfigError, RunError, did_you_mean
+from danling.errors import ConfigError, MetricError, RunError, did_you_mean
+from danling.metrics.history import split_of
 from danling.optimization.checks import check_optimizers, check_schedulers, needs_closure
 from danling.optimization.models import Models, parts_of
 from danling.optimization.movement import Moving, read_schedules, state_of
@@ -134,12 +135,34 @@ class Optimization:
         max_norm: float | None,
         max_value: float | None,
         interval: Literal["step", "epoch"],
+        length: Callable[[str], int | None],
     ) -> None:
-        """Take the settings of the run that opens: they may have changed since the last one."""
+        """Take the settings of the run that opens: they may have changed since the last one.
+
+        Args:
+            max_norm: Clip the total norm of the gradients to this.
+            max_value: Clip each gradient to this magnitude.
+            interval: Whether schedulers move with each step or each epoch.
+            length: The number of moves of the training at an interval; None where it is unknown.
+        """
         self.max_norm, self.max_value = max_norm, max_value
         for moving in self._moving.values():
             moving.settle(interval)
+            moving.follow(length)
         self._after_step = self._moves_after_steps()
+
+    def check_monitors(self, splits: Sequence[str]) -> None:
+        """Refuse a schedule that watches a value of none of the splits.
+
+        Raises:
+            MetricError: One does.
+        """
+        for moving in self._moving.values():
+            if moving.monitor is not None and split_of(moving.monitor, splits) is None:
+                raise MetricError(
+                    f"the schedule of {type(moving.scheduler).__name__} watches "
+                    f"{moving.monitor!r}, which is of no split: there are {', '.join(splits)}"
+                )
 
     def _moves_after_steps(self) -> dict[str, list[Callable[[], object]]]:
         """What to call after a step, by its name."""
@@ -397,7 +420,8 @@ class Optimization:
                 if parameter.grad is not None:
                     parameter.grad.mul_(rescale)
         if not self.direct and getattr(self._accelerator, "scaler", None) is not None:
-            self._accelerator.unscale_gradients(self._prepared[name])
+            prepared = self._prepared[name]
+            self._accelerator.unscale_gradients(getattr(prepared, "optimizers", prepared))
             self._is_unscaled = True
 
     def _pass_over(self) -> None:
@@ -548,17 +572,18 @@ class Optimization:
         }
 
     def _schedule_state(self) -> dict[str, Any]:
-        """The states of the schedulers, and how often their intervals passed where that counts."""
+        """The states of the schedulers, and what else is to be known of those that count."""
         states = {name: state_of(part) for name, part in self.schedulers.items()}
-        passed = {name: each.passed for name, each in self._moving.items() if each.counts}
-        return {"scheduler": unnamed(states)} | ({"schedules": passed} if passed else {})
+        own = {name: each.state_dict() for name, each in self._moving.items() if each.has_state}
+        return {"scheduler": unnamed(states)} | ({"schedules": own} if own else {})
 
     def _load_schedules(self, state: Mapping[str, Any]) -> None:
-        states, passed = named(state["scheduler"]), state.get("schedules", {})
+        states, own = named(state["scheduler"]), state.get("schedules", {})
         for name in self.schedulers.keys() & states.keys():
             if states[name]:
                 self.schedulers[name].load_state_dict(states[name])
-            self._moving[name].passed = passed.get(name, 0)
+            if name in own:
+                self._moving[name].load_state_dict(own[name])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take what `state_dict` gave."""

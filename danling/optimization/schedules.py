@@ -83,11 +83,13 @@ class Factor:
         total: The number of moves of the whole training.
         warmup: The moves in which the factor rises from 0 to 1; a share of `total` if below 1.
         final: The factor at the end, and after it.
+        follows: Whether `total` is the length of the training, and changes with it.
     """
 
     total: int
     warmup: float = 0
     final: float = 0.0
+    follows: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= self.total:
@@ -264,8 +266,8 @@ def make_scheduler(
         optimizer: The optimizer whose learning rates it moves.
         name: `"constant"`, `"linear"`, `"cosine"`, `"polynomial"`, `"inverse_sqrt"`,
             `"warmup_stable_decay"`, or the name of a class, as `"OneCycleLR"`.
-        total: The number of moves of the training, or what gives it if it is asked for. In torch's
-            classes it is `total_steps` or `T_max`.
+        total: The number of moves of the training; or what gives it if it is asked for, and again
+            when a training is made longer. In torch's classes it is `total_steps` or `T_max`.
         **options: The other arguments.
 
     Raises:
@@ -287,6 +289,8 @@ def make_scheduler(
     length = "total" if is_factor else next((key for key in _LENGTHS if key in known), None)
     if length is not None and length not in options and "epochs" not in options:
         options[length] = total() if callable(total) else total
+    if is_factor:
+        options.setdefault("follows", callable(total))
     try:
         if is_factor:
             return lr_scheduler.LambdaLR(optimizer, kind(**options))

@@ -38,6 +38,10 @@ class Together:
     def _step_scaled(self, scaler: Any) -> None:
         """Step where no gradient of any of them has overflowed: one loss has one scale."""
         plain = [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers]
+        states = [scaler._per_optimizer_states[id(part)] for part in plain]
+        for part, state in zip(plain, states, strict=True):
+            if not state["found_inf_per_device"]:
+                scaler.unscale_(part)
         found = [scaler._per_optimizer_states[id(part)]["found_inf_per_device"] for part in plain]
         self.step_was_skipped = any(float(flag) for flags in found for flag in flags.values())
         if not self.step_was_skipped:

@@ -601,7 +601,7 @@ class AccelerateRunner(BaseRunner):
         self._evaluate_every = None if every is None else Every(every)
         self.prepare()
         self.optimization.configure(
-            config.max_grad_norm, config.max_grad_value, config.scheduler_interval
+            config.max_grad_norm, config.max_grad_value, config.scheduler_interval, self._moves
         )
         super()._open()
         self._take_assigned()  # callbacks may have given it some
@@ -1147,6 +1147,7 @@ class AccelerateRunner(BaseRunner):
             raise MetricError(
                 f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
             )
+        self.optimization.check_monitors(("train", *self.splits))
 
     def _open_training(self) -> OpenTraining:
         Limits.of(self.config).check()
@@ -1227,7 +1228,6 @@ class AccelerateRunner(BaseRunner):
             self.counters.epoch += 1
             self.counters.batch_index = 0
             self._places = {}
-            self.optimization.end_epoch(self.counters.epoch)
             if epoch.within is not None and epoch.within["global_step"] == self.global_step:
                 epoch.within["epoch"] = self.epoch  # an evaluation at its last step is its own
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
@@ -1237,6 +1237,8 @@ class AccelerateRunner(BaseRunner):
         if means:
             result["train"] = means
         self._add_result(result | epoch.results, scored=self.epoch_complete)
+        if self.epoch_complete:
+            self.optimization.end_epoch(self.counters.epoch)  # after what its evaluation gave
 
     def _hold_stops(self) -> None:
         """Let a stop that somebody asks for wait until the training may end."""

@@ -87,3 +87,41 @@ def test_several_optimizers_learn_as_on_one_process(
 
     assert steps == others == 2 * 2 * 6 / accumulation
     assert np.ravel(several) == pytest.approx(np.ravel(alone), rel=1e-4, abs=1e-6)
+
+
+class Together(Regression):
+    """Two optimizers that step on one loss, one with schedules of its own."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        super().__init__(folder, config, samples={"train": 48})
+        parameters = list(self.model.parameters())
+        self.optimizer = [
+            torch.optim.SGD([p for p in parameters if p.ndim > 1], lr=0.05, momentum=0.9),
+            torch.optim.AdamW([p for p in parameters if p.ndim == 1], lr=0.02),
+        ]
+        self.scheduler = [
+            torch.optim.lr_scheduler.ExponentialLR(self.optimizer[0], 0.95),
+            (torch.optim.lr_scheduler.StepLR(self.optimizer[1], 1, 0.5), "epoch"),
+        ]
+
+
+def stepping_together(folder: Path, batch_size: int) -> None:
+    runner = Together(folder, {"dataloader": {"batch_size": batch_size}, "max_grad_norm": 0.5})
+    runner.train()
+    rates = list(runner.optimization.learning_rates().values())
+    leave(folder, [weights(runner), runner.global_step, rates])
+
+
+def test_optimizers_that_step_together_learn_as_on_one_process(tmp_path: Path) -> None:
+    found = []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        succeed(size, stepping_together, folder, 8 // size, folder=folder)
+        found.append(results(folder, size))
+
+    (alone,), (several, other) = found
+    assert several == other
+    assert several[1:] == alone[1:]
+    assert several[1] == 12
+    assert np.ravel(several[0]) == pytest.approx(np.ravel(alone[0]), rel=1e-4, abs=1e-6)
