@@ -85,7 +85,7 @@ def test_versions_are_read_without_importing_anything():
 
 def test_installed_packages_are_those_of_python_itself():
     """Their metadata are not parsed as a whole, which took longer than the first epoch."""
-    expected = {}
+    expected: dict[str, str] = {}
     for distribution in metadata.distributions():
         if name := distribution.metadata["Name"]:
             expected.setdefault(name.lower().replace("_", "-"), distribution.version)
