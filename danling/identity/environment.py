@@ -78,10 +78,23 @@ def installed_packages() -> dict[str, str]:
     """
     packages: dict[str, str] = {}
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
+        name, version = _name_and_version(distribution)
         if name:  # a folder that an uninstallation left behind has none
-            packages.setdefault(name.lower().replace("_", "-"), distribution.version)
+            packages.setdefault(name.lower().replace("_", "-"), version)
     return dict(sorted(packages.items()))
+
+
+def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
+    """Two headers of its metadata; Python itself parses a page of text for each of them."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    headers: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name in ("Name", "Version"):
+            headers.setdefault(name, value.strip())
+        if not line or len(headers) == 2:  # an empty line ends the headers
+            break
+    return headers.get("Name", ""), headers.get("Version", "")
 
 
 def launch_entry() -> dict[str, Any]:

@@ -40,7 +40,8 @@ def project_files(root: Path, names: Iterable[str] | None = None) -> set[Path]:
         >>> project_files(getfixture("tmp_path"))
         set()
     """
-    libraries = {_real(path) for path in (sys.prefix, sys.base_prefix)}
+    inside = os.path.join(root, "")
+    libraries = {Path(_real(path)) for path in (sys.prefix, sys.base_prefix)}
     libraries = {path for path in libraries if path.is_relative_to(root)}
     found = set()
     for name in list(sys.modules if names is None else names):
@@ -48,8 +49,11 @@ def project_files(root: Path, names: Iterable[str] | None = None) -> set[Path]:
         file = getattr(sys.modules.get(name), "__dict__", {}).get("__file__")
         if not isinstance(file, str):
             continue
-        path = _real(file)
-        if not path.is_relative_to(root) or _INSTALLED & set(path.parts):
+        real = _real(file)
+        if not real.startswith(inside):  # of thousands of modules most are not
+            continue
+        path = Path(real)
+        if _INSTALLED & set(path.parts):
             continue
         if not any(path.is_relative_to(library) for library in libraries):
             found.add(path)
@@ -112,5 +116,13 @@ def _command(argv: list[str]) -> str | None:
 
 
 @cache
-def _real(path: str) -> Path:
-    return Path(os.path.realpath(path))
+def _real(path: str) -> str:
+    folder, name = os.path.split(path)
+    inside = _real_folder(folder)  # most modules are in the folder of another one
+    joined = os.path.join(inside, name)
+    return os.path.realpath(joined) if os.path.islink(joined) else joined
+
+
+@cache
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)

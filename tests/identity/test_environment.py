@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -80,6 +81,32 @@ def test_versions_are_read_without_importing_anything():
     assert imported == []
     assert versions["torch"].startswith("2.")
     assert versions["accelerate"]
+
+
+def test_installed_packages_are_those_of_python_itself():
+    """Their metadata are not parsed as a whole, which took longer than the first epoch."""
+    expected: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        if name := distribution.metadata["Name"]:
+            expected.setdefault(name.lower().replace("_", "-"), distribution.version)
+
+    assert installed_packages() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Metadata-Version: 2.1\nName: the_package\nVersion: 1.2\nSummary: x\n",
+        "Author: A\n and B\n\tand Name: C\nVersion: 1.2\nName: the_package\n\nVersion: 3\n",
+        "Name:the_package\nVersion:1.2\nName: other",
+    ],
+)
+def test_a_package_is_found_by_its_headers(text, tmp_path, monkeypatch):
+    (tmp_path / "the_package-1.2.dist-info").mkdir()
+    (tmp_path / "the_package-1.2.dist-info" / "METADATA").write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+
+    assert installed_packages() == {"the-package": "1.2"}
 
 
 def test_installed_packages_have_normalised_names_in_order():

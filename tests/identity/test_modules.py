@@ -95,3 +95,25 @@ def test_without_a_script_the_current_folder_is_that_of_the_main_program(
     monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
 
     assert main_folder() == tmp_path
+
+
+def test_a_module_behind_links_is_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The folder, or the file, or both may be links; the folder is looked up once."""
+    real = tmp_path / "real"
+    real.mkdir()
+    for name in ("a", "b"):
+        (real / f"{name}.py").write_text("")
+    (tmp_path / "folder").symlink_to(real)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "link.py").symlink_to(tmp_path / "folder" / "b.py")
+    for number, file in enumerate(["folder/a.py", "other/link.py", "real/a.py"]):
+        module = ModuleType(f"behind_{number}")
+        module.__file__ = str(tmp_path / file)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    names = [f"behind_{number}" for number in range(3)]
+
+    assert project_files(tmp_path.resolve(), names) == {
+        real.resolve() / "a.py",
+        real.resolve() / "b.py",
+    }
