@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from danling.callbacks.backbone_finetuning import BackboneFinetuning
     from danling.callbacks.batch_size_finder import BatchSizeFinder
     from danling.callbacks.callback_profiler import CallbackProfiler
+    from danling.callbacks.confusion_matrix import ConfusionMatrix
     from danling.callbacks.csv_logger import CSVLogger
     from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
     from danling.callbacks.early_stopping import EarlyStopping
     from danling.callbacks.ema_weight_averaging import EMAWeightAveraging
     from danling.callbacks.freeze import Freeze
     from danling.callbacks.garbage_collector import GarbageCollector
+    from danling.callbacks.generation_samples import GenerationSamples
     from danling.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
     from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
     from danling.callbacks.hyperparameter_schedule import HyperparameterSchedule
+    from danling.callbacks.image_samples import ImageSamples
     from danling.callbacks.lambda_callback import LambdaCallback
     from danling.callbacks.learning_rate_finder import LearningRateFinder
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
@@ -58,15 +61,18 @@ __all__ = [
     "BatchSizeFinder",
     "CSVLogger",
     "CallbackProfiler",
+    "ConfusionMatrix",
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
     "Freeze",
     "GarbageCollector",
+    "GenerationSamples",
     "GradientAccumulationScheduler",
     "GradientClipping",
     "GradientNormMonitor",
     "HyperparameterSchedule",
+    "ImageSamples",
     "LambdaCallback",
     "LearningRateFinder",
     "LearningRateMonitor",
@@ -103,15 +109,18 @@ _MODULES = {
     "BatchSizeFinder": "batch_size_finder",
     "CSVLogger": "csv_logger",
     "CallbackProfiler": "callback_profiler",
+    "ConfusionMatrix": "confusion_matrix",
     "DeviceStatsMonitor": "device_stats_monitor",
     "EMAWeightAveraging": "ema_weight_averaging",
     "EarlyStopping": "early_stopping",
     "Freeze": "freeze",
     "GarbageCollector": "garbage_collector",
+    "GenerationSamples": "generation_samples",
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
     "HyperparameterSchedule": "hyperparameter_schedule",
+    "ImageSamples": "image_samples",
     "LambdaCallback": "lambda_callback",
     "LearningRateFinder": "learning_rate_finder",
     "LearningRateMonitor": "learning_rate_monitor",
