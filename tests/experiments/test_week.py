@@ -42,8 +42,9 @@ def test_says_how_each_run_stands_and_why(week: Path):
 
     assert sorted(run.status for run in runs) == ["failed"] + ["finished"] * 9 + ["killed"] * 2
     failed = runs.filter(status="failed")[0]
-    assert str(failed.reason).startswith("CheckpointError: ")
-    assert "No space left on device" in str(failed.reason)
+    assert failed.reason is not None
+    assert failed.reason.startswith("CheckpointError: ")
+    assert "No space left on device" in failed.reason
     assert sum(run.dirty for run in runs) == 6
     assert "torch" not in runs[0].settings
 
