@@ -1,4 +1,7 @@
-"""setuptools, with an editable install that type checkers can read.
+"""setuptools, with an editable install that type checkers can read, and links in the README.
+
+The README links files of the repository as a checkout has them. A package index knows no such
+files: the README of the metadata has the addresses that they have on the repository's site.
 
 The files of `danling.callbacks` are in `callbacks/`. In an editable install setuptools maps them
 with an import hook, which mypy and pyright do not run: to them, nothing is installed (setuptools
@@ -13,6 +16,8 @@ so does an installation that asks for a mode of setuptools with `--config-settin
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from base64 import urlsafe_b64encode
 from hashlib import sha256
 from pathlib import Path
@@ -33,12 +38,60 @@ Tag: py3-none-any
 """
 
 
+def build_wheel(
+    wheel_directory: str,
+    config_settings: Settings | None = None,
+    metadata_directory: str | None = None,
+) -> str:
+    """Build the wheel, and return its file name (PEP 517)."""
+    write_readme()
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_sdist(sdist_directory: str, config_settings: Settings | None = None) -> str:
+    """Build the sdist, and return its file name (PEP 517)."""
+    write_readme()
+    return build_meta.build_sdist(sdist_directory, config_settings)
+
+
+def prepare_metadata_for_build_wheel(
+    metadata_directory: str, config_settings: Settings | None = None
+) -> str:
+    """Write the metadata of the wheel, and return their folder (PEP 517)."""
+    write_readme()
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(
+    metadata_directory: str, config_settings: Settings | None = None
+) -> str:
+    """Write the metadata of an editable install, and return their folder (PEP 660)."""
+    write_readme()
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
+
+
+def write_readme() -> Path:
+    """Write the README of the metadata, and return its path."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    repository = project["urls"]["Repository"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pictures = repository.replace("github.com", "raw.githubusercontent.com") + "/main/"
+    text = re.sub(r"(!\[[^]]*\]\()(?!\w+:)", rf"\g<1>{pictures}", text)
+    text = re.sub(r"(?<!!)(\[[^]]*\]\()(?!\w+:|#)", rf"\g<1>{repository}/blob/main/", text)
+    target = ROOT / ".index" / "README.md"
+    target.parent.mkdir(exist_ok=True)
+    (target.parent / ".gitignore").write_text("*\n")
+    target.write_text(text, encoding="utf-8")
+    return target
+
+
 def build_editable(
     wheel_directory: str,
     config_settings: Settings | None = None,
     metadata_directory: str | None = None,
 ) -> str:
     """Build the wheel of an editable install, and return its file name (PEP 660)."""
+    write_readme()
     path = _folder_with_a_link()
     if config_settings or path is None:
         return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)

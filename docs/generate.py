@@ -55,7 +55,7 @@ def public_names() -> dict[str, str]:
         f"{module}:{name}": f"{module}.{name}"
         for module in modules()
         for name in import_module(module).__all__
-        if name in _defined(module)
+        if name in _defined(module) and name != "__version__"
     }
 
 

@@ -11,14 +11,25 @@ from pathlib import Path
 
 import pytest
 
-import danling.callbacks
-from danling.callback import HOOKS
+from docs.generate import reference_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for written_in, body in fenced if written_in == language]
+
+
 DOCUMENTS = sorted(
-    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
+WITH_PYTHON = [
+    path
+    for path in DOCUMENTS
+    if path != "README.md" and "\n```python\n" in (ROOT / path).read_text(encoding="utf-8")
+]
 MODULES = sorted(
     [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -27,11 +38,6 @@ MODULES = sorted(
     ]
     + [f"danling.callbacks.{path.stem}" for path in (ROOT / "callbacks").glob("[!_]*.py")]
 )
-
-
-def blocks(text: str, language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [body for written_in, body in fenced if written_in == language]
 
 
 def run_as_script(program: str, *arguments: str) -> str:
@@ -59,17 +65,17 @@ def test_the_examples_in_docstrings_run(module: str, tmp_path_factory: pytest.Te
     assert failed == 0
 
 
-def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path):
-    printed = run_as_script("\n".join(blocks(README, "python")))
+@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
+def test_each_example_of_the_readme_runs_by_itself(number: int, tmp_path: Path):
+    printed = run_as_script(blocks(README, "python")[number])
 
-    assert "'accuracy':" in printed
-    assert list(tmp_path.glob("experiments/digits-mlp-*/checkpoints/best.pth"))
+    assert "'loss':" in printed
+    assert list(tmp_path.glob("experiments/*/checkpoints/best.pth"))
 
 
-def test_contributing_s_python_runs_from_top_to_bottom():
-    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-
-    run_as_script("\n".join(blocks(contributing, "python")))
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page: str):
+    run_as_script("\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python")))
 
 
 def test_the_readme_s_test_command_is_the_one_that_ci_runs():
@@ -80,16 +86,19 @@ def test_the_readme_s_test_command_is_the_one_that_ci_runs():
     assert f"test_command='{test}'" in ci
 
 
-def test_the_readme_shows_every_hook():
-    picture = next(block for block in blocks(README, "") if "on_setup" in block)
+def test_the_readme_s_figures_are_those_of_the_page_on_performance():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    measured = {
+        name: re.findall(rf"^\| {name} \| [^|]+ \| ([\d.]+)", page, re.MULTILINE)
+        for name in ("DanLing", "Lightning", "HF Trainer")
+    }
 
-    assert set(re.findall(r"\bon_\w+", picture)) == set(HOOKS)
-
-
-def test_the_readme_s_table_lists_every_ready_made_callback():
-    listed = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-
-    assert sorted(listed) == sorted(danling.callbacks.__all__)
+    for row, kind in (("Time of a small step", 0), ("The same with bar", 1)):
+        shown = re.search(rf"^\| {row}.*", README, re.MULTILINE)
+        assert shown is not None
+        assert [float(cell) for cell in re.findall(r"([\d.]+) times", shown[0])] == [
+            round(float(figures[kind]), 1) for figures in measured.values()
+        ]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -97,9 +106,9 @@ def test_links_between_documents_lead_somewhere(document: str):
     path = ROOT / document
     targets = re.findall(r"\]\(([^)#]+)", path.read_text(encoding="utf-8"))
 
-    missing = [
-        target for target in targets if ":" not in target and not (path.parent / target).exists()
-    ]
+    made = {(ROOT / "docs" / page).resolve() for page in reference_pages()}
+    files = {target: (path.parent / target).resolve() for target in targets if ":" not in target}
+    missing = [name for name, file in files.items() if not file.exists() and file not in made]
 
     assert missing == []
 

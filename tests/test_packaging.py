@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -85,9 +86,11 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need_and_no_more(built: tupl
         *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "README.md"),
         *("build_backend.py", "constraints.txt", "pyproject.toml"),
     }
-    of_the_repository = {"tests/test_docs.py", "tests/test_workflows.py"}
+    of_the_repository = {
+        f"tests/test_{name}.py" for name in ("docs", "notebooks", "site", "workflows")
+    }
     made_by_setuptools = {name for name in files if name.startswith("danling.egg-info/")}
-    made_by_setuptools |= {"PKG-INFO", "setup.cfg"}
+    made_by_setuptools |= {"PKG-INFO", "setup.cfg", ".index/README.md"}  # the last for it
     assert files - made_by_setuptools == sources - of_the_repository | beside
 
 
@@ -103,6 +106,28 @@ def test_the_wheel_depends_on_six_packages_and_no_more(built: tuple[Path, Path])
     }
     assert required == {"accelerate", "gitpython", "pyyaml", "tensorboard", "torch", "tqdm"}
     assert f"Version: {danling.__version__}" in lines
+
+
+def test_the_readme_of_the_metadata_links_and_shows_files_of_the_repository(
+    built: tuple[Path, Path],
+):
+    with zipfile.ZipFile(built[1]) as wheel:
+        metadata = next(name for name in wheel.namelist() if name.endswith("METADATA"))
+        head, _, readme = wheel.read(metadata).decode().partition("\n\n")
+
+    repository = re.findall(r"^Project-URL: Repository, (\S+)$", head, re.MULTILINE)[0]
+    links = re.findall(r"(!?)\[[^]]*\]\(([^)#]+)[^)]*\)", readme)
+    paths = set()
+    for picture, link in links:
+        shown = f"{repository.replace('github.com', 'raw.githubusercontent.com')}/main/"
+        base = shown if picture else f"{repository}/blob/main/"
+        if "huggingface.co" not in link:
+            assert link.startswith(base), link
+            paths.add(link.removeprefix(base))
+
+    assert "Description-Content-Type: text/markdown" in head
+    assert "docs/images/terminal.png" in paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_a_user_s_script_trains(environment: Environment):
