@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,8 @@ def ends_alike(tmp_path: Path, make: Make, *steps: int) -> dict[str, Any]:
         folder = tmp_path / name
         folder.mkdir()
         for step in kills:
-            assert in_child(lambda folder=folder, step=step: train(folder, step)) == -signal.SIGKILL
-        assert in_child(lambda folder=folder: train(folder)) == 0
+            assert in_child(partial(train, folder, step)) == -signal.SIGKILL
+        assert in_child(partial(train, folder)) == 0
         outcomes.append(json.loads((folder / "outcome.json").read_text()))
     assert outcomes[0] == outcomes[1]
     assert outcomes[0]["exact"]
