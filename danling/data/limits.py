@@ -7,7 +7,7 @@ and begins anew where it ends: its epochs are as long as the limit says.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from typing import Any, NamedTuple
 
@@ -80,39 +80,57 @@ class Endless:
         source: The stream; a pass over it is one of its epochs.
 
     Attributes:
-        starts: The number of the first batch of each pass so far.
+        starts: The number of the first batch of each pass that was begun.
+        known: The number of batches that were read: where later ones are, nobody knows.
 
-    Raises:
-        DataError: A pass over the stream has no batch.
+    Example:
+        >>> from danling.data.sources import StreamSource
+        >>> source = StreamSource("abc", Sharding(1), keyed=False, replays=False, seed=0)
+        >>> endless = Endless(source)
+        >>> list(islice(endless.read(0), 5)), endless.starts
+        (['a', 'b', 'c', 'a', 'b'], [0, 3])
     """
 
     def __init__(self, source: Source) -> None:
         self.starts = [0]
+        self.known = 0
         self._source = source
         self._batches: Iterator[Any] | None = None
-        self._next = 0  # the number of the batch that it gives
 
     def locate(self, number: int) -> tuple[int, int]:
         """The pass that a batch is in, and the number of items before it there."""
         index = bisect_right(self.starts, number) - 1
         return index, (number - self.starts[index]) * self._source.sharding.whole
 
+    def take_up(self, starts: Sequence[int], known: int) -> None:
+        """Go on where so many batches were read, of passes that began there."""
+        self.starts, self.known, self._batches = list(starts), known, None
+
     def read(self, first: int) -> Iterator[Any]:
-        """The batches from a number on; a stream that stands there is only read on."""
-        if self._batches is None or self._next != first:
-            self._next = first
-            self._batches = self._source.batches(*self.locate(first))
-        end = object()
+        """The batches from a number on; a stream that stands before it is only read on.
+
+        Raises:
+            DataError: A pass over the stream has no batch.
+        """
+        if self._batches is None or self.known > first:
+            self.known = min(first, self.known)
+            index, offset = self.locate(self.known)
+            del self.starts[index + 1 :]
+            self._batches = self._source.batches(index, offset)
+        while self.known < first:
+            self._read_next(self._batches)
         while True:
-            batch = next(self._batches, end)
-            if batch is not end:
-                self._next += 1
-                yield batch
-                continue
-            if self._next == self.starts[-1]:
+            yield self._read_next(self._batches)
+
+    def _read_next(self, batches: Iterator[Any]) -> Any:
+        end = object()
+        while (batch := next(batches, end)) is end:
+            if self.known == self.starts[-1]:
                 raise DataError(f"{self._source.name} has no batches")
-            self.starts.append(self._next)
-            self._batches = self._source.batches(len(self.starts) - 1, 0)
+            self.starts.append(self.known)
+            self._batches = batches = self._source.batches(len(self.starts) - 1, 0)
+        self.known += 1
+        return batch
 
 
 class Nothing:

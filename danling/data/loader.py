@@ -205,6 +205,9 @@ class Loader:
     def state_dict(self, epoch: int, batch_index: int) -> dict[str, Any]:
         """The state to go on from after `batch_index` batches of an epoch, in plain values."""
         _, offset = self._locate(epoch, batch_index)
+        if self._endless is not None:
+            known = min(self._number(epoch, batch_index), self._endless.known)
+            _, offset = self._endless.locate(known)
         sharding = self._source.sharding
         state: dict[str, Any] = {
             "kind": self.kind,
@@ -218,8 +221,7 @@ class Loader:
             **self._source.identity,
         }
         if self._endless is not None:
-            state["passes"] = list(self._endless.starts)
-            state["limit"] = self.length
+            state |= {"passes": list(self._endless.starts), "known": known, "limit": self.length}
         if isinstance(self._source, StreamSource) and self.kind == "stateful" and offset > 0:
             state["stream"] = self._source.state_at(offset)
         return state
@@ -253,7 +255,7 @@ class Loader:
             raise self._refusal(state, fixed, elastic_changes)
         self._source.take_up(state)
         if self._endless is not None:
-            self._endless.starts = list(state.get("passes", [0]))
+            self._endless.take_up(state["passes"], state["known"])
         if offset and isinstance(self._source, StreamSource):
             self._take_up(self._source, state)
         self._origin = _Origin(epoch, batch, offset)

@@ -465,6 +465,11 @@ class AccelerateRunner(BaseRunner):
         """The splits that there is data for."""
         return self.data.names
 
+    @property
+    def evaluation_splits(self) -> list[str]:
+        """The splits that a training evaluates: all but `train`, `test` and those limited to 0."""
+        return self.data.evaluation_names
+
     def loader(self, split: str, *, evaluating: bool = False) -> Loader:
         """The loader of a split, as the loop iterates it; an evaluation has its own, in order.
 
@@ -574,8 +579,10 @@ class AccelerateRunner(BaseRunner):
     @property
     def epoch_fraction(self) -> float:
         """The share of the open epoch that is done, less than 1; 0 where that is unknown."""
-        epoch = self._epoch
-        return 0.0 if epoch is None else epoch.fraction(self.counters.batch_index)
+        epoch, batch, done = self._epoch, self._batch, self.counters.batch_index
+        if epoch is None:
+            return 0.0
+        return epoch.fraction(done if batch is None or not batch.stepped else done + 1)
 
     @property
     def is_ending(self) -> bool:

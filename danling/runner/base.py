@@ -417,7 +417,8 @@ class BaseRunner:
     def history(self) -> History:
         """The results and their scores; the monitor is settled on first use."""
         if self._history is None:
-            monitor = self.config.monitor or ("val/loss" if "val" in self.splits else "train/loss")
+            usual = "val/loss" if "val" in self.evaluation_splits else "train/loss"
+            monitor = self.config.monitor or usual
             strict = self.config.monitor is not None
             self._history = History(monitor, self.config.monitor_mode, strict=strict)
         return self._history
