@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch.utils.data import (
@@ -25,13 +25,27 @@ from danling.data.sources import IndexedSource, ListSource, Source, StreamSource
 from danling.errors import DataError, did_you_mean
 from danling.seed import derive
 
-__all__ = ["Loader", "Placement", "prepare_loader", "split_settings"]
+__all__ = [
+    "Loader",
+    "PerSplit",
+    "Placement",
+    "own_arguments",
+    "own_batch_size",
+    "prepare_loader",
+    "split_settings",
+    "with_arguments",
+]
 
+
+_T = TypeVar("_T")
+PerSplit: TypeAlias = _T | Mapping[str, _T] | None
+"""One for a split or all of them, or several by split."""
 
 OWN_SETTINGS = {"keyed", "resume"}
-SAMPLING_SETTINGS = {"batch_size", "batch_sampler", "collate_fn", "drop_last", "sampler", "shuffle"}
+SAMPLING_SETTINGS = {"batch_size", "drop_last", "shuffle"}
+ARGUMENTS = ("collate_fn", "sampler", "batch_sampler", "worker_init_fn")
 WORKER_SETTINGS = (*WORKER_KEYS, "worker_init_fn")
-SETTINGS = OWN_SETTINGS | SAMPLING_SETTINGS | set(WORKER_SETTINGS)
+SETTINGS = OWN_SETTINGS | SAMPLING_SETTINGS | set(WORKER_KEYS)
 POLICIES = ("exact", "replay", "epoch")
 
 
@@ -59,17 +73,92 @@ def split_settings(
     """
     sections = {key: value for key, value in dataloader.items() if isinstance(value, Mapping)}
     for name in sections:
-        if splits is not None and name not in splits:
+        if splits is not None and name not in {*splits, "train"}:  # it may not be trained here
             near = did_you_mean(name, splits)
             raise DataError(f"dataloader.{name} is of no split: {near}")
     common = {key: value for key, value in dataloader.items() if key not in sections}
     own = dict(sections.get(split, {}))
     for where, settings in (("dataloader", common), (f"dataloader.{split}", own)):
         for key in settings:
+            if key in ARGUMENTS:
+                raise DataError(
+                    f"{where}.{key} is no setting, since a configuration holds no objects: pass "
+                    f"{key}= to the runner, beside datasets="
+                )
             if key not in SETTINGS:
                 near = did_you_mean(str(key), SETTINGS)
                 raise DataError(f"{where} has no setting {key!r}: {near}")
     return {**common, **own}
+
+
+def own_arguments(
+    given: Mapping[str, Any], split: str, splits: Collection[str], *, in_order: bool = False
+) -> dict[str, Any]:
+    """The objects that the user gave for the loader of a split, by the name of their argument.
+
+    A mapping has one for each split. A single sampler is that of `train`; a single function is for
+    all splits.
+
+    Args:
+        given: What was given by name: `collate_fn`, `sampler`, `batch_sampler`, `worker_init_fn`.
+        split: The split whose loader is made.
+        splits: All splits there are.
+        in_order: Whether the samples are wanted in order, so that samplers are left out.
+
+    Raises:
+        DataError: A mapping is of another split, or a sampler and a batch sampler are given.
+
+    Example:
+        >>> given = {"collate_fn": list, "sampler": [2, 0, 1]}
+        >>> own_arguments(given, "train", ["train", "val"])
+        {'collate_fn': <class 'list'>, 'sampler': [2, 0, 1]}
+        >>> own_arguments(given, "val", ["train", "val"])
+        {'collate_fn': <class 'list'>}
+    """
+    own: dict[str, Any] = {}
+    for name in ARGUMENTS:
+        value, is_sampler = given.get(name), name.endswith("sampler")
+        if isinstance(value, Mapping):
+            for other in value:
+                if other not in splits:
+                    raise DataError(
+                        f"{name}[{other!r}] is of no split: {did_you_mean(other, splits)}"
+                    )
+            value = value.get(split)
+        elif is_sampler and split != "train":
+            continue
+        if value is not None and not (is_sampler and in_order):
+            own[name] = value
+    if {"sampler", "batch_sampler"} <= own.keys():
+        raise DataError(f"the split {split!r} has a sampler and a batch_sampler: pass one of them")
+    return own
+
+
+def with_arguments(
+    settings: Mapping[str, Any], section: Mapping[str, Any] | None, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings with what was given beside them.
+
+    A sampler decides on the order, and a batch sampler on the batches too: what the settings of all
+    splits say of these is not for this split.
+
+    Args:
+        settings: The settings of the split.
+        section: Those of them that are for this split alone.
+        own: What was given for it.
+    """
+    decided = {"batch_sampler": SAMPLING_SETTINGS, "sampler": {"shuffle"}}
+    left_out = {key for name in own for key in decided.get(name, ()) if key not in (section or {})}
+    return {key: value for key, value in settings.items() if key not in left_out} | dict(own)
+
+
+def own_batch_size(source: Any) -> int | None:
+    """The batch size that a loader of the user says it has; None where it says none."""
+    for part in (source, getattr(source, "batch_sampler", None)):
+        size = getattr(part, "batch_size", None)
+        if isinstance(size, int) and not isinstance(size, bool):
+            return size
+    return None
 
 
 class Placement(NamedTuple):

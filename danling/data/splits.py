@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from danling.data.limits import Amount
 from danling.data.loader import Loader
-from danling.data.prepare import Placement, prepare_loader, split_settings
+from danling.data.prepare import (
+    Placement,
+    own_arguments,
+    own_batch_size,
+    prepare_loader,
+    split_settings,
+    with_arguments,
+)
 from danling.distributed.world import World
 from danling.errors import DataError, did_you_mean
 
@@ -34,7 +41,16 @@ class Splits:
     Attributes:
         datasets: The datasets by split.
         dataloaders: The iterables of batches by split.
+        collate_fn: The function that makes a batch of samples, or one by split.
+        sampler: The sampler of `train`, or one by split.
+        batch_sampler: The batch sampler of `train`, or one by split.
+        worker_init_fn: The function that a worker calls first, or one by split.
     """
+
+    collate_fn: Any = None
+    sampler: Any = None
+    batch_sampler: Any = None
+    worker_init_fn: Any = None
 
     def __init__(self, config: Config, world: World, placement: Placement) -> None:
         self.datasets: dict[str, Any] = {}
@@ -44,6 +60,7 @@ class Splits:
         self._placement = placement
         self._loaders: dict[tuple[str, bool], tuple[Any, Mapping[str, Any], Amount, Loader]] = {}
         self._in_use: dict[str, Loader] = {}
+        self._recorded: int | None = None  # the batch size of a loader of the user's
 
     @property
     def names(self) -> list[str]:
@@ -85,6 +102,13 @@ class Splits:
         source = self._source(split)
         settings = split_settings(self._config.dataloader, split, self.names)
         amount = self._amount(split)
+        own = own_arguments(vars(self), split, self.names, in_order=evaluating and split == "train")
+        if split not in self.dataloaders:
+            settings = with_arguments(settings, self._config.dataloader.get(split), own)
+        elif named := own.keys() & {name for name in own if isinstance(vars(self)[name], Mapping)}:
+            raise DataError(
+                f"{named.pop()}[{split!r}] is not used: dataloaders[{split!r}] has its own"
+            )
         made = self._loaders.get((split, evaluating))
         if made is not None and made[0] is source and made[1:3] == (settings, amount):
             return made[3]
@@ -121,6 +145,23 @@ class Splits:
         most = int(config.fast_dev_run) or None
         repeats = split == "train" and bool(config.overfit_batches)
         return Amount(config.overfit_batches if repeats else limit, most, repeats)
+
+    def record_batch_size(self) -> None:
+        """Write the batch size of the user's own loader of `train` where ours would be set.
+
+        It is part of what a run is, as a batch size in the configuration is.
+        """
+        if self._config.frozen:
+            return
+        size, options = own_batch_size(self.dataloaders.get("train")), self._config.dataloader
+        section = options.get("train")
+        if size is None and self._recorded is not None and isinstance(section, MutableMapping):
+            section.pop("batch_size", None)
+        elif size is not None and not isinstance(section, MutableMapping):
+            options["train"] = {"batch_size": size}
+        elif size is not None and section is not None and section.get("batch_size") != size:
+            section["batch_size"] = size
+        self._recorded = size
 
     def take_up(self, split: str) -> Loader:
         """The loader of a split for training: checkpoints hold where it is from now on.

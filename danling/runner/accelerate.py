@@ -65,7 +65,7 @@ from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_s
 from danling.runner.habits import check_mappings, check_overridden, check_steps
 from danling.runner.limits import Limits, Scratch
 from danling.runner.members import find_members, with_names
-from danling.runner.parts import OPTIMIZED, Assigned, Part, leaves
+from danling.runner.parts import OPTIMIZED, Assigned, OfData, Part, leaves
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
@@ -103,6 +103,10 @@ class AccelerateRunner(BaseRunner):
             them; several by the names of their optimizers.
         datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
+        collate_fn: The function that makes a batch of a list of samples, or one by split.
+        sampler: What yields the indices of `train`, or a sampler by split.
+        batch_sampler: What yields the indices of a batch of `train`, or one by split.
+        worker_init_fn: The function that each worker of a loader calls first, or one by split.
         metrics: By name, a function of (output, target) or an object with `update`, `compute` and
             `reset`; under the name of a split, a mapping of those that are for it alone.
         callbacks: The callbacks besides the default ones; one of the same name takes a default
@@ -137,6 +141,10 @@ class AccelerateRunner(BaseRunner):
     criterion: Any = Part()
     optimizer: Any = Part()
     scheduler: Any = Part()
+    collate_fn: Any = OfData()
+    sampler: Any = OfData()
+    batch_sampler: Any = OfData()
+    worker_init_fn: Any = OfData()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
 
@@ -150,6 +158,12 @@ class AccelerateRunner(BaseRunner):
         scheduler: Any = None,
         datasets: Mapping[str, Any] | None = None,
         dataloaders: Mapping[str, Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any]
+        | Mapping[str, Callable[[list[Any]], Any]]
+        | None = None,
+        sampler: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        batch_sampler: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
+        worker_init_fn: Callable[[int], Any] | Mapping[str, Callable[[int], Any]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         callbacks: Iterable[Callback] = (),
         default_callbacks: bool = True,
@@ -174,6 +188,8 @@ class AccelerateRunner(BaseRunner):
         )
         self.datasets = dict(datasets or {})
         self.dataloaders = dict(dataloaders or {})
+        self.collate_fn, self.worker_init_fn = collate_fn, worker_init_fn
+        self.sampler, self.batch_sampler = sampler, batch_sampler
         self.logbook = Logbook(self.world, self.device)
         self.metrics = dict(metrics or {})
         self.optimization = Optimization(self.accelerator, {}, {})
@@ -277,16 +293,20 @@ class AccelerateRunner(BaseRunner):
         parts = {"model": self.unwrapped_model} | {name: getattr(self, name) for name in names}
         return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
 
-    def _take_assigned(self) -> None:
+    def _take_assigned(self, epoch: int | None = None) -> None:
         """Use from now on what was assigned since the last time, and say so.
+
+        Args:
+            epoch: The epoch that it is used from, where it is not the current one.
 
         Raises:
             RunError: An engine has the parts, and takes no others.
         """
-        changed = self._assigned.take(self._parts(), self.epoch)
+        epoch = self.epoch if epoch is None else epoch
+        changed = self._assigned.take(self._parts(), epoch)
         if not changed:
             return
-        self.logger.info("from epoch %d on there are others: %s", self.epoch, ", ".join(changed))
+        self.logger.info("from epoch %d on there are others: %s", epoch, ", ".join(changed))
         kinds = {name.partition("[")[0] for name in changed}
         if kinds & OPTIMIZED:
             self._prepare_again(anew="model" in kinds)
@@ -312,12 +332,13 @@ class AccelerateRunner(BaseRunner):
             )
         if not anew and not self.optimization.direct:
             self.model = self._given_model
-        if isinstance(self.model, nn.Module):  # without the precision that Accelerate gave it
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            for _, module in leaves("model", self.model):  # Accelerate gives it precision again
+                self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         self.optimization = Optimization(self.accelerator, {}, {})
         self.accelerator.free_memory()  # with the wrapper goes what it does in a backward
         self._prepared = False
         self.prepare()
+        made_with(self.optimization)  # before a step changes it
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save objects with every checkpoint under the given names, and restore them by name.
@@ -449,6 +470,7 @@ class AccelerateRunner(BaseRunner):
     def dataloaders(self, dataloaders: Mapping[str, Any]) -> None:
         check_mappings(dataloaders=dataloaders)
         self.data.dataloaders = dict(dataloaders)
+        self.data.record_batch_size()
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -606,6 +628,7 @@ class AccelerateRunner(BaseRunner):
             self._scratch, self._log_interval = Scratch(config, self.world), 1
             every = None if every is None else "1 epoch"
         self._evaluate_every = None if every is None else Every(every)
+        self.data.record_batch_size()  # before the run has its identity
         self.prepare()
         self.optimization.configure(
             config.max_grad_norm, config.max_grad_value, config.scheduler_interval, self._moves
@@ -1480,15 +1503,13 @@ class AccelerateRunner(BaseRunner):
         def with_callbacks() -> Iterator[Optimization]:
             with self.callbacks.kept_on_error():
                 problems.extend(self._load_callbacks(checkpoint, strict=strict))
-                self._take_assigned()  # some of them assign parts again
+                self._take_assigned(checkpoint["data"]["epoch"])  # some assign parts again
                 yield self.optimization
 
         assigned = checkpoint["run"].get("assigned", {})
         with self._assigned.explained(assigned):
             reasons = self.world.together(
-                lambda: contents.compare(
-                    optimization, checkpoint, path, windows, strict, with_callbacks()
-                )
+                lambda: contents.compare(checkpoint, path, windows, strict, with_callbacks())
             )
         optimization, made = self.optimization, made_with(self.optimization)
         checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)

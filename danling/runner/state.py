@@ -136,7 +136,6 @@ class Contents:
 
     def compare(
         self,
-        optimization: Optimization,
         checkpoint: Mapping[str, Any],
         path: Path,
         accum_steps: int,
@@ -145,8 +144,8 @@ class Contents:
     ) -> list[str]:
         """Why the continuation will not be exact, all of which was asked for or cannot be helped.
 
-        Callbacks take their state between the comparison of the weights and that of the optimizers:
-        one that has given an optimizer a group can do so again, or the runner another optimizer.
+        Callbacks take their state first: one that has given an optimizer a group, or the runner
+        another part, can do so again.
 
         Raises:
             CheckpointError: The checkpoint does not fit.
@@ -154,10 +153,10 @@ class Contents:
         """
         check_complete(checkpoint, path)
         saved, run = checkpoint.get("stateful"), checkpoint["run"]
-        wrong, other, missing = state_problems(self.members, saved)
-        refuse_unfit(path, wrong + other if strict or wrong else [])
-        left_out = check_model(optimization, checkpoint, path, strict=strict)
         with with_callbacks as optimization:
+            wrong, other, missing = state_problems(self.members, saved)
+            refuse_unfit(path, wrong + other if strict or wrong else [])
+            left_out = check_model(optimization, checkpoint, path, strict=strict)
             left_out += check_parts(optimization, checkpoint, path, strict=strict)
             if optimization.optimizers:
                 left_out += other + missing + run.get("lost", [])

@@ -19,6 +19,12 @@ REASONS = {
 }
 """What cannot be restored, and what is said of it; all others go on exactly."""
 
+ASSIGNED = {
+    "as_big": "datasets['train'] was assigned while the run trained, for epoch 1",
+    "other_model": " was assigned while the run trained, for epoch 1, and nobody has done it again",
+}
+"""What nobody can tell to be what it was, since the run was given it while it trained."""
+
 
 def outcome(root: Path, case: str, kill_at: int | None = None) -> dict[str, Any]:
     root.mkdir(exist_ok=True)
@@ -35,11 +41,11 @@ def test_a_killed_run_goes_on_exactly_or_says_why_not(case: str, tmp_path: Path)
 
     resumed = outcome(tmp_path / "resumed", case, KILL_AT)
 
-    report = resumed["report"]
+    report, doubts = resumed["report"], REASONS | ASSIGNED
     assert report["global_step"] == KILL_AT - 1
-    assert (resumed["digest"] == whole["digest"]) == (case not in REASONS)
-    assert report["exact"] == (case not in REASONS)
-    assert all(REASONS[case] in reason for reason in report["reasons"])
+    assert (resumed["digest"] == whole["digest"]) == (case not in {*REASONS, "as_big"})
+    assert report["exact"] == (case not in doubts)
+    assert all(doubts[case] in reason for reason in report["reasons"])
     if case in REASONS:
         assert f"a resume will not be exact: the optimizer {REASONS[case]}" in whole["log"] or (
             f"a resume will not be exact: {REASONS[case]}" in whole["log"]

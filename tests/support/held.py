@@ -18,6 +18,7 @@ from torch import nn
 import danling as dl
 from danling.callbacks import ModelCheckpoint
 from danling.checkpoint.sharded.state import plain_names
+from danling.seed import isolated_rng
 from tests.support.resume_harness import digest
 
 STEPS, EPOCHS, KILL_AT = 4, 3, 10
@@ -395,6 +396,109 @@ def own_attributes(runner: Held) -> None:
             self.pulls = state["pulls"]
 
     runner.callbacks.append(Pull())
+
+
+class Changes(dl.Callback):
+    """Assigns a part in the second epoch, and again when its state is loaded.
+
+    Args:
+        assign: A function that assigns it on the runner.
+        again: Whether it does so again.
+    """
+
+    def __init__(self, assign: Callable[[Any], None], *, again: bool = True) -> None:
+        self.assign, self.again, self.is_done = assign, again, False
+
+    def on_setup(self, runner: Any) -> None:
+        self.runner = runner
+
+    def on_epoch_start(self, runner: Any) -> None:
+        if runner.epoch == 1:
+            self.assign(runner)
+            self.is_done = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"is_done": self.is_done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.is_done = state["is_done"]
+        if self.is_done and self.again:
+            self.assign(self.runner)
+
+
+def other_data(size: int) -> torch.utils.data.TensorDataset:
+    inputs = torch.randn(size, 4, generator=torch.Generator().manual_seed(size))
+    return torch.utils.data.TensorDataset(inputs, inputs.sum(1, keepdim=True))
+
+
+def more_data(runner: Any) -> None:
+    runner.datasets["train"] = other_data(4 * STEPS + 8)
+
+
+def as_much_data(runner: Any) -> None:
+    runner.datasets = {**runner.datasets, "train": other_data(4 * STEPS)}
+
+
+@case
+def bigger(runner: Held) -> None:
+    """The data grow in the second epoch."""
+    runner.callbacks.append(Changes(more_data))
+
+
+@case
+def as_big(runner: Held) -> None:
+    """The data are others in the second epoch, and nobody assigns them again."""
+    runner.callbacks.append(Changes(as_much_data, again=False))
+
+
+@case
+def labelled_data(runner: Held) -> None:
+    """So they are, and the ones that the next process begins with say that they are the same."""
+
+    def labelled(runner: Any) -> None:
+        as_much_data(runner)
+        runner.datasets["train"].fingerprint = "the second"
+
+    runner.callbacks.append(Changes(labelled, again=False))
+    if Kill.step is None and any(Path(runner.config.project_root).glob("*/checkpoints")):
+        labelled(runner)
+
+
+@case
+def own_loader(runner: Held) -> None:
+    """Batches of another size come from a loader of the user's."""
+
+    def assign(runner: Any) -> None:
+        loader = torch.utils.data.DataLoader(other_data(30), batch_size=5, shuffle=True)
+        runner.dataloaders = {"train": loader}
+
+    runner.callbacks.append(Changes(assign))
+
+
+@case
+def other_criterion(runner: Held) -> None:
+    def assign(runner: Any) -> None:
+        runner.criterion = Weighted()
+        parameters = [*runner.model.parameters(), *runner.criterion.parameters()]
+        runner.optimizer = torch.optim.AdamW(parameters, lr=0.01)
+        runner.scheduler = torch.optim.lr_scheduler.ExponentialLR(runner.optimizer, 0.9)
+
+    runner.callbacks.append(Changes(assign))
+
+
+@case
+def other_model(runner: Held) -> None:
+    """A model that the killed process was given in the second epoch, and the next one at once."""
+
+    def assign(runner: Any) -> None:
+        with isolated_rng():
+            torch.manual_seed(5)
+            runner.model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.1), nn.Linear(5, 1))
+        runner.optimizer = sgd(runner.model.parameters())
+
+    runner.callbacks.append(Changes(assign, again=False))
+    if Kill.step is None and any(Path(runner.config.project_root).glob("*/checkpoints")):
+        assign(runner)
 
 
 class Extremes:
