@@ -150,6 +150,16 @@ class Logbook:
         """The totals since the last call by tag, over all processes; a collective."""
         return reduce_totals(self.meter.end_window(), self._world.gather)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let what is logged and measured count for nothing: a batch is evaluated again."""
+        before = self._averages, self._copies, self._originals
+        self._averages, self._copies, self._originals = Averages(), {}, {}
+        try:
+            yield
+        finally:
+            self._averages, self._copies, self._originals = before
+
     # An evaluation
 
     @contextmanager

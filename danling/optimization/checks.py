@@ -50,15 +50,18 @@ def _check_list(name: str, optimizers: list[Any]) -> None:
             'as optimizer={"first": ..., "second": ...}'
         )
     owners: dict[int, int] = {}
-    for index, optimizer in enumerate(optimizers):
-        for group in getattr(optimizer, "param_groups", ()):
-            for parameter in group["params"]:
-                if owners.setdefault(id(parameter), index) != index:
-                    raise ConfigError(
-                        f"{what} has a parameter of shape {tuple(parameter.shape)} twice, in "
-                        f"number {owners[id(parameter)]} and number {index}: it would move twice "
-                        "in a step"
-                    )
+    pairs = [(number, p) for number, one in enumerate(optimizers) for p in _parameters(one)]
+    for number, parameter in pairs:
+        if owners.setdefault(id(parameter), number) != number:
+            raise ConfigError(
+                f"{what} has a parameter of shape {tuple(parameter.shape)} twice, in number "
+                f"{owners[id(parameter)]} and number {number}: it would move twice in a step"
+            )
+
+
+def _parameters(optimizer: Any) -> list[Any]:
+    groups = getattr(optimizer, "param_groups", ())
+    return [parameter for group in groups for parameter in group["params"]]
 
 
 def _check_optimizer(what: str, optimizer: Any) -> None:
@@ -85,7 +88,8 @@ def needs_closure(optimizer: Any) -> bool:
     """Whether an optimizer evaluates the model itself, through a closure.
 
     It is known of `torch.optim.LBFGS`, of one whose `step` cannot be called without, and of one
-    that says so in an attribute `needs_closure`.
+    that says so in an attribute `needs_closure`: True, or `"gradients"` where it also wants the
+    gradients before it calls the closure.
 
     Example:
         >>> import torch

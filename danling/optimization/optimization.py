@@ -24,7 +24,7 @@ from danling.metrics.history import split_of
 from danling.optimization.checks import check_optimizers, check_schedulers, needs_closure
 from danling.optimization.models import Models, parts_of
 from danling.optimization.movement import Moving, read_schedules, state_of
-from danling.optimization.together import Together, names_of_steps, separate
+from danling.optimization.together import Together, WithClosure, names_of_steps, separate
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
 
@@ -116,6 +116,8 @@ class Optimization:
         self._current = ""  # the optimizer whose step is open
         self._is_open = False  # its gradients are complete, and not forgotten yet
         self._is_unscaled = False  # and a scaler has judged them
+        self.pending: dict[str, list[Any]] = {}
+        """The micro-batches of open windows that closures evaluate, by the name of their step."""
         self.apart: list[nn.Module] = []
         """Modules besides the model, which the processes keep equal at each step."""
         self._several: list[nn.Module] = []  # models of which nobody else shares the buffers
@@ -178,7 +180,9 @@ class Optimization:
         """What a step calls, by its name."""
         scaler = getattr(self._accelerator, "scaler", None)
         return {
-            key: optimizers[names[0]]
+            key: WithClosure(optimizers[key])
+            if needs_closure(self.optimizers.get(key, []))
+            else optimizers[names[0]]
             if names == (key,)
             else Together([optimizers[name] for name in names], scaler)
             for key, names in self._steps.items()
@@ -189,6 +193,11 @@ class Optimization:
 
         Several models are placed and wrapped one by one; what no optimizer trains is only placed.
         """
+        if self.needs_closure and getattr(self._accelerator, "scaler", None) is not None:
+            raise ConfigError(
+                "the gradient scaler of fp16 takes no closure: use bf16 or full precision for an "
+                "optimizer that evaluates the model again"
+            )
         models = dict(model) if isinstance(model, Models) else {"": model} if model else {}
         if not models and not self.optimizers:
             return None
@@ -451,6 +460,43 @@ class Optimization:
             for move in self._after_step[name]:
                 move()
 
+    def step_with(self, name: str, closure: Callable[[], Tensor]) -> None:
+        """Let an optimizer step that evaluates the model itself, and move its schedule.
+
+        Args:
+            name: The name of the optimizer.
+            closure: What evaluates the loss and its gradients.
+
+        Raises:
+            RunError: There is a gradient scaler, which takes no closure.
+        """
+        if getattr(self._accelerator, "scaler", None) is not None:
+            raise RunError(
+                "the gradient scaler of fp16 takes no closure: use bf16 or full precision for an "
+                "optimizer that evaluates the model again"
+            )
+        if name in self._given:
+            self._note_rates(name)
+        self._prepared[name].step(closure)
+        for move in self._after_step.get(name, ()):
+            move()
+
+    def clip(self, name: str) -> None:
+        """Clip the gradients of an optimizer as configured."""
+        if self.max_norm is not None:
+            self._clip_norm(name, self.max_norm)
+        if self.max_value is not None:
+            clip_values(self._parameters(name), self.max_value)
+
+    def forget(self, name: str) -> None:
+        """Forget the gradients of an optimizer, which are computed again."""
+        for parameter in self._parameters(name):
+            parameter.grad = None
+
+    def optimizer_of(self, name: str) -> Optimizer:
+        """The first optimizer of a step."""
+        return self.optimizers[self._steps[name][0]]
+
     def _note_rates(self, name: str) -> None:
         """Keep the learning rates of a step, which a schedule moves after it."""
         for own in self._steps[name]:
@@ -470,6 +516,7 @@ class Optimization:
     def discard(self) -> None:
         """Forget all gradients, of a window that will not be stepped."""
         self.vetoed = False
+        self.pending.clear()
         for optimizer in self._prepared.values():
             optimizer.zero_grad()
 

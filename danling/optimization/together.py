@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from danling.errors import RunError
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
@@ -53,6 +55,35 @@ class Together:
         """Forget the gradients of all of them."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+
+
+class WithClosure:
+    """An optimizer that cannot step without evaluating the model.
+
+    Args:
+        optimizer: The optimizer, as Accelerate has wrapped it.
+    """
+
+    step_was_skipped = False
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        self.zero_grad = optimizer.zero_grad
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Let it step.
+
+        Raises:
+            RunError: There is no closure.
+        """
+        if closure is None:
+            inner = getattr(self.optimizer, "optimizer", self.optimizer)
+            raise RunError(
+                f"{type(inner).__name__} evaluates the model itself: hand over how, as in "
+                "runner.step(closure=lambda: runner.train_step(batch)); train() does so"
+            )
+        loss: Tensor | None = self.optimizer.step(closure)
+        return loss
 
 
 def separate(optimizers: Mapping[str, Any]) -> dict[str, Optimizer]:

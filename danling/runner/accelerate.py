@@ -58,6 +58,7 @@ from danling.optimization.optimization import Optimization
 from danling.optimization.together import by_name
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Tally, Window, until_any_ends, windowed
+from danling.runner.closures import MISSING, step_with_closure
 from danling.runner.compatibility import (
     config_changes,
 )
@@ -693,9 +694,13 @@ class AccelerateRunner(BaseRunner):
         with self.world.call("train()"), nullcontext() if self.in_run else self:
             self._warn_of_periods()
             self._check_own_steps()
+            evaluates = self.optimization.needs_closure
             for _ in self.epochs():
                 for batch in self.batches("train"):
-                    self.step(self.train_step(batch))
+                    if evaluates:
+                        self.step(closure=partial(self.train_step, batch))
+                    else:
+                        self.step(self.train_step(batch))
                     self._evaluate_if_due()
                 self._evaluate_if_due()
 
@@ -830,7 +835,11 @@ class AccelerateRunner(BaseRunner):
             yield item
 
     def step(  # noqa: C901  # a call more in every step would be dear
-        self, output: Any, optimizer: str | None = None
+        self,
+        output: Any = MISSING,
+        optimizer: str | None = None,
+        *,
+        closure: Callable[[], Any] | None = None,
     ) -> None:
         """Backward, and at the end of an accumulation window the step of the optimizer.
 
@@ -843,12 +852,18 @@ class AccelerateRunner(BaseRunner):
                 with `.loss`; None skips the batch.
             optimizer: The name of the optimizer, where there are several; each of their steps
                 counts in `global_step`.
+            closure: In place of the output, what gives it, for an optimizer that evaluates the
+                model itself, as `torch.optim.LBFGS`: `lambda: runner.train_step(batch)`. All
+                batches of the window are evaluated each time.
 
         Raises:
             MetricError: There is no loss in the output, or it is not a scalar tensor.
             RunError: There is no batch in hand, or no optimizer.
         """
         batch = self._batch or no_batch()
+        if closure is not None:
+            step_with_closure(self, batch, output, closure, optimizer)
+            return
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
         tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
         batch.output = output
@@ -887,6 +902,26 @@ class AccelerateRunner(BaseRunner):
         if optimization.used_norm is not None:
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
+        batch.stepped, batch.has_gradients = True, False
+        if self._training is not None and self._training.streams is not None:
+            put_back_streams(self._training)
+
+    def _log_step(
+        self, name: str, loss: Tensor, metrics: Mapping[str, Any], samples: Tensor | int
+    ) -> None:
+        """Average what one evaluation of a batch gave."""
+        self.logbook.meter.add(self._loss_tags[name], loss.detach().clone(), samples)
+        for key, value in metrics.items():
+            self.logbook.meter.add(f"train/{key}", value, samples)
+
+    def _end_step(self, batch: OpenBatch) -> None:
+        """Count a step that an optimizer has made by a closure, as `step` does with others."""
+        self.counters.global_step += 1
+        self.is_log_step |= self.counters.global_step % self._log_interval == 0
+        self.callbacks("on_step", self)
+        if (norm := self.optimization.used_norm) is not None:
+            self.logbook.meter.add("optim/grad_norm", norm)
+        self.optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
         if self._training is not None and self._training.streams is not None:
             put_back_streams(self._training)

@@ -55,6 +55,9 @@ class Tally:
         optimization: The optimizers.
         device: The device on which samples are added up.
         by_samples: Whether a micro-batch weighs as much as it has samples.
+
+    Attributes:
+        by_samples: Whether a micro-batch weighs as much as it has samples.
     """
 
     def __init__(
@@ -63,8 +66,8 @@ class Tally:
         self._world = world
         self._optimization = optimization
         self._device = device
-        self._by_samples = by_samples
-        self._agrees = world.size > 1 and optimization.stand_in is not None
+        self.by_samples = by_samples
+        self._agrees = world.size > 1 and not optimization.model_state.is_partial
         self._left: dict[str, int] = {}  # micro-batches that were not skipped
         self._samples: dict[str, Tensor | float] = {}
 
@@ -77,8 +80,8 @@ class Tally:
             RunError: It is skipped, and others would wait for this process.
         """
         optimization, is_skipped = self._optimization, loss is None
-        may_skip = self._agrees or self._world.size == 1
-        if self._by_samples and may_skip and not isinstance(samples, Tensor) and not samples:
+        may_skip = optimization.stand_in is not None or self._world.size == 1
+        if self.by_samples and may_skip and not isinstance(samples, Tensor) and not samples:
             is_skipped = True  # the mean of no samples, which is no number
         if not is_skipped:
             self._left[name] = self._left.get(name, 0) + 1
@@ -88,7 +91,7 @@ class Tally:
         if is_skipped or loss is None:
             self._skip(window)
             return
-        if self._by_samples:
+        if self.by_samples:
             self._samples[name] = self._samples.get(name, 0) + samples
             loss = weighed(loss, samples)
         elif window.size > 1:
@@ -100,14 +103,13 @@ class Tally:
     def _skip(self, window: Window) -> None:
         if self._world.size == 1:
             return
-        if not self._agrees:
+        if self._optimization.stand_in is None:
             raise RunError(
                 f"the step of a batch returned None on rank {self._world.rank}, and the processes "
                 "of this run share the work of each batch: return the loss and say that it weighs "
                 'nothing, {"loss": loss, "n": 0}, with accumulate="samples" in the configuration'
             )
-        if self._optimization.stand_in is not None:
-            self._optimization.stand_in.skip(closes=window.closes)
+        self._optimization.stand_in.skip(closes=window.closes)
 
     def open(self, name: str, window: Window) -> None:
         """End a window and open its step, with the mean over what it held.
@@ -132,7 +134,7 @@ class Tally:
         if not left:
             optimization.open_empty(name)
             return
-        if self._by_samples:
+        if self.by_samples:
             optimization.open(name, self._share(samples))
         elif left == size * window.size:
             optimization.open(name)
