@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
@@ -62,8 +62,6 @@ class Loader:
         seed: The seed of the run.
         resume: What to do about a source that cannot begin in the middle.
         device: The device that batches go to.
-        amount: How much of an epoch is read.
-        training: Whether a stream that is limited is read on from epoch to epoch.
 
     Attributes:
         kind: What it means to resume this loader, as the table of the module says.
@@ -78,8 +76,6 @@ class Loader:
         seed: int,
         resume: Resume,
         device: torch.device,
-        amount: Amount | None = None,
-        training: bool = False,
     ) -> None:
         self.split = split
         self.kind = source.kind
@@ -89,11 +85,24 @@ class Loader:
         self._resume = resume
         self._device = device
         self._origin = _Origin(-1, 0, 0)
-        self._amount = amount or Amount()
+        self._amount = Amount()
         self._endless: Endless | None = None
+
+    def limit(self, amount: Amount, *, training: bool) -> Self:
+        """Read so much of each epoch; returns itself.
+
+        Args:
+            amount: How much of an epoch is read.
+            training: Whether a stream that is limited is read on from epoch to epoch.
+
+        Raises:
+            DataError: It is a share of an unknown number, or less than one batch.
+        """
+        self._amount = amount
         is_cut = self.length != self._length(self._source.items)
-        if training and is_cut and source.kind in ("iterable", "stateful"):
-            self._endless = Endless(source)
+        if training and is_cut and self.kind in ("iterable", "stateful"):
+            self._endless = Endless(self._source)
+        return self
 
     @property
     def samples(self) -> int | None:

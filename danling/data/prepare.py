@@ -17,7 +17,7 @@ from torch.utils.data import (
 )
 
 from danling.config.settings import WORKER_KEYS
-from danling.data.limits import Amount, Nothing
+from danling.data.limits import Nothing
 from danling.data.loader import Loader, Resume
 from danling.data.readers import CountingCollate, IterableReader, WorkerInit
 from danling.data.sampling import Sharding, is_of_torch, length_of, order_of
@@ -179,7 +179,6 @@ class _Split:
     seed: int
     training: bool
     placement: Placement
-    amount: Amount
 
     @property
     def own_seed(self) -> int:
@@ -198,8 +197,6 @@ class _Split:
             seed=self.seed,
             resume=self.resume,
             device=self.placement.device,
-            amount=self.amount,
-            training=self.training,
         )
 
 
@@ -213,7 +210,6 @@ def prepare_loader(
     shuffle: bool,
     training: bool,
     placement: Placement,
-    amount: Amount | None = None,
 ) -> Loader:
     """The loader of a dataset of samples, or of something that gives batches.
 
@@ -234,7 +230,6 @@ def prepare_loader(
         training: Whether all ranks must get equally many batches, so that the last ones are padded.
             Without it every sample is seen once.
         placement: The device and the rank of this process.
-        amount: How much of an epoch is read.
 
     Raises:
         DataError: The source, or a setting, is wrong.
@@ -251,7 +246,7 @@ def prepare_loader(
         near = did_you_mean(str(resume), POLICIES)
         raise DataError(f"dataloader.resume of {split!r} is {resume!r}: {near}")
     keyed = bool(settings.get("keyed", True))
-    place = _Split(split, keyed, resume, seed, training, placement, amount or Amount())
+    place = _Split(split, keyed, resume, seed, training, placement)
     if source is None:
         return place.loader(Nothing(place.sharding(1, drop_last=False)), None)
     if not batched and not isinstance(source, DataLoader):

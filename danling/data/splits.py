@@ -124,8 +124,7 @@ class Splits:
             shuffle=training or amount.repeats,
             training=training,
             placement=self._placement,
-            amount=amount,
-        )
+        ).limit(amount, training=training)
         self._loaders[split, evaluating] = source, settings, amount, loader
         return loader
 

@@ -206,7 +206,6 @@ class AccelerateRunner(BaseRunner):
         self.count_samples = SampleCounter()
         self._tallied: Tally | None = None
         self._log_interval, self._poll_interval = 50, 10
-        self._max_epochs = self._max_steps = math.inf
         self._limits = Limits()
         self._scratch: Scratch | None = None
         self._evaluate_every: Every | None = None
@@ -611,11 +610,13 @@ class AccelerateRunner(BaseRunner):
     def is_ending(self) -> bool:
         """Whether the training ends at this point: a limit is reached or a stop was asked for."""
         leaving = self._training is not None and self._training.is_leaving
-        return leaving or self._is_cut() or self.counters.epoch >= self._max_epochs
+        return leaving or self._is_cut() or self.counters.epoch >= self._limits.max_epochs
 
     def _is_cut(self) -> bool:
         """Whether the training ends even within an epoch."""
-        return self.stopping.reason is not None or self.counters.global_step >= self._max_steps
+        return (
+            self.stopping.reason is not None or self.counters.global_step >= self._limits.max_steps
+        )
 
     # How the run opens and closes
 
@@ -623,7 +624,6 @@ class AccelerateRunner(BaseRunner):
         config = self.config
         self._log_interval, self._poll_interval = config.log_interval, config.poll_interval
         self._limits = Limits.of(config)
-        self._max_epochs, self._max_steps = self._limits.max_epochs, self._limits.max_steps
         every = config.evaluate_every
         if config.fast_dev_run:
             self._scratch, self._log_interval = Scratch(config, self.world), 1
@@ -1054,7 +1054,7 @@ class AccelerateRunner(BaseRunner):
         every, epoch = self._evaluate_every, self._epoch
         if every is None or epoch is None:
             return
-        never = not self.evaluations and self.counters.global_step >= self._max_steps
+        never = not self.evaluations and self.counters.global_step >= self._limits.max_steps
         if epoch.ended_by is None and every.is_of_epochs and not never:
             return
         if not self.evaluation_splits:
@@ -1186,7 +1186,7 @@ class AccelerateRunner(BaseRunner):
             )
         if not steps or total is None or every.value * steps <= total:
             return
-        end = " but the one at its end" if total >= self._max_steps else ""
+        end = " but the one at its end" if total >= self._limits.max_steps else ""
         self.logger.warning(
             "evaluate_every is %s, and training ends after %.3g epochs (%d steps, %d an epoch): "
             "there is no evaluation%s; a period in steps comes sooner",

@@ -43,9 +43,8 @@ def loader_of(source: Any, amount: Amount, rank: int = 0, size: int = 1, **more:
         seed=0,
         shuffle=True,
         placement=Placement(CPU, rank, size),
-        amount=amount,
         **options | more,
-    )
+    ).limit(amount, training=(options | more)["training"])
 
 
 def found(loader: Loader, epoch: int, start: int = 0) -> list[list[int]]:
