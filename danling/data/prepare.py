@@ -115,23 +115,22 @@ def own_arguments(
         >>> own_arguments(given, "val", ["train", "val"])
         {'collate_fn': <class 'list'>}
     """
-    own: dict[str, Any] = {}
-    for name in ARGUMENTS:
-        value, is_sampler = given.get(name), name.endswith("sampler")
-        if isinstance(value, Mapping):
-            for other in value:
-                if other not in splits:
-                    raise DataError(
-                        f"{name}[{other!r}] is of no split: {did_you_mean(other, splits)}"
-                    )
-            value = value.get(split)
-        elif is_sampler and split != "train":
-            continue
-        if value is not None and not (is_sampler and in_order):
-            own[name] = value
+    own = {name: _of_split(name, given.get(name), split, splits) for name in ARGUMENTS}
+    if in_order:
+        own["sampler"] = own["batch_sampler"] = None
+    own = {name: value for name, value in own.items() if value is not None}
     if {"sampler", "batch_sampler"} <= own.keys():
         raise DataError(f"the split {split!r} has a sampler and a batch_sampler: pass one of them")
     return own
+
+
+def _of_split(name: str, value: Any, split: str, splits: Collection[str]) -> Any:
+    if not isinstance(value, Mapping):
+        return None if name.endswith("sampler") and split != "train" else value
+    if unknown := [other for other in value if other not in splits]:
+        near = did_you_mean(unknown[0], splits)
+        raise DataError(f"{name}[{unknown[0]!r}] is of no split: {near}")
+    return value.get(split)
 
 
 def with_arguments(

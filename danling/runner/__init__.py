@@ -7,6 +7,7 @@ package; no other package imports this one, but `danling.testing`.
 - `base`: `BaseRunner`, a run without a platform: identity, results, hooks, opening and closing.
 - `callbacks`: the list of callbacks, and which of them hears which hook.
 - `configured`: the callbacks that a configuration names, with their arguments.
+- `assigned`: what is assigned after a runner was prepared, and is used from the next epoch on.
 - `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
 - `limits`: the epochs and steps of a training at most and at least; a run that keeps nothing.
 - `stopping`: a stop that any process asks for, and what all of them agree on.

@@ -28,7 +28,7 @@ from danling.checkpoint.sharded.state import model_state_of
 from danling.config import Config
 from danling.config.settings import STATE_KEYS
 from danling.data.loader import Loader
-from danling.data.prepare import Placement
+from danling.data.prepare import PerSplit, Placement
 from danling.data.splits import Splits
 from danling.distributed.launch import (
     environment_of_accelerate,
@@ -56,6 +56,7 @@ from danling.optimization.models import Models, as_models, begin_training, parts
 from danling.optimization.movement import made, read_schedules
 from danling.optimization.optimization import Optimization
 from danling.optimization.together import by_name
+from danling.runner.assigned import OPTIMIZED, Assigned, OfData, Part, leaves
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Tally, Window, until_any_ends, windowed
 from danling.runner.closures import MISSING, step_with_closure
@@ -66,7 +67,6 @@ from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_s
 from danling.runner.habits import check_mappings, check_overridden, check_steps
 from danling.runner.limits import Limits, Scratch
 from danling.runner.members import find_members, with_names
-from danling.runner.parts import OPTIMIZED, Assigned, OfData, Part, leaves
 from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
 from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
 from danling.runner.state import Contents
@@ -148,6 +148,11 @@ class AccelerateRunner(BaseRunner):
     worker_init_fn: Any = OfData()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
+    _training: OpenTraining | None
+    _epoch: OpenEpoch | None
+    _batch: OpenBatch | None
+    _tallied: Tally | None
+    _scratch: Scratch | None
 
     def __init__(
         self,
@@ -159,12 +164,10 @@ class AccelerateRunner(BaseRunner):
         scheduler: Any = None,
         datasets: Mapping[str, Any] | None = None,
         dataloaders: Mapping[str, Any] | None = None,
-        collate_fn: Callable[[list[Any]], Any]
-        | Mapping[str, Callable[[list[Any]], Any]]
-        | None = None,
-        sampler: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
-        batch_sampler: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
-        worker_init_fn: Callable[[int], Any] | Mapping[str, Callable[[int], Any]] | None = None,
+        collate_fn: PerSplit[Callable[[list[Any]], Any]] = None,
+        sampler: PerSplit[Iterable[Any]] = None,
+        batch_sampler: PerSplit[Iterable[Any]] = None,
+        worker_init_fn: PerSplit[Callable[[int], Any]] = None,
         metrics: Mapping[str, Any] | None = None,
         callbacks: Iterable[Callback] = (),
         default_callbacks: bool = True,
@@ -180,10 +183,8 @@ class AccelerateRunner(BaseRunner):
         self._settle_seed()
         if self.distributed:
             _ = self.uuid  # agreed now, so that any process may read it alone
-        self.model = as_models(model)
-        self.criterion = criterion
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.model, self.criterion = as_models(model), criterion
+        self.optimizer, self.scheduler = optimizer, scheduler
         self.data = Splits(
             self.config, self.world, Placement(self.device, self.rank, self.world_size)
         )
@@ -198,16 +199,12 @@ class AccelerateRunner(BaseRunner):
             self.config, self.world, self.accelerator, self.data, self.logbook
         )
         self._prepared = False
-        self._training: OpenTraining | None = None
-        self._epoch: OpenEpoch | None = None
-        self._batch: OpenBatch | None = None
+        self._training = self._epoch = self._batch = self._tallied = self._scratch = None
         self._places: dict[str, int] = {}  # batches of each split used in an epoch that was cut
         self._loaded_rng: dict[str, Any] | None = None  # set before the first batch
         self.count_samples = SampleCounter()
-        self._tallied: Tally | None = None
         self._log_interval, self._poll_interval = 50, 10
         self._limits = Limits()
-        self._scratch: Scratch | None = None
         self._evaluate_every: Every | None = None
         self._registered: dict[str, Any] = {}
         self._loss_tags: dict[str, str] = {}
@@ -289,6 +286,7 @@ class AccelerateRunner(BaseRunner):
 
     def _parts(self) -> dict[str, Any]:
         """All that may be assigned, by name; a wrapper around the model is the model."""
+        self.model = as_models(self.model)
         names = ("criterion", "optimizer", "scheduler", "metrics", "datasets", "dataloaders")
         parts = {"model": self.unwrapped_model} | {name: getattr(self, name) for name in names}
         return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
@@ -332,7 +330,7 @@ class AccelerateRunner(BaseRunner):
             )
         if not anew and not self.optimization.direct:
             self.model = self._given_model
-            for _, module in leaves("model", self.model):  # Accelerate gives it precision again
+            for module in parts_of(self.model):  # Accelerate gives it precision again
                 self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         self.optimization = Optimization(self.accelerator, {}, {})
         self.accelerator.free_memory()  # with the wrapper goes what it does in a backward
@@ -747,14 +745,14 @@ class AccelerateRunner(BaseRunner):
             RunError: No epoch is open.
             DataError: There is no such split.
         """
-        self._require_epoch()
+        _, epoch = self._require_epoch()
+        if epoch.iterator is None:
+            self._take_assigned()
         return self._batches(split)
 
     def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
         training, epoch = self._require_epoch()
         self._settle(training)
-        if epoch.iterator is None:
-            self._take_assigned()
         hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
         epoch.iterator = iterator = object()
         for data, window in self._windows(split, epoch):
@@ -1532,35 +1530,32 @@ class AccelerateRunner(BaseRunner):
             self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
             return
         windows = self.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
-        problems: list[str] = []
+        problems = [self.run.doubt] if self.run.doubt else []
+        assigned = checkpoint.get("run", {}).get("assigned", {})
 
         @contextmanager
         def with_callbacks() -> Iterator[Optimization]:
-            with self.callbacks.kept_on_error():
+            with self.callbacks.kept_on_error(), self._assigned.explained(assigned):
                 problems.extend(self._load_callbacks(checkpoint, strict=strict))
                 self._take_assigned(checkpoint["data"]["epoch"])  # some assign parts again
                 yield self.optimization
 
-        assigned = checkpoint["run"].get("assigned", {})
-        with self._assigned.explained(assigned):
-            reasons = self.world.together(
-                lambda: contents.compare(checkpoint, path, windows, strict, with_callbacks())
-            )
+        reasons = self.world.together(
+            lambda: contents.compare(checkpoint, path, windows, strict, with_callbacks())
+        )
         optimization, made = self.optimization, made_with(self.optimization)
         checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
-        reasons += problems + contents.restore_changes(optimization, checkpoint)
-        reasons += self._assigned.take_up(assigned, self.data.fingerprints)
+        reasons += problems + self._assigned.take_up(assigned, self.data.fingerprints)
+        reasons += contents.restore_changes(optimization, checkpoint)
         self._take_modes()
         self._loaded_rng = contents.restore_streams(checkpoint)
         self._places = contents.places(checkpoint)
         self._load_counters(checkpoint)
-        reasons += [self.run.doubt] if self.run.doubt else []
-        run = checkpoint["run"]
+        run, other = checkpoint["run"], config_changes(self.config, checkpoint["config"])
         self.resume_report = {
             "exact": not reasons,
             "reasons": reasons,
-            "changes": config_changes(self.config, checkpoint["config"])
-            + changes(run["given"], made),
+            "changes": other + changes(run["given"], made),
             "checkpoint": path.name,
             "run": run["uuid"],
             "epoch": self.epoch,
