@@ -104,7 +104,7 @@ class BackboneFinetuning(Callback):
         """Use its learning rate, whatever the schedule made of it."""
         if self.lr is not None:
             _find_group(runner)["lr"] = self.lr
-        elif runner.optimization.awaits_all_gradients:
+        elif runner.optimization.replicas.awaits_all_gradients:
             for parameter in _find_group(runner)["params"]:
                 parameter.grad = None
 
@@ -124,7 +124,7 @@ class BackboneFinetuning(Callback):
         return modules[self.backbone]
 
     def _freeze(self, runner: Runner, frozen: bool) -> None:
-        if not runner.optimization.awaits_all_gradients:
+        if not runner.optimization.replicas.awaits_all_gradients:
             for parameter in self._module(runner).parameters():
                 parameter.requires_grad_(not frozen)
 

@@ -98,7 +98,7 @@ class Freeze(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Leave the gradients out, where they had to be computed."""
-        if self._is_frozen and runner.optimization.awaits_all_gradients:
+        if self._is_frozen and runner.optimization.replicas.awaits_all_gradients:
             for parameter in self._parameters(runner):
                 parameter.grad = None
 
@@ -134,7 +134,7 @@ class Freeze(Callback):
 
     def _set(self, runner: Runner, *, frozen: bool) -> None:
         self._is_frozen = frozen
-        if not runner.optimization.awaits_all_gradients:
+        if not runner.optimization.replicas.awaits_all_gradients:
             for parameter in self._parameters(runner):
                 parameter.requires_grad_(not frozen)
                 if frozen:

@@ -4,6 +4,7 @@ Begin with `optimization`. It may import `distributed`, `metrics`, `checkpoint` 
 
 - `optimization`: `Optimization`, one step after the other for all optimizers of a runner.
 - `models`: several models, each placed, wrapped and called by itself.
+- `replicas`: processes that each have the whole of what is trained, and keep it equal.
 - `together`: optimizers that step together.
 - `schedules`: `Schedule`, which scheduler moves when, and the schedules that have a name.
 - `movement`: how schedules move with steps, epochs and evaluations.

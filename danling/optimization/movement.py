@@ -13,7 +13,7 @@ from danling.metrics.history import flatten, split_of
 from danling.optimization.schedules import Factor, Schedule, make_scheduler
 from danling.optimization.together import by_name, is_named, listed, numbered
 
-__all__ = ["Moving", "argument_of", "closed_form", "made", "read_schedules", "state_of"]
+__all__ = ["Moving", "argument_of", "closed_form", "made", "moving", "read_schedules", "state_of"]
 
 
 WATCHING: Final = ("metrics", "metric", "score", "value")
@@ -227,6 +227,20 @@ class Moving:
 
     def _metric(self) -> list[float]:
         return [self._latest] if self._takes_metric and self._latest is not None else []
+
+
+def moving(schedules: Mapping[str, Mapping[str, Schedule]], interval: str) -> dict[str, Moving]:
+    """All schedules as a run moves them, each by its name.
+
+    Args:
+        schedules: What `read_schedules` gave.
+        interval: The interval of a schedule that has none of its own.
+    """
+    return {
+        name: Moving(schedule, interval)
+        for part in schedules.values()
+        for name, schedule in part.items()
+    }
 
 
 def made(

@@ -8,22 +8,20 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
-from danling.distributed.stand_in import StandIn
 from danling.errors import ConfigError, MetricError, RunError, did_you_mean
 from danling.metrics.history import split_of
 from danling.optimization.checks import check_optimizers, check_schedulers, needs_closure
 from danling.optimization.models import Models, parts_of
-from danling.optimization.movement import Moving, read_schedules, state_of
+from danling.optimization.movement import moving, read_schedules, state_of
+from danling.optimization.replicas import Replicas
 from danling.optimization.together import Together, WithClosure, names_of_steps, separate
 
 __all__ = ["Optimization", "accelerate_adds_nothing"]
@@ -91,19 +89,9 @@ class Optimization:
         self.needs_closure = any(map(needs_closure, self.optimizers.values()))
         self.max_norm = max_norm
         self.max_value = max_value
-        # their zero_grad is torch's: a loop, and a range for the profiler that costs 9 us a step
-        self._plain = {
-            name
-            for name, optimizer in optimizers.items()
-            if getattr(getattr(optimizer, "zero_grad", None), "__func__", None)
-            is Optimizer.zero_grad
-        }
-        self._moving = {
-            name: Moving(schedule, interval)
-            for schedules in self._given.values()
-            for name, schedule in schedules.items()
-        }
-        self.schedulers = {name: moving.scheduler for name, moving in self._moving.items()}
+        self._plain = set(filter(lambda name: forgets_as_torch(optimizers[name]), optimizers))
+        self._moving = moving(self._given, interval)
+        self.schedulers = {name: part.scheduler for name, part in self._moving.items()}
         self._after_step = self._moves_after_steps()
         self._accelerator = accelerator
         self.model_state = ModelState(None, None)
@@ -118,13 +106,9 @@ class Optimization:
         self._is_unscaled = False  # and a scaler has judged them
         self.pending: dict[str, list[Any]] = {}
         """The micro-batches of open windows that closures evaluate, by the name of their step."""
-        self.apart: list[nn.Module] = []
-        """Modules besides the model, which the processes keep equal at each step."""
-        self._several: list[nn.Module] = []  # models of which nobody else shares the buffers
-        self._averaged: set[int] | None = None  # parameters that the model's wrapper averages
-        self._uncalled: list[nn.Module] = []  # wrappers of which no forward has been seen yet
-        self.stand_in: StandIn | None = None
-        """What takes part for this process in the wrapper's work for a batch that it skips."""
+        self.replicas = Replicas()
+        """What keeps the model, and other modules, equal on all processes."""
+        self._averages = False  # whether there are other processes with the same weights
         self.vetoed = False
         """Whether the next step moves nothing."""
         self.vetoes = 0
@@ -148,9 +132,9 @@ class Optimization:
             length: The number of moves of the training at an interval; None where it is unknown.
         """
         self.max_norm, self.max_value = max_norm, max_value
-        for moving in self._moving.values():
-            moving.settle(interval)
-            moving.follow(length)
+        for part in self._moving.values():
+            part.settle(interval)
+            part.follow(length)
         self._after_step = self._moves_after_steps()
 
     def check_monitors(self, splits: Sequence[str]) -> None:
@@ -159,11 +143,11 @@ class Optimization:
         Raises:
             MetricError: One does.
         """
-        for moving in self._moving.values():
-            if moving.monitor is not None and split_of(moving.monitor, splits) is None:
+        for part in self._moving.values():
+            if part.monitor is not None and split_of(part.monitor, splits) is None:
                 raise MetricError(
-                    f"the schedule of {type(moving.scheduler).__name__} watches "
-                    f"{moving.monitor!r}, which is of no split: there are {', '.join(splits)}"
+                    f"the schedule of {type(part.scheduler).__name__} watches "
+                    f"{part.monitor!r}, which is of no split: there are {', '.join(splits)}"
                 )
 
     def _moves_after_steps(self) -> dict[str, list[Callable[[], object]]]:
@@ -204,12 +188,12 @@ class Optimization:
         wrapped = self._place(models, several=isinstance(model, Models))
         if isinstance(model, Models):
             self._model = Models(wrapped, self._accelerator.unwrap_model)
-            self._several = parts_of(self._model.plain)
         else:
             self._model = wrapped.get("")
         check_schedulers(self._given, self._listed())  # Accelerate has made groups anew
         if self._accelerator.num_processes > 1 and self.readable:
-            self._watch_wrappers()
+            self._averages = True
+            self.replicas.watch(self._model)
         return self._model
 
     def _place(self, models: Mapping[str, nn.Module], *, several: bool) -> dict[str, Any]:
@@ -271,81 +255,6 @@ class Optimization:
             for name, optimizer in self.optimizers.items()
             if any(id(p) in own for group in optimizer.param_groups for p in group["params"])
         ]
-
-    def _watch_wrappers(self) -> None:
-        """Remember which gradients are averaged by wrappers, and whether those are called."""
-        self._averaged = set()
-        for part in parts_of(self._model):
-            is_wrapped = isinstance(part, DistributedDataParallel)
-            self._averaged |= {
-                id(p) for p in part.parameters() if p.requires_grad or not is_wrapped
-            }
-            if is_wrapped:
-                self._await_call(part)
-            if is_wrapped and self._several:
-                # buffers are shared at each step: between two forwards they would change in place
-                part.require_forward_param_sync = False  # type: ignore[assignment]  # a plain bool
-        inner = getattr(self._model, "_orig_mod", self._model)  # a compiled one
-        if isinstance(inner, DistributedDataParallel):
-            self.stand_in = StandIn(self._model)
-
-    def _await_call(self, wrapper: nn.Module) -> None:
-        self._uncalled.append(wrapper)
-
-        def called(*_: Any) -> None:
-            if torch.is_grad_enabled():
-                self._uncalled.remove(wrapper)
-                handle.remove()
-
-        handle = wrapper.register_forward_pre_hook(called)
-
-    @property
-    def awaits_all_gradients(self) -> bool:
-        """Whether each backward must reach the parameters that required a gradient at first.
-
-        A `DistributedDataParallel` waits for them: one that is frozen later has its gradient
-        dropped before the step.
-        """
-        return any(isinstance(part, DistributedDataParallel) for part in parts_of(self._model))
-
-    def begin_together(self) -> None:
-        """Let the modules besides the model be equal on all processes; a collective."""
-        if self._averaged is None:
-            return
-        for module in (*self._several, *self.apart):
-            for tensor in (*module.parameters(), *module.buffers()):
-                if not hasattr(tensor, "full_tensor"):
-                    dist.broadcast(tensor.data, 0)
-
-    def _keep_together(self, name: str, averaged: set[int]) -> None:
-        """Average the gradients that no wrapper averages, and share the buffers of rank 0.
-
-        Raises:
-            RunError: The networks of the model were called without the wrapper around it.
-        """
-        stood_in = self.stand_in is not None and self.stand_in.was_called
-        for wrapper in self._uncalled if not stood_in else []:
-            if any(p.grad is not None for p in wrapper.parameters()):
-                raise RunError(
-                    "parts of the model were called one by one, past the DistributedDataParallel "
-                    "that averages their gradients: the processes would drift apart. Call "
-                    "runner.model as a whole (its forward may take the name of a part), or hand "
-                    'its parts over by name, model={"encoder": ..., "decoder": ...}, and call '
-                    'runner.model["encoder"]'
-                )
-        own = [p for p in self._parameters(name) if p.requires_grad and id(p) not in averaged]
-        own = [p for p in own if not hasattr(p, "full_tensor")]
-        if own:
-            has = torch.tensor([float(p.grad is not None) for p in own], device=own[0].device)
-            dist.all_reduce(has, dist.ReduceOp.MAX)
-            for parameter in itertools.compress(own, has.tolist()):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad.div_(self._accelerator.num_processes)
-        for module in (*self._several, *self.apart):
-            for buffer in module.buffers() if module.training else ():
-                dist.broadcast(buffer, 0)
 
     def choose(self, name: str | None) -> str:
         """The name of the optimizer to step."""
@@ -422,8 +331,8 @@ class Optimization:
             rescale: What its gradients are multiplied by.
         """
         self._current, self._is_open, self.used_norm = name, True, None
-        if self._averaged is not None:
-            self._keep_together(name, self._averaged)
+        if self._averages:
+            self.replicas.average(self._parameters(name))
         if rescale is not None:
             for parameter in self._parameters(name):
                 if parameter.grad is not None:
@@ -541,8 +450,8 @@ class Optimization:
         Args:
             epoch: The number of epochs completed.
         """
-        for moving in self._moving.values():
-            moving.end_epoch(epoch)
+        for part in self._moving.values():
+            part.end_epoch(epoch)
 
     def end_evaluation(self, score: float | None, result: Mapping[str, Any] = _NOTHING) -> None:
         """Move the schedules that watch a value.
@@ -554,8 +463,8 @@ class Optimization:
         Raises:
             MetricError: A schedule watches a value that is not there.
         """
-        for moving in self._moving.values():
-            moving.end_evaluation(score, result)
+        for part in self._moving.values():
+            part.end_evaluation(score, result)
 
     def learning_rates(self, *, used: bool = False) -> dict[str, float]:
         """The learning rate of every parameter group, by tag.
@@ -642,6 +551,12 @@ class Optimization:
         scaler = getattr(self._accelerator, "scaler", None)
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
+
+
+def forgets_as_torch(optimizer: Any) -> bool:
+    """Whether `zero_grad` is torch's: a loop, and a range for the profiler of 9 us a step."""
+    function = getattr(getattr(optimizer, "zero_grad", None), "__func__", None)
+    return function is Optimizer.zero_grad
 
 
 def rates_of(optimizer: Optimizer) -> list[Any]:

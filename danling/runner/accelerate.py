@@ -59,7 +59,7 @@ from danling.optimization.together import by_name
 from danling.runner.assigned import OPTIMIZED, Assigned, OfData, Part, leaves
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Tally, Window, until_any_ends, windowed
-from danling.runner.closures import MISSING, step_with_closure
+from danling.runner.closures import MISSING, Evaluation, MicroBatch, WindowClosure
 from danling.runner.compatibility import (
     config_changes,
 )
@@ -312,7 +312,7 @@ class AccelerateRunner(BaseRunner):
         if self.distributed:
             check_mergeable(self.metrics)
         self._find_members()
-        self.optimization.begin_together()
+        self.optimization.replicas.begin()
         self._warn_of_lost()
         if self._training is not None:
             self._training.total_steps = self._count_steps()
@@ -330,8 +330,8 @@ class AccelerateRunner(BaseRunner):
             )
         if not anew and not self.optimization.direct:
             self.model = self._given_model
-            for module in parts_of(self.model):  # Accelerate gives it precision again
-                self.accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+        for part in parts_of(as_models(self.model)):  # without Accelerate's precision
+            self.accelerator.unwrap_model(part, keep_fp32_wrapper=False)
         self.optimization = Optimization(self.accelerator, {}, {})
         self.accelerator.free_memory()  # with the wrapper goes what it does in a backward
         self._prepared = False
@@ -376,7 +376,7 @@ class AccelerateRunner(BaseRunner):
         for name, module in members.items():
             if isinstance(module, nn.Module) and before.get(name) is not module:
                 module.to(self.device)
-        self.optimization.apart = modules
+        self.optimization.replicas.apart = modules
         self._contents.begin(self.optimization)
 
     def _optimization_kind(self) -> type[Optimization]:
@@ -401,8 +401,8 @@ class AccelerateRunner(BaseRunner):
         """The model without what Accelerate and `torch.compile` wrapped around it."""
         if self.model is None:
             return None
-        if isinstance(self.model, Models):
-            return self.model.plain
+        if isinstance(self.model, Models | Mapping):
+            return as_models(self.model).plain
         model = (
             self.model if self.optimization.direct else self.accelerator.unwrap_model(self.model)
         )
@@ -637,7 +637,7 @@ class AccelerateRunner(BaseRunner):
         self._find_members()
         self._warn_of_lost()
         self._resume()
-        self.optimization.begin_together()
+        self.optimization.replicas.begin()
 
     def _tell_what_is_saved(self) -> None:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
@@ -860,15 +860,14 @@ class AccelerateRunner(BaseRunner):
         """
         batch = self._batch or no_batch()
         if closure is not None:
-            step_with_closure(self, batch, output, closure, optimizer)
+            self._step_with(batch, output, closure, optimizer)
             return
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
         tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
-        batch.output = output
+        batch.output, batch.stepped = output, False  # it may be by another optimizer
         if output is not None:
             loss, metrics, samples = read_output(output)
-            if samples is None:
-                samples = self._samples_in(batch.batch)
+            samples = self._samples_in(batch.batch) if samples is None else samples
             if tally is None:
                 optimization.backward(loss, name)
             else:
@@ -882,19 +881,15 @@ class AccelerateRunner(BaseRunner):
             tally.backward(None, 0, window, name)
         if not window.closes:
             return
-        batch.stepped = False  # it may be by another optimizer
         if tally is not None:
             tally.open(name, window)
-        elif output is not None:
-            optimization.open(name)
         else:
-            optimization.open_empty(name)
+            (optimization.open_empty if output is None else optimization.open)(name)
         if "on_before_step" in hooks.heard:
             hooks("on_before_step", self)
         optimization.step()
         self.counters.global_step += 1
-        if self.counters.global_step % self._log_interval == 0:
-            self.is_log_step = True
+        self.is_log_step |= self.counters.global_step % self._log_interval == 0
         if "on_step" in hooks.heard:
             hooks("on_step", self)
         if optimization.used_norm is not None:
@@ -904,25 +899,39 @@ class AccelerateRunner(BaseRunner):
         if self._training is not None and self._training.streams is not None:
             put_back_streams(self._training)
 
-    def _log_step(
-        self, name: str, loss: Tensor, metrics: Mapping[str, Any], samples: Tensor | int
+    def _step_with(
+        self, batch: OpenBatch, output: Any, closure: Callable[[], Any], optimizer: str | None
     ) -> None:
-        """Average what one evaluation of a batch gave."""
-        self.logbook.meter.add(self._loss_tags[name], loss.detach().clone(), samples)
-        for key, value in metrics.items():
-            self.logbook.meter.add(f"train/{key}", value, samples)
+        """The step of an optimizer that evaluates the batches of its window itself."""
+        if output is not MISSING:
+            raise RunError("step() takes an output or a closure, and here are both")
+        optimization, window, hooks = self.optimization, batch.window, self.callbacks
+        name, add = optimization.choose(optimizer), self.logbook.meter.add
+        parts = optimization.pending.setdefault(name, [])
+        parts.append(MicroBatch(closure, window, self._samples_in(batch.batch)))
+        batch.has_gradients = True
+        if not window.closes:
+            return
+        batch.stepped = False
+        del optimization.pending[name]
 
-    def _end_step(self, batch: OpenBatch) -> None:
-        """Count a step that an optimizer has made by a closure, as `step` does with others."""
+        def first(found: Sequence[Evaluation]) -> None:
+            for each in found:
+                add(self._loss_tags[name], each.loss.detach().clone(), each.samples)
+                for key, value in each.metrics.items():
+                    add(f"train/{key}", value, each.samples)
+            batch.output = found[-1].output
+            hooks("on_before_step", self)
+
+        evaluate = partial(WindowClosure, parts, name, optimization, self.logbook, self.world)
+        evaluate(self.model, first).step()
         self.counters.global_step += 1
         self.is_log_step |= self.counters.global_step % self._log_interval == 0
-        self.callbacks("on_step", self)
-        if (norm := self.optimization.used_norm) is not None:
-            self.logbook.meter.add("optim/grad_norm", norm)
-        self.optimization.zero_grad()
+        hooks("on_step", self)
+        if optimization.used_norm is not None:
+            add("optim/grad_norm", optimization.used_norm)
+        optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
-        if self._training is not None and self._training.streams is not None:
-            put_back_streams(self._training)
 
     def skip_step(self) -> None:
         """Veto the optimizer step of the open window: nothing moves, and its gradients are dropped.

@@ -80,7 +80,7 @@ class Tally:
             RunError: It is skipped, and others would wait for this process.
         """
         optimization, is_skipped = self._optimization, loss is None
-        may_skip = optimization.stand_in is not None or self._world.size == 1
+        may_skip = optimization.replicas.stand_in is not None or self._world.size == 1
         if self.by_samples and may_skip and not isinstance(samples, Tensor) and not samples:
             is_skipped = True  # the mean of no samples, which is no number
         if not is_skipped:
@@ -97,19 +97,19 @@ class Tally:
         elif window.size > 1:
             loss = loss / window.size
         optimization.backward(loss, name)
-        if optimization.stand_in is not None:
-            optimization.stand_in.end_batch()
+        if optimization.replicas.stand_in is not None:
+            optimization.replicas.stand_in.end_batch()
 
     def _skip(self, window: Window) -> None:
         if self._world.size == 1:
             return
-        if self._optimization.stand_in is None:
+        if self._optimization.replicas.stand_in is None:
             raise RunError(
                 f"the step of a batch returned None on rank {self._world.rank}, and the processes "
                 "of this run share the work of each batch: return the loss and say that it weighs "
                 'nothing, {"loss": loss, "n": 0}, with accumulate="samples" in the configuration'
             )
-        self._optimization.stand_in.skip(closes=window.closes)
+        self._optimization.replicas.stand_in.skip(closes=window.closes)
 
     def open(self, name: str, window: Window) -> None:
         """End a window and open its step, with the mean over what it held.

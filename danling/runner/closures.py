@@ -7,7 +7,7 @@ of the first evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from danling.errors import RunError
-from danling.runner.steps import Output, read_output
+from danling.runner.steps import read_output
 
 if TYPE_CHECKING:
     from danling.distributed.world import World
     from danling.metrics.logbook import Logbook
     from danling.optimization.optimization import Optimization
-    from danling.runner.accelerate import AccelerateRunner
     from danling.runner.batches import Window
-    from danling.runner.progress import OpenBatch
 
-__all__ = ["MISSING", "WindowClosure", "step_with_closure"]
+__all__ = ["MISSING", "Evaluation", "MicroBatch", "WindowClosure"]
 
 
 class Nothing:
@@ -39,7 +37,7 @@ MISSING = Nothing()
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MicroBatch:
     """A micro-batch of a window.
 
     Attributes:
@@ -59,12 +57,14 @@ class Evaluation:
 
     Attributes:
         output: What the train step returned.
-        read: The same, taken apart.
+        loss: Its loss.
+        metrics: What else is in it.
         samples: The number of samples.
     """
 
     output: Any
-    read: Output
+    loss: Tensor
+    metrics: Mapping[str, Any]
     samples: Tensor | int
 
 
@@ -90,7 +90,7 @@ class WindowClosure:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[MicroBatch],
         name: str,
         optimization: Optimization,
         logbook: Logbook,
@@ -156,23 +156,23 @@ class WindowClosure:
             with self._logbook.aside():
                 yield
 
-    def _evaluate(self, part: Part) -> Evaluation:
+    def _evaluate(self, part: MicroBatch) -> Evaluation:
         output = part.closure()
         if output is None:
             raise RunError(
                 "a closure returned None: a batch of an optimizer that evaluates again cannot be "
                 "skipped; return the loss"
             )
-        read = read_output(output)
-        return Evaluation(output, read, part.samples if read[2] is None else read[2])
+        loss, metrics, samples = read_output(output)
+        return Evaluation(output, loss, metrics, part.samples if samples is None else samples)
 
-    def _add_gradients(self, part: Part) -> Evaluation:
+    def _add_gradients(self, part: MicroBatch) -> Evaluation:
         self._optimization.synchronise(self._model, part.window.closes)
         found, window = self._evaluate(part), part.window
         if window.tally is None:
-            self._optimization.backward(found.read[0], self._name)
+            self._optimization.backward(found.loss, self._name)
         else:
-            window.tally.backward(found.read[0], found.samples, window, self._name)
+            window.tally.backward(found.loss, found.samples, window, self._name)
         return found
 
     def _open(self) -> None:
@@ -185,7 +185,7 @@ class WindowClosure:
 
     def _mean(self, found: Sequence[Evaluation]) -> Tensor:
         """The loss of the window, over all processes: an optimizer decides by it."""
-        losses = [each.read[0].detach() for each in found]
+        losses = [each.loss.detach() for each in found]
         if len(losses) == 1 and self._world.size == 1:
             return losses[0]
         tally = self._parts[-1].window.tally
@@ -200,39 +200,3 @@ class WindowClosure:
         if self._world.size > 1:
             dist.all_reduce(sums)
         return (sums[0] / sums[1]).to(losses[0].dtype)
-
-
-def step_with_closure(
-    runner: AccelerateRunner,
-    batch: OpenBatch,
-    output: Any,
-    closure: Callable[[], Any],
-    optimizer: str | None,
-) -> None:
-    """Note how a micro-batch is evaluated, and let the optimizer step where its window closes.
-
-    Raises:
-        RunError: An output was handed over too.
-    """
-    if output is not MISSING:
-        raise RunError("step() takes an output or a closure, and here are both")
-    optimization, window = runner.optimization, batch.window
-    name = optimization.choose(optimizer)
-    parts = optimization.pending.setdefault(name, [])
-    parts.append(Part(closure, window, runner._samples_in(batch.batch)))
-    batch.has_gradients = True
-    if not window.closes:
-        return
-    batch.stepped = False
-    del optimization.pending[name]
-
-    def on_first(found: Sequence[Evaluation]) -> None:
-        for each in found:
-            runner._log_step(name, each.read[0], each.read[1], each.samples)
-        batch.output = found[-1].output
-        runner.callbacks("on_before_step", runner)
-
-    WindowClosure(
-        parts, name, optimization, runner.logbook, runner.world, runner.model, on_first
-    ).step()
-    runner._end_step(batch)

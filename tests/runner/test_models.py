@@ -222,6 +222,38 @@ def test_models_that_a_subclass_assigns_are_several_models_too() -> None:
     assert not torch.equal(models["first"].state_dict()["weight"], before)
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_models_and_optimizers_may_be_assigned_between_epochs(
+    precision: str, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from danling.optimization import optimization
+
+    if not direct:
+        monkeypatch.setattr(optimization, "accelerate_adds_nothing", lambda _: False)
+    others = pair()
+
+    class Assign(dl.Callback):
+        def on_epoch_start(self, runner: dl.AccelerateRunner) -> None:
+            if runner.epoch == 1:
+                runner.optimizer = torch.optim.AdamW(runner.unwrapped_model.parameters(), lr=0.1)
+            if runner.epoch == 2:
+                runner.model = others
+                runner.optimizer = torch.optim.SGD(chained(others), lr=0.1)
+
+    options = {"cpu": True, "mixed_precision": precision}
+    first = pair()
+    config = {"max_epochs": 3, "accelerate": options}
+    runner = make(config, model=first, callbacks=[Assign()])
+    before = [model.state_dict()["weight"].clone() for model in (*first.values(), *others.values())]
+
+    runner.train()
+
+    after = [model.state_dict()["weight"] for model in (*first.values(), *others.values())]
+    assert not any(map(torch.equal, before, after))
+    assert list(runner.unwrapped_model.values()) == list(others.values())
+
+
 # Checkpoints, and what else takes a model
 
 
