@@ -35,10 +35,12 @@ LAYERS = [
 ]
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer.split()}
 
-# The two places where the arrow turns: a hook's signature names the runner that calls it, and
-# `defaults`, which composes the callbacks, is imported by the runner that has them.
+# The places where the arrow turns: a hook's signature names the runner that calls it, and so do the
+# functions of the runner's own package; `defaults`, which composes the callbacks, is imported by
+# the runner that has them.
 HOOKS = "danling.callback"
 TURN = "danling.defaults"
+LOOP = "danling.runner.accelerate"
 
 OWN_CIRCLES = {"experiments", "cli"}  # a run knows its collection, and the collection its runs
 
@@ -89,6 +91,8 @@ def graph() -> dict[str, set[str]]:
         module, names = name_of(path), imported(path) - {TURN, "danling"}
         if module in (HOOKS, TURN):
             names = {name for name in names if room_of(name) not in ("runner", "callbacks")}
+        if room_of(module) == "runner":
+            names -= {LOOP}
         if path.name != "__init__.py":
             found[module] = names
     return found

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 from danling.config.files import RUN_CONFIG
@@ -19,7 +22,11 @@ from danling.files.failpoints import failpoint
 from danling.identity.ids import run_identifier
 from danling.run.lock import LOCK_NAME
 
-__all__ = ["RunPaths", "claim"]
+if TYPE_CHECKING:
+    from danling.config import Config
+    from danling.distributed.world import World
+
+__all__ = ["RunPaths", "Scratch", "claim"]
 
 
 _RUN_NAME = re.compile(r".+(-[0-9a-f]{8}){3}")
@@ -143,3 +150,25 @@ def _ignore(root: Path, path: Path) -> None:
             with suppress(FileExistsError), open(ignore, "x", encoding="utf-8") as file:
                 file.write("*\n")
             return
+
+
+class Scratch:
+    """A folder for the files of a run that keeps nothing and goes on with no other run.
+
+    Args:
+        config: The configuration; it is what it was when the folder is removed.
+        world: The processes of the run.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self._config = config
+        self._given = str(config.project_root), config.resume
+        self._is_main = world.rank == 0
+        self.path: str = world.on_main(lambda: tempfile.mkdtemp(prefix="danling-"))
+        config.project_root, config.resume = self.path, False
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        self._config.project_root, self._config.resume = self._given
+        if self._is_main:
+            shutil.rmtree(self.path, ignore_errors=True)

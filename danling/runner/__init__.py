@@ -5,21 +5,18 @@ package; no other package imports this one, but `danling.testing`.
 
 - `accelerate`: `AccelerateRunner`, the loop on Hugging Face Accelerate.
 - `base`: `BaseRunner`, a run without a platform: identity, results, hooks, opening and closing.
-- `callbacks`: the list of callbacks, and which of them hears which hook.
-- `configured`: the callbacks that a configuration names, with their arguments.
-- `assigned`: what is assigned after a runner was prepared, and is used from the next epoch on.
+- `parts`: how model and optimizers are placed, and what is assigned after that.
+- `members`: modules and objects with a state besides the model, and what training changes of them.
+- `callbacks`: the callbacks of a runner, which of them hears which hook, and those of the config.
 - `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
-- `limits`: the epochs and steps of a training at most and at least; a run that keeps nothing.
-- `stopping`: a stop that any process asks for, and what all of them agree on.
+- `length`: how long a training is, in batches, steps and epochs.
+- `stopping`: when a training ends: its limits, and a stop that all processes agree on.
 - `batches`: the batches of an epoch with their accumulation windows.
 - `steps`: what a step returns, and the default steps.
-- `closures`: steps of optimizers that evaluate the model themselves, as often as they like.
-- `habits`: what is handed over or asked by the habits of another library.
-- `evaluation`: the mode of an evaluation, and the outputs of a prediction.
-- `members`: modules and objects with a state besides the model, and what training changes of them.
+- `evaluation`: when an evaluation is due, and what happens in it and in a prediction.
 - `state`: what is in a checkpoint, and how a runner takes it back.
-- `compatibility`: whether a checkpoint fits a runner, before anything is changed.
-- `resume`: which checkpoint a run goes on from, and what is said about it.
+- `resume`: which checkpoint a run goes on from, whether it fits, and what is said about it.
+- `habits`: what is handed over or asked by the habits of another library.
 """
 
 from __future__ import annotations

@@ -7,17 +7,14 @@ feature: features are callbacks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self
-from weakref import WeakSet
+from typing import Any, Literal, Self
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from danling.callback import Callback
@@ -42,49 +39,77 @@ from danling.errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    MetricError,
     RunError,
-    did_you_mean,
 )
 from danling.metrics.averages import Averages, Reduction
 from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
-from danling.metrics.metric import all_metrics, check_mergeable, check_sections
+from danling.metrics.metric import check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
-from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.models import Models, as_models, begin_training, parts_of
 from danling.optimization.movement import made, read_schedules
 from danling.optimization.optimization import Optimization
 from danling.optimization.together import by_name
-from danling.runner.assigned import OPTIMIZED, Assigned, OfData, Part, leaves
+from danling.optimization.windows import Tally
+from danling.run.directory import Scratch
 from danling.runner.base import BaseRunner
-from danling.runner.batches import Tally, Window, until_any_ends, windowed
-from danling.runner.closures import MISSING, Evaluation, MicroBatch, WindowClosure
-from danling.runner.compatibility import (
-    config_changes,
+from danling.runner.batches import (
+    MISSING,
+    no_longer_in_use,
+    step_with,
+    windows_of,
 )
-from danling.runner.evaluation import evaluate_split, evaluation_mode, predict_split
-from danling.runner.habits import check_mappings, check_overridden, check_steps
-from danling.runner.limits import Limits, Scratch
-from danling.runner.members import find_members, with_names
-from danling.runner.progress import OpenBatch, OpenEpoch, OpenTraining
-from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newer
+from danling.runner.evaluation import (
+    add_evaluation,
+    check_monitor,
+    evaluate_at_start,
+    evaluate_if_due,
+    evaluate_split,
+    evaluation_mode,
+    predict_split,
+    warn_of_periods,
+)
+from danling.runner.habits import check_mappings, check_steps
+from danling.runner.length import accum_steps_in, count_steps, moves_of_schedules, progress_of
+from danling.runner.members import tell_what_is_saved, warn_of_lost, watch_members, with_names
+from danling.runner.parts import (
+    Assigned,
+    OfData,
+    Part,
+    check_own_steps,
+    kind_of_optimization,
+    parts_of_runner,
+    saves_one_file,
+    take_assigned,
+)
+from danling.runner.progress import (
+    OPEN,
+    OpenBatch,
+    OpenEpoch,
+    OpenTraining,
+    put_back_streams,
+    set_streams_aside,
+)
+from danling.runner.resume import (
+    file_of,
+    restore,
+    resume,
+)
 from danling.runner.state import Contents
 from danling.runner.steps import (
     SampleCounter,
     forward,
     forward_with_output,
+    loss_tags,
+    no_batch,
     predict,
     read_output,
-    samples_read,
 )
-from danling.seed import rng_state, seed_everything, set_rng_state
+from danling.runner.stopping import Limits
+from danling.seed import seed_everything
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
-
-_TRAINING: WeakSet[OpenTraining] = WeakSet()
-"""The trainings that are open in this process."""
 
 
 class AccelerateRunner(BaseRunner):
@@ -256,14 +281,16 @@ class AccelerateRunner(BaseRunner):
         """
         if self._prepared:
             if self._training is None:
-                self._take_assigned()
+                take_assigned(self)
             return
         self.model = as_models(self.model)
         check_engine(self.accelerator, parts_of(self.model))
         optimizers, interval = by_name(self.optimizer), self.config.scheduler_interval
         check_optimizers(optimizers)
-        self.scheduler = made(self.scheduler, optimizers, self._moves, interval)
-        self.optimization = self._optimization_kind()(
+        self.scheduler = made(
+            self.scheduler, optimizers, partial(moves_of_schedules, self), interval
+        )
+        self.optimization = kind_of_optimization(self)(
             self.accelerator,
             optimizers,
             by_name(self.scheduler),
@@ -277,66 +304,12 @@ class AccelerateRunner(BaseRunner):
         self._given_model = self.model
         self.model = self.optimization.prepare(self.model)
         self.optimization.model_state = model_state_of(
-            self.model, self.unwrapped_model, whole=self._saves_one_file()
+            self.model, self.unwrapped_model, whole=saves_one_file(self)
         )
-        self._find_members()
+        watch_members(self)
         self._loss_tags = loss_tags(optimizers)
         self._prepared = True
-        self._assigned.take(self._parts(), self.epoch)
-
-    def _parts(self) -> dict[str, Any]:
-        """All that may be assigned, by name; a wrapper around the model is the model."""
-        self.model = as_models(self.model)
-        names = ("criterion", "optimizer", "scheduler", "metrics", "datasets", "dataloaders")
-        parts = {"model": self.unwrapped_model} | {name: getattr(self, name) for name in names}
-        return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
-
-    def _take_assigned(self, epoch: int | None = None) -> None:
-        """Use from now on what was assigned since the last time, and say so.
-
-        Args:
-            epoch: The epoch that it is used from, where it is not the current one.
-
-        Raises:
-            RunError: An engine has the parts, and takes no others.
-        """
-        epoch = self.epoch if epoch is None else epoch
-        changed = self._assigned.take(self._parts(), epoch)
-        if not changed:
-            return
-        self.logger.info("from epoch %d on there are others: %s", epoch, ", ".join(changed))
-        kinds = {name.partition("[")[0] for name in changed}
-        if kinds & OPTIMIZED:
-            self._prepare_again(anew="model" in kinds)
-        check_sections(self.metrics, self.splits)
-        if self.distributed:
-            check_mergeable(self.metrics)
-        self._find_members()
-        self.optimization.replicas.begin()
-        self._warn_of_lost()
-        if self._training is not None:
-            self._training.total_steps = self._count_steps()
-
-    def _warn_of_lost(self) -> None:
-        for line in self._contents.lost(self.optimization):
-            self.logger.warning("a resume will not be exact: %s", line)
-
-    def _prepare_again(self, *, anew: bool) -> None:
-        """Place and wrap the parts that there are now, as if the runner had been made with them."""
-        if self.optimization.model_state.is_partial or not self.optimization.readable:
-            raise RunError(
-                f"model, optimizer and scheduler stay what they are under {self.distributed_type}: "
-                "make a new runner with the other ones"
-            )
-        if not anew and not self.optimization.direct:
-            self.model = self._given_model
-        for part in parts_of(as_models(self.model)):  # without Accelerate's precision
-            self.accelerator.unwrap_model(part, keep_fp32_wrapper=False)
-        self.optimization = Optimization(self.accelerator, {}, {})
-        self.accelerator.free_memory()  # with the wrapper goes what it does in a backward
-        self._prepared = False
-        self.prepare()
-        made_with(self.optimization)  # before a step changes it
+        self._assigned.take(parts_of_runner(self), self.epoch)
 
     def register_for_checkpointing(self, **objects: Any) -> None:
         """Save objects with every checkpoint under the given names, and restore them by name.
@@ -355,44 +328,7 @@ class AccelerateRunner(BaseRunner):
         """
         self._registered |= with_names(objects, self._registered)
         if self._prepared:
-            self._find_members()
-
-    def _find_members(self) -> None:
-        """Look which modules and objects have a state, place them, and watch what changes."""
-        own = {name: value for name, value in vars(self).items() if name not in self._own_names}
-        given = getattr(self.accelerator, "_custom_objects", [])
-        candidates = {"criterion": self.criterion, **own, **self._registered}
-        candidates |= {f"registered.{index}": value for index, value in enumerate(given)}
-        left_out = [candidates.pop(name) for name in self.not_saved if name in candidates]
-        known = [*left_out, self.model, self.optimizer, self.scheduler, *self.callbacks]
-        known += self.optimization.optimizers.values()
-        known += self.optimization.schedulers.values()
-        known += [metric for _, metric in all_metrics(self.metrics)]
-        known += [*self.datasets.values(), *self.dataloaders.values()]
-        known += [] if self.unwrapped_model is None else self.unwrapped_model.modules()
-        before = self._contents.members
-        self._contents.members = members = find_members(candidates, known)
-        modules = [part for part in members.values() if isinstance(part, nn.Module)]
-        for name, module in members.items():
-            if isinstance(module, nn.Module) and before.get(name) is not module:
-                module.to(self.device)
-        self.optimization.replicas.apart = modules
-        self._contents.begin(self.optimization)
-
-    def _optimization_kind(self) -> type[Optimization]:
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
-            return Optimization
-        from danling.optimization.deepspeed import EngineOptimization, fill_config
-
-        batch_size = self.batch_size if "train" in self.splits else None
-        fill_config(self.accelerator, self.config, batch_size=batch_size)
-        return EngineOptimization
-
-    def _saves_one_file(self) -> bool:
-        """Whether checkpoints of a sharded model are one file, by our setting or Accelerate's."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        chosen = getattr(getattr(plugin, "state_dict_type", None), "name", "")
-        return (self.config.state_dict_type or chosen.lower()).startswith("full")
+            watch_members(self)
 
     # What it has: model and optimizers, data and metrics
 
@@ -434,20 +370,11 @@ class AccelerateRunner(BaseRunner):
     @property
     def accum_steps(self) -> int:  # type: ignore[override]  # it is a constant of the base
         """The micro-batches of one optimizer step in this epoch."""
-        return self.accum_steps_in(self.epoch)
+        return accum_steps_in(self, self.epoch)
 
     def accum_steps_in(self, epoch: int) -> int:
         """The micro-batches of one optimizer step in an epoch: a callback may have a schedule."""
-        options = self.config.accelerate
-        key = "gradient_accumulation_steps"
-        steps = int(options[key]) if key in options else 1  # get() composes an error and drops it
-        for schedule in self._accumulation_schedules():
-            steps = schedule(epoch, steps)
-        return steps
-
-    def _accumulation_schedules(self) -> list[Callable[[int, int], int]]:
-        found = (getattr(callback, "accum_steps_in", None) for callback in self.callbacks)
-        return [schedule for schedule in found if schedule is not None]
+        return accum_steps_in(self, epoch)
 
     @property
     def datasets(self) -> dict[str, Any]:
@@ -540,43 +467,8 @@ class AccelerateRunner(BaseRunner):
         """
         training = self._training
         if training is None or self._epoch is None:
-            return self._count_steps()
+            return count_steps(self)
         return training.total_steps
-
-    def _count_steps(self) -> int | None:
-        limits = Limits.of(self.config)
-        steps = limits.max_steps
-        if limits.max_epochs < math.inf and self.data.can_train:
-            loader = self.loader("train")
-            if (length := loader.batches_in(self.epoch)) is not None:
-                steps = min(steps, self._steps_until(int(limits.max_epochs), loader, length))
-        return None if math.isinf(steps) else int(steps)
-
-    def _moves(self, interval: str) -> int | None:
-        """How often a schedule of an interval moves in the whole training; None where unknown."""
-        epochs = Limits.of(self.config).max_epochs
-        if interval == "epoch":
-            return None if math.isinf(epochs) else int(epochs)
-        if len(by_name(self.optimizer)) < 2:
-            return self.total_steps
-        known = epochs < math.inf and self.data.can_train and self.steps_per_epoch is not None
-        return int(epochs) * (self.steps_per_epoch or 0) if known else None
-
-    def _steps_until(self, epochs: int, loader: Loader, length: int) -> int:
-        """The optimizer steps until that many epochs are completed, those that were taken too."""
-        if len(self._loss_tags) > 1:  # each takes its own: those of one of them
-            return epochs * math.ceil(length / self.accum_steps)
-        done = self._places_now().get("train", 0)
-        left = math.ceil(max(length - done, 0) / self.accum_steps)
-        later = range(self.epoch + 1, epochs)
-        if loader.is_length_fixed and not self._accumulation_schedules():
-            left += len(later) * math.ceil(length / self.accum_steps)
-        else:
-            left += sum(self._steps_in(loader, epoch) for epoch in later)
-        return self.global_step + (left if self.epoch < epochs else 0)
-
-    def _steps_in(self, loader: Loader, epoch: int) -> int:
-        return math.ceil((loader.batches_in(epoch) or 0) / self.accum_steps_in(epoch))
 
     @property
     def progress(self) -> float:
@@ -584,17 +476,7 @@ class AccelerateRunner(BaseRunner):
 
         Where several optimizers step apart, it is the share of the batches.
         """
-        training = self._training
-        total = None if training is None else training.total_steps
-        total = self.total_steps if total is None else total
-        if not total:
-            return math.nan
-        done = min(self.global_step / total, 1.0)
-        if len(self._loss_tags) < 2 or not (batches := self.batches_per_epoch):
-            return done
-        by_steps = self.global_step / (self.config.max_steps or math.inf)
-        epochs = (self.epoch + self.batch_index / batches) / (self.config.max_epochs or math.inf)
-        return min(max(by_steps, epochs), 1.0)
+        return progress_of(self)
 
     @property
     def epoch_fraction(self) -> float:
@@ -630,21 +512,17 @@ class AccelerateRunner(BaseRunner):
         self.data.record_batch_size()  # before the run has its identity
         self.prepare()
         self.optimization.configure(
-            config.max_grad_norm, config.max_grad_value, config.scheduler_interval, self._moves
+            config.max_grad_norm,
+            config.max_grad_value,
+            config.scheduler_interval,
+            partial(moves_of_schedules, self),
         )
         super()._open()
-        self._take_assigned()  # callbacks may have given it some
-        self._find_members()
-        self._warn_of_lost()
-        self._resume()
+        take_assigned(self)  # callbacks may have given it some
+        watch_members(self)
+        warn_of_lost(self)
+        resume(self)
         self.optimization.replicas.begin()
-
-    def _tell_what_is_saved(self) -> None:
-        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
-        saved = [name for name, part in parts.items() if part is not None]
-        saved += [name for name, part in self._contents.members.items() if part.state_dict()]
-        if self.has_dir and saved:
-            self.logger.info("checkpoints hold %s", ", ".join(saved))
 
     def _finish(self) -> None:
         self._end_training()
@@ -663,7 +541,7 @@ class AccelerateRunner(BaseRunner):
                 self._scratch.remove()
                 self._scratch = None
         if training is not None:
-            _TRAINING.discard(training)
+            OPEN.discard(training)
         self._training = None
 
     # The loop
@@ -690,17 +568,15 @@ class AccelerateRunner(BaseRunner):
         if self.data.trains_without_data and is_default_step(self.train_step):
             raise self.data.no_data("train")
         with self.world.call("train()"), nullcontext() if self.in_run else self:
-            self._warn_of_periods()
-            self._check_own_steps()
-            evaluates = self.optimization.needs_closure
+            warn_of_periods(self)
+            check_own_steps(self, AccelerateRunner)
+            again = self.optimization.needs_closure  # an optimizer evaluates a batch itself
             for _ in self.epochs():
                 for batch in self.batches("train"):
-                    if evaluates:
-                        self.step(closure=partial(self.train_step, batch))
-                    else:
-                        self.step(self.train_step(batch))
-                    self._evaluate_if_due()
-                self._evaluate_if_due()
+                    train_step = partial(self.train_step, batch)
+                    self.step(closure=train_step) if again else self.step(train_step())
+                    evaluate_if_due(self)
+                evaluate_if_due(self)
 
     def epochs(self) -> Iterator[int]:
         """Yield 0, 1, ... until a limit is reached; the hooks of an epoch fire around each.
@@ -719,7 +595,7 @@ class AccelerateRunner(BaseRunner):
         training = self._open_training()
         self.callbacks("on_train_start", self)
         self._start_clock()
-        self._evaluate_at_start(training)
+        evaluate_at_start(self, training)
         while not self.is_ending:
             self._open_epoch(training)
             if self.counters.batch_index == 0:  # else the run is resumed within it
@@ -747,7 +623,7 @@ class AccelerateRunner(BaseRunner):
         """
         _, epoch = self._require_epoch()
         if epoch.iterator is None:
-            self._take_assigned()
+            take_assigned(self)
         return self._batches(split)
 
     def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
@@ -755,7 +631,7 @@ class AccelerateRunner(BaseRunner):
         self._settle(training)
         hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
         epoch.iterator = iterator = object()
-        for data, window in self._windows(split, epoch):
+        for data, window in windows_of(self, split, epoch):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
@@ -792,46 +668,6 @@ class AccelerateRunner(BaseRunner):
             raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
         epoch.ended_by = "last batch"
 
-    def _windows(self, split: str, epoch: OpenEpoch) -> Iterator[tuple[Any, Window]]:
-        """The batches of the open epoch that are left, each with its place in its window.
-
-        No batch after the last one is asked for where their number is known, and not only claimed.
-        """
-        loader, done = self.data.take_up(split), epoch.begin(split, self.batch_index)
-        batches = loader.iterate(self.epoch, done)
-        epoch.length = loader.batches_in(self.epoch)
-        length = epoch.length if loader.is_length_exact else None
-        epoch.loader = loader if loader.tells_samples else None
-        epoch.read = samples_read(loader, length)
-        if self.distributed and not loader.is_length_exact:
-            batches = until_any_ends(self.world, batches)
-        windows = windowed(batches, length, self.accum_steps, done, self._tally())
-        if self.distributed or {"on_fetch_start", "on_fetch_end"} & self.callbacks.heard:
-            windows = self._announced(windows)
-        self._restore_rng()  # last of all: making an iterator may draw
-        return windows if length is None else islice(windows, length - done)
-
-    def _tally(self) -> Tally | None:
-        """What counts what windows hold, where it is not the same for all that are whole."""
-        by_samples = self.config.accumulate == "samples"
-        if not (by_samples or self.distributed or self.accum_steps > 1):
-            return None
-        self._tallied = tally = Tally(
-            self.world, self.optimization, self.device, by_samples=by_samples
-        )
-        return tally
-
-    def _announced(self, windows: Iterator[tuple[Any, Window]]) -> Iterator[tuple[Any, Window]]:
-        """Tell callbacks and other processes of each fetch."""
-        while True:
-            self.world.begin_batch()
-            self.callbacks("on_fetch_start", self)
-            item = next(windows, None)
-            if item is None:
-                return
-            self.callbacks("on_fetch_end", self, item[0])
-            yield item
-
     def step(  # noqa: C901  # a call more in every step would be dear
         self,
         output: Any = MISSING,
@@ -860,7 +696,7 @@ class AccelerateRunner(BaseRunner):
         """
         batch = self._batch or no_batch()
         if closure is not None:
-            self._step_with(batch, output, closure, optimizer)
+            step_with(self, batch, output, closure, optimizer)
             return
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
         tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
@@ -898,40 +734,6 @@ class AccelerateRunner(BaseRunner):
         batch.stepped, batch.has_gradients = True, False
         if self._training is not None and self._training.streams is not None:
             put_back_streams(self._training)
-
-    def _step_with(
-        self, batch: OpenBatch, output: Any, closure: Callable[[], Any], optimizer: str | None
-    ) -> None:
-        """The step of an optimizer that evaluates the batches of its window itself."""
-        if output is not MISSING:
-            raise RunError("step() takes an output or a closure, and here are both")
-        optimization, window, hooks = self.optimization, batch.window, self.callbacks
-        name, add = optimization.choose(optimizer), self.logbook.meter.add
-        parts = optimization.pending.setdefault(name, [])
-        parts.append(MicroBatch(closure, window, self._samples_in(batch.batch)))
-        batch.has_gradients = True
-        if not window.closes:
-            return
-        batch.stepped = False
-        del optimization.pending[name]
-
-        def first(found: Sequence[Evaluation]) -> None:
-            for each in found:
-                add(self._loss_tags[name], each.loss.detach().clone(), each.samples)
-                for key, value in each.metrics.items():
-                    add(f"train/{key}", value, each.samples)
-            batch.output = found[-1].output
-            hooks("on_before_step", self)
-
-        evaluate = partial(WindowClosure, parts, name, optimization, self.logbook, self.world)
-        evaluate(self.model, first).step()
-        self.counters.global_step += 1
-        self.is_log_step |= self.counters.global_step % self._log_interval == 0
-        hooks("on_step", self)
-        if optimization.used_norm is not None:
-            add("optim/grad_norm", optimization.used_norm)
-        optimization.zero_grad()
-        batch.stepped, batch.has_gradients = True, False
 
     def skip_step(self) -> None:
         """Veto the optimizer step of the open window: nothing moves, and its gradients are dropped.
@@ -1019,7 +821,7 @@ class AccelerateRunner(BaseRunner):
             try:
                 results = self._evaluate(splits)
                 if training is not None and self._epoch is not None:
-                    self._add_evaluation(self._epoch, results)
+                    add_evaluation(self, self._epoch, results)
             finally:
                 if training is not None:
                     training.busy = before
@@ -1052,62 +854,6 @@ class AccelerateRunner(BaseRunner):
         others = self._contents.members.values()
         partial_model = self.optimization.model_state.is_partial
         return evaluation_mode(self.model, *others, partial=partial_model)
-
-    def _evaluate_if_due(self) -> None:
-        """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
-
-        A training that `max_steps` ends is evaluated at its end, if it never was.
-        """
-        every, epoch = self._evaluate_every, self._epoch
-        if every is None or epoch is None:
-            return
-        never = not self.evaluations and self.counters.global_step >= self._limits.max_steps
-        if epoch.ended_by is None and every.is_of_epochs and not never:
-            return
-        if not self.evaluation_splits:
-            return
-        now = self.now()
-        if epoch.ended_by == "last batch":
-            now = replace(now, epoch=now.epoch + 1, fraction=0.0)
-        elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
-            return  # one at the last step is that of the epoch
-        if never or every.is_due(now, self.last_evaluation):
-            self.last_evaluation = now
-            self.evaluate()
-
-    def _evaluate_at_start(self, training: OpenTraining) -> None:
-        """Evaluate before the first step, where it is asked for; a point that can be gone on from.
-
-        It does not count as an evaluation of the training.
-        """
-        if not self.config.evaluate_at_start or not self.evaluation_splits or self.results:
-            return
-        if self.is_ending or self.epoch or self.global_step or self.batch_index:
-            return
-        with self.world.call("evaluate()"):
-            training.busy = "in the middle of an evaluation"
-            self._add_evaluation(OpenEpoch({}), self._evaluate(()))
-            training.busy = None
-        self.evaluations = 0
-        self.callbacks("on_checkpoint", self)
-        self._save_deferred(training)
-
-    def _add_evaluation(self, epoch: OpenEpoch, results: Mapping[str, dict[str, float]]) -> None:
-        """Keep results for the epoch that ends, or as a result of their own within one."""
-        self.evaluations += 1
-        if epoch.ended_by is not None:
-            epoch.results |= results
-        else:
-            result = {"epoch": self.epoch, "global_step": self.global_step, **results}
-            self._add_result(result, scored=True)
-            epoch.within = self.latest_result
-        metrics = {
-            f"{split}/{name}": value
-            for split, result in results.items()
-            for name, value in result.items()
-        }
-        self.callbacks("on_log", self, metrics)
-        self.agree()
 
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
@@ -1180,54 +926,13 @@ class AccelerateRunner(BaseRunner):
             )
         return self._training, self._epoch
 
-    def _warn_of_periods(self) -> None:
-        """Say so where training ends before the first evaluation is due."""
-        every, steps, total = self._evaluate_every, self.steps_per_epoch, self.total_steps
-        if every is None or every.unit != "epochs" or not self.evaluation_splits:
-            return
-        if steps is None and not every.is_of_epochs:
-            self.logger.warning(
-                "evaluate_every is %s, and nobody knows how long an epoch is: evaluations come at "
-                "its end; limit_batches={'train': n} gives it a length",
-                every,
-            )
-        if not steps or total is None or every.value * steps <= total:
-            return
-        end = " but the one at its end" if total >= self._limits.max_steps else ""
-        self.logger.warning(
-            "evaluate_every is %s, and training ends after %.3g epochs (%d steps, %d an epoch): "
-            "there is no evaluation%s; a period in steps comes sooner",
-            every,
-            total / steps,
-            total,
-            steps,
-            end,
-        )
-
-    def _check_own_steps(self) -> None:
-        """Refuse several models with the steps of one, which would fail at the first batch."""
-        if not isinstance(self.model, Models):
-            return
-        steps = {"train_step": self.train_step}
-        if self._evaluate_every is not None and self.evaluation_splits:
-            steps["evaluate_step"] = self.evaluate_step
-        check_overridden(steps, AccelerateRunner, list(self.model))
-
-    def _check_monitor(self) -> None:
-        if split_of(self.monitor, ("train", *self.splits)) is None:
-            known = [f"{known}/loss" for known in ("train", *self.evaluation_splits)]
-            raise MetricError(
-                f"the monitor {self.monitor!r} is of no split: {did_you_mean(self.monitor, known)}"
-            )
-        self.optimization.check_monitors(("train", *self.splits))
-
     def _open_training(self) -> OpenTraining:
         Limits.of(self.config).check()
-        self._check_monitor()
+        check_monitor(self)
         set_streams_aside()
         self._hold_stops()
         self._training = training = OpenTraining()
-        _TRAINING.add(training)
+        OPEN.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
         kept, self._modes_are_loaded = self._modes_are_loaded, False
@@ -1236,11 +941,11 @@ class AccelerateRunner(BaseRunner):
             begin_training(self.model, parameters)
         if self.rank > 0 and self.global_step == self.batch_index == 0:
             seed_everything(int(self.config.seed or 0), self.rank)  # each its own dropout
-        training.total_steps = self._count_steps()
+        training.total_steps = count_steps(self)
         return training
 
     def _start_clock(self) -> None:
-        self._tell_what_is_saved()
+        tell_what_is_saved(self)
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
@@ -1267,7 +972,7 @@ class AccelerateRunner(BaseRunner):
         if self.logbook.meter or self.distributed:  # what other processes have is not known here
             self._log_window()
         self._training = None
-        _TRAINING.discard(training)
+        OPEN.discard(training)
         self.clock.stop()
         with self.logbook.ending() as averages:
             self.callbacks("on_train_end", self)
@@ -1282,7 +987,7 @@ class AccelerateRunner(BaseRunner):
             self.history.complete(values)
 
     def _open_epoch(self, training: OpenTraining) -> None:
-        training.total_steps = self._count_steps()
+        training.total_steps = count_steps(self)
         self._epoch = OpenEpoch(self._places)
         self._epoch.within = self.latest_result if self.batch_index else None
         self.epoch_complete = False
@@ -1493,7 +1198,7 @@ class AccelerateRunner(BaseRunner):
             checkpoint, path = read_together(
                 self.world, lambda: (read_checkpoint(path, whole=False), Path(path))
             )
-            self._restore(checkpoint, path, strict=strict)
+            restore(self, checkpoint, path, strict=strict)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, **parts: Any) -> Self:
@@ -1512,127 +1217,10 @@ class AccelerateRunner(BaseRunner):
         own = {key: saved[key] for key in saved if key not in (*STATE_KEYS, "resume")}
         config = parts.get("config") or Config(own)
         runner = cls(config, **{name: part for name, part in parts.items() if name != "config"})
-        runner._restore(checkpoint, path)
+        restore(runner, checkpoint, path)
         return runner
-
-    def _resume(self) -> None:
-        """Load the checkpoint that the run goes on from, if there is one."""
-        if self.run.message:
-            self.logger.info("%s", self.run.message)
-        made_with(self.optimization)
-        if self.run.checkpoint is None:
-            return
-        found = find_checkpoint(self.checkpoints, self.run.checkpoint, self.world, self.logger)
-        if found is not None:
-            self._restore(*found)
-            report(self.logger, self.resume_report or {}, found[1])
-            warn_of_newer(self.logger, self.world, self.checkpoints, self.global_step)
-        self.accept_directory()
-
-    def _restore(self, checkpoint: Mapping[str, Any], path: Path, *, strict: bool = True) -> None:
-        """Take a checkpoint: everything is compared before anything is changed."""
-        self.prepare()
-        optimization, contents = self.optimization, self._contents
-        made_with(optimization)  # before anything changes it
-        if not strict and "data" not in checkpoint:
-            left_out = contents.restore_weights(optimization, checkpoint, path)
-            self.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
-            return
-        windows = self.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
-        problems = [self.run.doubt] if self.run.doubt else []
-        assigned = checkpoint.get("run", {}).get("assigned", {})
-
-        @contextmanager
-        def with_callbacks() -> Iterator[Optimization]:
-            with self.callbacks.kept_on_error(), self._assigned.explained(assigned):
-                problems.extend(self._load_callbacks(checkpoint, strict=strict))
-                self._take_assigned(checkpoint["data"]["epoch"])  # some assign parts again
-                yield self.optimization
-
-        reasons = self.world.together(
-            lambda: contents.compare(checkpoint, path, windows, strict, with_callbacks())
-        )
-        optimization, made = self.optimization, made_with(self.optimization)
-        checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
-        reasons += problems + self._assigned.take_up(assigned, self.data.fingerprints)
-        reasons += contents.restore_changes(optimization, checkpoint)
-        self._take_modes()
-        self._loaded_rng = contents.restore_streams(checkpoint)
-        self._places = contents.places(checkpoint)
-        self._load_counters(checkpoint)
-        run, other = checkpoint["run"], config_changes(self.config, checkpoint["config"])
-        self.resume_report = {
-            "exact": not reasons,
-            "reasons": reasons,
-            "changes": other + changes(run["given"], made),
-            "checkpoint": path.name,
-            "run": run["uuid"],
-            "epoch": self.epoch,
-            "global_step": self.global_step,
-        }
-        self.callbacks("on_load", self, checkpoint)
-
-    def _take_modes(self) -> None:
-        """Leave a model that a training had in evaluation mode as it was."""
-        plain = self.unwrapped_model
-        pairs = list(zip(parts_of(plain), parts_of(self.model), strict=True))
-        if any(isinstance(part, nn.Module) and not part.training for part, _ in pairs):
-            self._modes_are_loaded = True
-            for part, wrapped in pairs:
-                wrapped.training = part.training
-
-    def _restore_rng(self) -> None:
-        """Put the random streams back, once, right before the first batch after a resume."""
-        state, self._loaded_rng = self._loaded_rng, None
-        told = self.resume_report
-        if state is None or not (problems := set_rng_state(state)) or told is None:
-            return
-        self.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
-        self.logger.warning("the random streams are not exactly restored: %s", problems)
-
-
-def set_streams_aside() -> None:
-    """Keep the random streams of the trainings that are open: another runner seeds and draws."""
-    for training in _TRAINING:
-        if training.streams is None:
-            training.streams = rng_state()
-
-
-def put_back_streams(training: OpenTraining) -> None:
-    """Go on with the random streams of a training, whatever another runner drew meanwhile."""
-    streams, training.streams = training.streams, None
-    set_rng_state(streams or {})
 
 
 def is_default_step(step: Callable[..., Any]) -> bool:
     """Whether a train step is the one that takes a batch of data through the model."""
     return getattr(step, "__func__", None) is AccelerateRunner.train_step
-
-
-def no_batch() -> NoReturn:
-    """Refuse a step outside of the loop's body."""
-    raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
-
-
-def no_longer_in_use(split: str, *, is_open: bool) -> str:
-    """What is said of an iterator of batches that is asked for more when it is not its turn."""
-    if not is_open:
-        return "these batches are of an epoch that is over: ask runner.batches() for new ones"
-    return (
-        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
-        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
-        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
-        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
-    )
-
-
-def loss_tags(optimizers: Collection[str]) -> dict[str, str]:
-    """The tag of the loss by optimizer: each of several that step apart has a loss of its own.
-
-    Example:
-        >>> loss_tags([""]), loss_tags(["critic", "actor"])["actor"]
-        ({'': 'train/loss'}, 'train/actor/loss')
-    """
-    if len(optimizers) < 2:
-        return dict.fromkeys(optimizers, "train/loss")
-    return {name: f"train/{name}/loss" for name in optimizers}

@@ -22,8 +22,7 @@ from danling.files.json import to_plain
 from danling.logs import number
 from danling.metrics.history import History
 from danling.run.run import RunOnDisk
-from danling.runner.callbacks import Callbacks
-from danling.runner.configured import read_callbacks
+from danling.runner.callbacks import Callbacks, read_callbacks
 from danling.runner.habits import no_attribute
 from danling.runner.progress import Clock, Counters
 from danling.runner.stopping import Stopping, exit_for_signal

@@ -1,223 +1,127 @@
-"""Accumulation windows: which micro-batches make one optimizer step together, and what they weigh.
-
-A window is the mean over what it holds. Micro-batches weigh the same, or as much as they have
-samples; one that was skipped weighs nothing. What a window holds is known when it closes, so that
-the gradients that were gathered are put right then.
-"""
+"""The batches of an epoch, each in its window, and the step of an optimizer that evaluates them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import count, repeat
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from danling.distributed.world import World
 from danling.errors import RunError
+from danling.optimization.closures import Evaluation, MicroBatch, WindowClosure
+from danling.optimization.windows import Tally, Window, windowed
+from danling.runner.resume import restore_streams
+from danling.runner.steps import read_output, samples_read
 
 if TYPE_CHECKING:
-    from danling.optimization.optimization import Optimization
-
-__all__ = ["Tally", "Window", "until_any_ends", "windowed"]
+    from danling.distributed.world import World
+    from danling.runner.accelerate import AccelerateRunner
+    from danling.runner.progress import OpenBatch, OpenEpoch
 
 _logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True)
-class Window:
-    """The place of a micro-batch in its window.
-
-    Attributes:
-        size: The number of micro-batches that the window is to hold.
-        closes: Whether the optimizer steps after it.
-        tally: What counts what the window holds; None where that is this micro-batch alone.
-    """
-
-    size: int = 1
-    closes: bool = True
-    tally: Tally | None = None
+__all__ = [
+    "MISSING",
+    "no_longer_in_use",
+    "step_with",
+    "until_any_ends",
+    "windows_of",
+]
 
 
-class Tally:
-    """What the open window of each optimizer holds, on this process and on all of them.
-
-    Several processes agree on it when a window closes: the messages travel while the last backward
-    runs. Where each has only a part of the weights, no batch can be skipped by one of them, and
-    there is nothing to agree on.
-
-    Args:
-        world: The processes.
-        optimization: The optimizers.
-        device: The device on which samples are added up.
-        by_samples: Whether a micro-batch weighs as much as it has samples.
-
-    Attributes:
-        by_samples: Whether a micro-batch weighs as much as it has samples.
-    """
-
-    def __init__(
-        self, world: World, optimization: Optimization, device: Any, *, by_samples: bool
-    ) -> None:
-        self._world = world
-        self._optimization = optimization
-        self._device = device
-        self.by_samples = by_samples
-        self._agrees = world.size > 1 and not optimization.model_state.is_partial
-        self._left: dict[str, int] = {}  # micro-batches that were not skipped
-        self._samples: dict[str, Tensor | float] = {}
-
-    def backward(
-        self, loss: Tensor | None, samples: Tensor | int, window: Window, name: str
-    ) -> None:
-        """Add the gradients of a micro-batch to the window, or skip it: the loss is None then.
-
-        Raises:
-            RunError: It is skipped, and others would wait for this process.
-        """
-        optimization, is_skipped = self._optimization, loss is None
-        may_skip = optimization.replicas.stand_in is not None or self._world.size == 1
-        if self.by_samples and may_skip and not isinstance(samples, Tensor) and not samples:
-            is_skipped = True  # the mean of no samples, which is no number
-        if not is_skipped:
-            self._left[name] = self._left.get(name, 0) + 1
-        if window.closes and self._agrees:
-            own = self._left.get(name, 0), optimization.vetoed, optimization.vetoes
-            self._world.begin_total(own)
-        if is_skipped or loss is None:
-            self._skip(window)
-            return
-        if self.by_samples:
-            self._samples[name] = self._samples.get(name, 0) + samples
-            loss = weighed(loss, samples)
-        elif window.size > 1:
-            loss = loss / window.size
-        optimization.backward(loss, name)
-        if optimization.replicas.stand_in is not None:
-            optimization.replicas.stand_in.end_batch()
-
-    def _skip(self, window: Window) -> None:
-        if self._world.size == 1:
-            return
-        if self._optimization.replicas.stand_in is None:
-            raise RunError(
-                f"the step of a batch returned None on rank {self._world.rank}, and the processes "
-                "of this run share the work of each batch: return the loss and say that it weighs "
-                'nothing, {"loss": loss, "n": 0}, with accumulate="samples" in the configuration'
-            )
-        self._optimization.replicas.stand_in.skip(closes=window.closes)
-
-    def open(self, name: str, window: Window) -> None:
-        """End a window and open its step, with the mean over what it held.
-
-        A collective, as gradients are. A step that is vetoed on one process is on all of them.
-
-        Raises:
-            RunError: A step was vetoed by some processes, after all gradients were known.
-        """
-        left, samples = self._left.pop(name, 0), self._samples.pop(name, 0.0)
-        size, optimization = 1, self._optimization
-        if self._agrees:
-            total, vetoed, vetoes, _ = self._world.total()
-            size, left = self._world.size, int(total)
-            if vetoes != size * optimization.vetoes:
-                raise RunError(
-                    "skip_step() was called in on_before_step on some of the processes only, and "
-                    "their weights differ since then: call it there on all of them, or before "
-                    "step() on any"
-                )
-            optimization.vetoed |= vetoed > 0
-        if not left:
-            optimization.open_empty(name)
-            return
-        if self.by_samples:
-            optimization.open(name, self._share(samples))
-        elif left == size * window.size:
-            optimization.open(name)
-        else:
-            optimization.open(name, size * window.size / left)
-
-    def _share(self, samples: Tensor | float) -> Tensor | float:
-        """One sample's share of a window, of which each process has its own samples."""
-        size = self._world.size
-        if size == 1 and not isinstance(samples, Tensor):
-            return 1.0 / samples
-        kind = torch.float32 if torch.device(self._device).type == "mps" else torch.float64
-        total = torch.as_tensor(samples, dtype=kind, device=self._device)
-        if size > 1:
-            total = total.clone()
-            dist.all_reduce(total)
-        return torch.where(total > 0, size / total, 0.0)
-
-    def reset(self) -> None:
-        """Forget a window that will not be stepped."""
-        self._left, self._samples = {}, {}
+class Nothing:
+    """The type of `MISSING`."""
 
 
-def weighed(loss: Tensor, samples: Tensor | int) -> Tensor:
-    """A mean over samples times their number; without samples it is nothing, whatever the mean."""
-    if not isinstance(samples, Tensor):
-        return loss * samples
-    samples = samples.to(loss.device).reshape(())
-    return torch.where(samples > 0, loss * samples, 0.0)
+MISSING = Nothing()
+"""No output: None skips a batch."""
 
 
-_WHOLE = Window()
-_END, _UNREAD = object(), object()
-
-
-def windowed(
-    source: Iterator[Any],
-    length: int | None,
-    accumulation: int,
-    start: int,
-    tally: Tally | None = None,
+def windows_of(
+    runner: AccelerateRunner, split: str, epoch: OpenEpoch
 ) -> Iterator[tuple[Any, Window]]:
-    """Pair batches with their windows.
+    """The batches of the open epoch that are left, each with its place in its window.
 
-    Within a window the next batch is read before one is handed out: a source that ends before its
-    length says closes the window too.
-
-    Args:
-        source: Batches.
-        length: How many there are in the epoch, where that is known.
-        accumulation: Micro-batches of a full window.
-        start: Index of the first batch in the epoch.
-        tally: What counts what windows hold.
-
-    Example:
-        >>> [(batch, w.size, w.closes) for batch, w in windowed(iter("abcde"), 5, 2, 0)]
-        [('a', 2, False), ('b', 2, True), ('c', 2, False), ('d', 2, True), ('e', 1, True)]
-        >>> [(batch, w.size, w.closes) for batch, w in windowed(iter("abc"), None, 2, 0)]
-        [('a', 2, False), ('b', 2, True), ('c', 2, True)]
+    No batch after the last one is asked for where their number is known, and not only claimed.
     """
-    if accumulation == 1:
-        return zip(source, repeat(_WHOLE if tally is None else Window(tally=tally)))
-    return _counted(source, length, accumulation, start, tally)
+    loader, done = runner.data.take_up(split), epoch.begin(split, runner.batch_index)
+    batches = loader.iterate(runner.epoch, done)
+    epoch.length = loader.batches_in(runner.epoch)
+    length = epoch.length if loader.is_length_exact else None
+    epoch.loader = loader if loader.tells_samples else None
+    epoch.read = samples_read(loader, length)
+    if runner.distributed and not loader.is_length_exact:
+        batches = until_any_ends(runner.world, batches)
+    windows = windowed(batches, length, runner.accum_steps, done, tally_of(runner))
+    if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.heard:
+        windows = announced(runner, windows)
+    restore_streams(runner)  # last of all: making an iterator may draw
+    return windows if length is None else islice(windows, length - done)
 
 
-def _counted(
-    source: Iterator[Any],
-    length: int | None,
-    accumulation: int,
-    start: int,
-    tally: Tally | None,
+def tally_of(runner: AccelerateRunner) -> Tally | None:
+    """What counts what windows hold, where it is not the same for all that are whole."""
+    by_samples = runner.config.accumulate == "samples"
+    if not (by_samples or runner.distributed or runner.accum_steps > 1):
+        return None
+    runner._tallied = tally = Tally(
+        runner.world, runner.optimization, runner.device, by_samples=by_samples
+    )
+    return tally
+
+
+def announced(
+    runner: AccelerateRunner, windows: Iterator[tuple[Any, Window]]
 ) -> Iterator[tuple[Any, Window]]:
-    batch = next(source, _END)
-    for index in count(start):
-        if batch is _END:
+    """Tell callbacks and other processes of each fetch."""
+    while True:
+        runner.world.begin_batch()
+        runner.callbacks("on_fetch_start", runner)
+        item = next(windows, None)
+        if item is None:
             return
-        first = index - (index - start) % accumulation
-        size = accumulation if length is None else min(accumulation, length - first)
-        filled = index - first + 1
-        following = _UNREAD if filled == size else next(source, _END)
-        closes = filled == size or following is _END
-        yield batch, Window(size, closes, tally)
-        batch = next(source, _END) if following is _UNREAD else following
+        runner.callbacks("on_fetch_end", runner, item[0])
+        yield item
+
+
+def step_with(
+    runner: AccelerateRunner,
+    batch: OpenBatch,
+    output: Any,
+    closure: Callable[[], Any],
+    optimizer: str | None,
+) -> None:
+    """The step of an optimizer that evaluates the batches of its window itself."""
+    if output is not MISSING:
+        raise RunError("step() takes an output or a closure, and here are both")
+    optimization, window, hooks = runner.optimization, batch.window, runner.callbacks
+    name, add = optimization.choose(optimizer), runner.logbook.meter.add
+    parts = optimization.pending.setdefault(name, [])
+    parts.append(MicroBatch(closure, window, runner._samples_in(batch.batch)))
+    batch.has_gradients = True
+    if not window.closes:
+        return
+    batch.stepped = False
+    del optimization.pending[name]
+
+    def first(found: Sequence[Evaluation]) -> None:
+        for each in found:
+            add(runner._loss_tags[name], each.loss.detach().clone(), each.samples)
+            for key, value in each.metrics.items():
+                add(f"train/{key}", value, each.samples)
+        batch.output = found[-1].output
+        hooks("on_before_step", runner)
+
+    evaluate = partial(WindowClosure, parts, name, optimization, runner.logbook, runner.world)
+    evaluate(runner.model, read_output, first).step()
+    runner.counters.global_step += 1
+    runner.is_log_step |= runner.counters.global_step % runner._log_interval == 0
+    hooks("on_step", runner)
+    if optimization.used_norm is not None:
+        add("optim/grad_norm", optimization.used_norm)
+    optimization.zero_grad()
+    batch.stepped, batch.has_gradients = True, False
 
 
 def until_any_ends(world: World, source: Iterator[Any]) -> Iterator[Any]:
@@ -235,3 +139,15 @@ def until_any_ends(world: World, source: Iterator[Any]) -> Iterator[Any]:
                 )
             return
         yield batch
+
+
+def no_longer_in_use(split: str, *, is_open: bool) -> str:
+    """What is said of an iterator of batches that is asked for more when it is not its turn."""
+    if not is_open:
+        return "these batches are of an epoch that is over: ask runner.batches() for new ones"
+    return (
+        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
+        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
+        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
+        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
+    )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,12 +18,17 @@ from danling.data.loader import Loader
 from danling.data.splits import Splits
 from danling.distributed.sharding import in_step
 from danling.distributed.world import World
-from danling.errors import DataError
+from danling.errors import DataError, MetricError, did_you_mean
+from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.optimization.optimization import Optimization
 from danling.runner.callbacks import Callbacks
 from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
+
+if TYPE_CHECKING:
+    from danling.runner.accelerate import AccelerateRunner
+    from danling.runner.progress import OpenEpoch, OpenTraining
 
 __all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_host"]
 
@@ -194,3 +200,98 @@ def to_host(output: Any) -> Any:
     if isinstance(output, list | tuple):
         return [to_host(value) for value in output]
     return output
+
+
+def evaluate_if_due(runner: AccelerateRunner) -> None:
+    """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
+
+    A training that `max_steps` ends is evaluated at its end, if it never was.
+    """
+    every, epoch = runner._evaluate_every, runner._epoch
+    if every is None or epoch is None:
+        return
+    never = not runner.evaluations and runner.counters.global_step >= runner._limits.max_steps
+    if epoch.ended_by is None and every.is_of_epochs and not never:
+        return
+    if not runner.evaluation_splits:
+        return
+    now = runner.now()
+    if epoch.ended_by == "last batch":
+        now = replace(now, epoch=now.epoch + 1, fraction=0.0)
+    elif runner._batch is None or not runner._batch.stepped or epoch.is_last(runner.batch_index):
+        return  # one at the last step is that of the epoch
+    if never or every.is_due(now, runner.last_evaluation):
+        runner.last_evaluation = now
+        runner.evaluate()
+
+
+def evaluate_at_start(runner: AccelerateRunner, training: OpenTraining) -> None:
+    """Evaluate before the first step, where it is asked for; a point that can be gone on from.
+
+    It does not count as an evaluation of the training.
+    """
+    if not runner.config.evaluate_at_start or not runner.evaluation_splits or runner.results:
+        return
+    if runner.is_ending or runner.epoch or runner.global_step or runner.batch_index:
+        return
+    with runner.world.call("evaluate()"):
+        training.busy = "in the middle of an evaluation"
+        add_evaluation(runner, OpenEpoch({}), runner._evaluate(()))
+        training.busy = None
+    runner.evaluations = 0
+    runner.callbacks("on_checkpoint", runner)
+    runner._save_deferred(training)
+
+
+def add_evaluation(
+    runner: AccelerateRunner, epoch: OpenEpoch, results: Mapping[str, dict[str, float]]
+) -> None:
+    """Keep results for the epoch that ends, or as a result of their own within one."""
+    runner.evaluations += 1
+    if epoch.ended_by is not None:
+        epoch.results |= results
+    else:
+        result = {"epoch": runner.epoch, "global_step": runner.global_step, **results}
+        runner._add_result(result, scored=True)
+        epoch.within = runner.latest_result
+    metrics = {
+        f"{split}/{name}": value
+        for split, result in results.items()
+        for name, value in result.items()
+    }
+    runner.callbacks("on_log", runner, metrics)
+    runner.agree()
+
+
+def warn_of_periods(runner: AccelerateRunner) -> None:
+    """Say so where training ends before the first evaluation is due."""
+    every, steps, total = runner._evaluate_every, runner.steps_per_epoch, runner.total_steps
+    if every is None or every.unit != "epochs" or not runner.evaluation_splits:
+        return
+    if steps is None and not every.is_of_epochs:
+        runner.logger.warning(
+            "evaluate_every is %s, and nobody knows how long an epoch is: evaluations come at "
+            "its end; limit_batches={'train': n} gives it a length",
+            every,
+        )
+    if not steps or total is None or every.value * steps <= total:
+        return
+    end = " but the one at its end" if total >= runner._limits.max_steps else ""
+    runner.logger.warning(
+        "evaluate_every is %s, and training ends after %.3g epochs (%d steps, %d an epoch): "
+        "there is no evaluation%s; a period in steps comes sooner",
+        every,
+        total / steps,
+        total,
+        steps,
+        end,
+    )
+
+
+def check_monitor(runner: AccelerateRunner) -> None:
+    if split_of(runner.monitor, ("train", *runner.splits)) is None:
+        known = [f"{known}/loss" for known in ("train", *runner.evaluation_splits)]
+        raise MetricError(
+            f"the monitor {runner.monitor!r} is of no split: {did_you_mean(runner.monitor, known)}"
+        )
+    runner.optimization.check_monitors(("train", *runner.splits))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from danling.errors import ConfigError, DataError, MetricError, did_you_mean
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["check_mappings", "check_overridden", "check_steps", "no_attribute"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from torch.optim import Optimizer
 
 from danling.checkpoint.sharded.state import plain_name
 from danling.errors import ConfigError
+from danling.metrics.metric import all_metrics
+
+if TYPE_CHECKING:
+    from danling.runner.accelerate import AccelerateRunner
 
 __all__ = ["Watch", "find_members", "lost", "state_problems", "stateless", "with_names"]
 
@@ -347,3 +351,40 @@ def _put(holder: Any, name: str, value: Any, saved: Any) -> None:
             setattr(holder, name, saved.to(value.device))
     else:
         setattr(holder, name, saved)
+
+
+def warn_of_lost(runner: AccelerateRunner) -> None:
+    for line in runner._contents.lost(runner.optimization):
+        runner.logger.warning("a resume will not be exact: %s", line)
+
+
+def watch_members(runner: AccelerateRunner) -> None:
+    """Look which modules and objects have a state, place them, and watch what changes."""
+    own = {name: value for name, value in vars(runner).items() if name not in runner._own_names}
+    given = getattr(runner.accelerator, "_custom_objects", [])
+    candidates = {"criterion": runner.criterion, **own, **runner._registered}
+    candidates |= {f"registered.{index}": value for index, value in enumerate(given)}
+    left_out = [candidates.pop(name) for name in runner.not_saved if name in candidates]
+    known = [*left_out, runner.model, runner.optimizer, runner.scheduler, *runner.callbacks]
+    known += runner.optimization.optimizers.values()
+    known += runner.optimization.schedulers.values()
+    known += [metric for _, metric in all_metrics(runner.metrics)]
+    known += [*runner.datasets.values(), *runner.dataloaders.values()]
+    known += [] if runner.unwrapped_model is None else runner.unwrapped_model.modules()
+    before = runner._contents.members
+    runner._contents.members = members = find_members(candidates, known)
+    modules = [part for part in members.values() if isinstance(part, nn.Module)]
+    for name, module in members.items():
+        if isinstance(module, nn.Module) and before.get(name) is not module:
+            module.to(runner.device)
+    runner.optimization.replicas.apart = modules
+    runner._contents.begin(runner.optimization)
+
+
+def tell_what_is_saved(runner: AccelerateRunner) -> None:
+    """Log the names of the parts that checkpoints hold."""
+    parts = {"model": runner.model, "optimizer": runner.optimizer, "scheduler": runner.scheduler}
+    saved = [name for name, part in parts.items() if part is not None]
+    saved += [name for name, part in runner._contents.members.items() if part.state_dict()]
+    if runner.has_dir and saved:
+        runner.logger.info("checkpoints hold %s", ", ".join(saved))

@@ -11,13 +11,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from danling.data.loader import Loader
-    from danling.runner.batches import Window
+    from danling.optimization.windows import Window
     from danling.runner.steps import Read
 
-__all__ = ["Clock", "Counters", "OpenBatch", "OpenEpoch", "OpenTraining"]
+__all__ = [
+    "OPEN",
+    "Clock",
+    "Counters",
+    "OpenBatch",
+    "OpenEpoch",
+    "OpenTraining",
+    "put_back_streams",
+    "set_streams_aside",
+]
 
 
 @dataclass(slots=True)
@@ -167,3 +177,24 @@ class OpenBatch:
     output: Any = None
     stepped: bool = False
     has_gradients: bool = False
+
+
+OPEN: WeakSet[OpenTraining] = WeakSet()
+"""The trainings that are open in this process."""
+
+
+def set_streams_aside() -> None:
+    """Keep the random streams of the trainings that are open: another runner seeds and draws."""
+    from danling.seed import rng_state  # the rest of this module needs no torch
+
+    for training in OPEN:
+        if training.streams is None:
+            training.streams = rng_state()
+
+
+def put_back_streams(training: OpenTraining) -> None:
+    """Go on with the random streams of a training, whatever another runner drew meanwhile."""
+    from danling.seed import set_rng_state
+
+    streams, training.streams = training.streams, None
+    set_rng_state(streams or {})

@@ -19,7 +19,8 @@ from danling.errors import CheckpointError, ResumeError
 from danling.metrics.logbook import Logbook
 from danling.optimization.hyperparameters import made_with, restore_optimization
 from danling.optimization.optimization import Optimization
-from danling.runner.compatibility import (
+from danling.runner.members import Watch, lost, state_problems, stateless
+from danling.runner.resume import (
     check_complete,
     check_model,
     check_parts,
@@ -31,7 +32,6 @@ from danling.runner.compatibility import (
     surrounding_changes,
     surroundings,
 )
-from danling.runner.members import Watch, lost, state_problems, stateless
 from danling.seed import derive, rng_state, seed_everything
 
 __all__ = ["Contents"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -343,3 +343,20 @@ def predict(model: Any, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return logits_of(model(**batch))
     return model(batch[0] if isinstance(batch, (list, tuple)) else batch)
+
+
+def no_batch() -> NoReturn:
+    """Refuse a step outside of the loop's body."""
+    raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
+
+
+def loss_tags(optimizers: Collection[str]) -> dict[str, str]:
+    """The tag of the loss by optimizer: each of several that step apart has a loss of its own.
+
+    Example:
+        >>> loss_tags([""]), loss_tags(["critic", "actor"])["actor"]
+        ({'': 'train/loss'}, 'train/actor/loss')
+    """
+    if len(optimizers) < 2:
+        return dict.fromkeys(optimizers, "train/loss")
+    return {name: f"train/{name}/loss" for name in optimizers}

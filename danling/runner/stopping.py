@@ -1,14 +1,19 @@
-"""When a run stops early: who asked for it, and what all processes agree on."""
+"""When a training ends: its limits, and a stop that all processes agree on."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 from danling.distributed.world import World
+from danling.errors import ConfigError
 
-__all__ = ["Stopping", "exit_for_signal"]
+if TYPE_CHECKING:
+    from danling.config import Config
+
+__all__ = ["Limits", "Stopping", "exit_for_signal"]
 
 
 class Stopping:
@@ -130,3 +135,51 @@ def exit_for_signal(
     if number == signal.SIGINT:
         raise KeyboardInterrupt(reason) from cause
     raise SystemExit(128 + number) from cause
+
+
+class Limits(NamedTuple):
+    """The epochs and steps that a training has at most, and at least.
+
+    A run with `fast_dev_run` is of one epoch, and may end at any time.
+
+    Attributes:
+        max_epochs: The epochs after which it ends; infinite where no limit is set.
+        max_steps: The optimizer steps after which it ends.
+        min_epochs: The epochs before which no stop that somebody asks for ends it.
+        min_steps: The optimizer steps before which none does.
+    """
+
+    max_epochs: float = math.inf
+    max_steps: float = math.inf
+    min_epochs: int = 0
+    min_steps: int = 0
+
+    @classmethod
+    def of(cls, config: Config) -> Limits:
+        """The limits of a configuration.
+
+        Example:
+            >>> from danling import Config
+            >>> Limits.of(Config(max_epochs=3, min_steps=10))
+            Limits(max_epochs=3, max_steps=inf, min_epochs=0, min_steps=10)
+        """
+        steps = math.inf if config.max_steps is None else config.max_steps
+        if config.fast_dev_run:
+            return cls(1, steps)
+        epochs = math.inf if config.max_epochs is None else config.max_epochs
+        return cls(epochs, steps, config.min_epochs or 0, config.min_steps or 0)
+
+    def check(self) -> None:
+        """See that a training ends.
+
+        Raises:
+            ConfigError: Nothing says when.
+        """
+        if math.isinf(self.max_epochs) and math.isinf(self.max_steps):
+            raise ConfigError(
+                "nothing says when training ends: set max_epochs or max_steps in the configuration"
+            )
+
+    def may_stop(self, epoch: int, global_step: int) -> bool:
+        """Whether a stop that somebody asks for ends the training at this point."""
+        return epoch >= self.min_epochs and global_step >= self.min_steps

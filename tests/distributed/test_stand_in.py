@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from tests.distributed.processes import leave, results, succeed
 from tests.distributed.runners import weights
 from tests.distributed.test_windows import COUNTS, SKIPPED
-from tests.runner.test_windows import VOCABULARY, Language, make_batches, sum_of_losses, tokens
+from tests.optimization.test_windows import (
+    VOCABULARY,
+    Language,
+    make_batches,
+    sum_of_losses,
+    tokens,
+)
 
 pytestmark = pytest.mark.distributed
 

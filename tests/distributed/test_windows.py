@@ -16,7 +16,7 @@ from danling.callbacks import ModelCheckpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import Regression, die, weights
 from tests.distributed.test_sharded import ByUser
-from tests.runner.test_windows import (
+from tests.optimization.test_windows import (
     Gradients,
     Language,
     Vetoing,
@@ -97,7 +97,7 @@ def test_a_window_is_the_mean_of_what_all_processes_have_left(
 ) -> None:
     succeed(2, averaging, tmp_path, accumulation, folder=tmp_path)
 
-    from tests.runner.test_windows import make_model
+    from tests.optimization.test_windows import make_model
 
     model, batches = make_model(), make_batches(COUNTS)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

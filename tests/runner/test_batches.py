@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from danling.runner.batches import windowed
+from danling.optimization.windows import windowed
 
 
 def windows(batches: int, length: int | None, accumulation: int, start: int = 0):

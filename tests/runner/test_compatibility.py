@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from danling.errors import CheckpointError
-from danling.runner.compatibility import (
+from danling.runner.resume import (
     check_complete,
     config_changes,
     kinds,

@@ -166,12 +166,8 @@ class _Files(FileSystem):
         descriptor = filesystem.open_new(Path(path))
         try:
             with closing(HashedFile(descriptor, self._lasting)) as file:
-                try:
+                with _own_error(file):
                     yield file
-                except RuntimeError:  # torch reports "unexpected pos" and no errno
-                    if file.error is None:
-                        raise
-                    raise file.error from None
                 self.written[Path(path).name] = file.finish()
         finally:
             filesystem.close(descriptor)
@@ -179,6 +175,17 @@ class _Files(FileSystem):
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
         super().rename(path, new_path)
         self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+
+
+@contextmanager
+def _own_error(file: HashedFile) -> Iterator[None]:
+    """Raise what the system said of a file, where torch says "unexpected pos" and no errno."""
+    try:
+        yield
+    except RuntimeError:
+        if file.error is None:
+            raise
+        raise file.error from None
 
 
 def _memory(tensor: Tensor) -> int:

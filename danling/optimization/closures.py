@@ -17,23 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from danling.errors import RunError
-from danling.runner.steps import read_output
 
 if TYPE_CHECKING:
     from danling.distributed.world import World
     from danling.metrics.logbook import Logbook
     from danling.optimization.optimization import Optimization
-    from danling.runner.batches import Window
+    from danling.optimization.windows import Window
 
-__all__ = ["MISSING", "Evaluation", "MicroBatch", "WindowClosure"]
-
-
-class Nothing:
-    """The type of `MISSING`."""
-
-
-MISSING = Nothing()
-"""No output: None skips a batch."""
+__all__ = ["Evaluation", "MicroBatch", "WindowClosure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +76,7 @@ class WindowClosure:
         logbook: The values that are logged; what is evaluated again counts for nothing.
         world: The processes; the loss is the mean over all of them.
         model: The model as it is called.
+        read: What takes an output apart: the loss, other metrics, and the number of samples.
         on_first: What to do with the first evaluation, when its gradients are complete.
     """
 
@@ -96,9 +88,11 @@ class WindowClosure:
         logbook: Logbook,
         world: World,
         model: Any,
+        read: Callable[[Any], tuple[Tensor, Mapping[str, Any], Tensor | int | None]],
         on_first: Callable[[Sequence[Evaluation]], object],
     ) -> None:
         self._parts = parts
+        self._read = read
         self._name = name
         self._optimization = optimization
         self._logbook = logbook
@@ -163,7 +157,7 @@ class WindowClosure:
                 "a closure returned None: a batch of an optimizer that evaluates again cannot be "
                 "skipped; return the loss"
             )
-        loss, metrics, samples = read_output(output)
+        loss, metrics, samples = self._read(output)
         return Evaluation(output, loss, metrics, part.samples if samples is None else samples)
 
     def _add_gradients(self, part: MicroBatch) -> Evaluation:
