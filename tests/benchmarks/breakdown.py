@@ -9,14 +9,15 @@ from pathlib import Path
 from torch import nn
 
 import danling as dl
-from tests.benchmarks.work import Batch, Work, make_model, make_optimizer
+from tests.benchmarks.tasks import SMALL, Batch, make_perceptron
+from tests.benchmarks.work import Work, make_optimizer
 
 Loop = Callable[[dl.AccelerateRunner], None]
 
 
 def rows(quick: bool) -> list[tuple[str, str]]:
     """The parts of a step, each with what it adds to the one before."""
-    work = Work.of(Path(), steps=1000, epochs=1, features=False)
+    work = Work.of(Path(), SMALL[0], steps=1000, epochs=1, features=False)
     best = dict.fromkeys(LOOPS, float("inf"))
     for _ in range(5 if quick else 30):
         for name, loop in LOOPS.items():
@@ -30,7 +31,7 @@ def rows(quick: bool) -> list[tuple[str, str]]:
 
 def microseconds(work: Work, loop: Loop) -> float:
     """Per step, in an epoch of a runner without callbacks."""
-    model = make_model()
+    model = make_perceptron()
     runner = dl.AccelerateRunner(
         {"seed": 0, "max_epochs": 2, "accelerate": {"cpu": True}},
         model=model,

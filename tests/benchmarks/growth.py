@@ -8,21 +8,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 import danling as dl
 from danling.callbacks import Results, RunDirectory, RunRecord
 from danling.runner.callbacks import Callbacks
 from tests.benchmarks.peers import danling
 from tests.benchmarks.race import silence
-from tests.benchmarks.work import Batch, Work, by_hand, make_model, make_optimizer, validate
+from tests.benchmarks.tasks import SMALL, make_perceptron
+from tests.benchmarks.work import Work, by_hand, make_optimizer
 
 Row = tuple[str, str]
 _START = Path(__file__).with_name("start_up.py")
@@ -40,8 +38,8 @@ def seconds(work: Callable[[], object], rounds: int) -> float:
 
 def make_runner(steps: int, callbacks: list[dl.Callback], **config: Any) -> dl.AccelerateRunner:
     """A runner of the small model, without default callbacks."""
-    work = Work.of(Path(), steps=steps, epochs=1, features=False)
-    model = make_model()
+    work = Work.of(Path(), SMALL[0], steps=steps, epochs=1, features=False)
+    model = make_perceptron()
     return dl.AccelerateRunner(
         {"seed": 0, "max_epochs": 1, "evaluate_every": None, "accelerate": {"cpu": True}} | config,
         model=model,
@@ -55,25 +53,12 @@ def make_runner(steps: int, callbacks: list[dl.Callback], **config: Any) -> dl.A
 
 def short_epochs(quick: bool) -> list[Row]:
     """What an epoch costs besides its steps, which are one here."""
-    work = Work.of(Path(), steps=1, epochs=200 if quick else 1000, features=False)
+    work = Work.of(Path(), SMALL[0], steps=1, epochs=200 if quick else 1000, features=False)
     times: dict[Callable[[Work], list[float]], float] = {}
     for run in (by_hand, danling, by_hand, danling):
         times[run] = min(times.get(run, 1.0), statistics.median(run(work)))
     extra = (times[danling] - times[by_hand]) * 1e3
     return [("epoch of one batch, more than by hand", f"{extra:.3f} ms")]
-
-
-def evaluation(quick: bool) -> list[Row]:
-    """A pass over 1000 batches, against the hand-written one."""
-    runner = make_runner(10_000, [])
-    batches = runner.dataloaders["val"]
-    hand, ours = [], []
-    for _ in range(3 if quick else 10):
-        hand.append(seconds(lambda: validate(runner.model, runner.criterion, batches), 3))
-        ours.append(seconds(lambda: runner.evaluate("val"), 3))
-    ratio = statistics.median(b / a for a, b in zip(hand, ours, strict=True))
-    cost = f"{min(ours) * 1e6 / len(batches):.0f} µs per batch, {ratio:.2f} times by hand"
-    return [("evaluation", cost)]
 
 
 def dispatch(quick: bool) -> list[Row]:
@@ -99,42 +84,6 @@ def dispatch(quick: bool) -> list[Row]:
 def call(hooks: Callbacks, hook: str, times: int) -> None:
     for _ in range(times):
         hooks(hook, hooks)
-
-
-class Samples(Dataset[Batch]):
-    """Samples in memory; `deterministic` declares that reading one draws nothing."""
-
-    def __init__(self, amount: int, *, deterministic: bool) -> None:
-        self.deterministic = deterministic
-        self.inputs, self.targets = torch.randn(amount, 16), torch.randint(0, 4, (amount,))
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: int) -> Batch:
-        return self.inputs[index], self.targets[index]
-
-
-def keying(quick: bool) -> list[Row]:
-    """Reading batches of 8 samples in the main process, with a plain `DataLoader` and ours."""
-    amount = 2000 if quick else 8000
-    declared, undeclared = (Samples(amount, deterministic=flag) for flag in (True, False))
-    plain = DataLoader(declared, batch_size=8, shuffle=True)
-    ways: dict[str, Callable[[], object]] = {"a plain DataLoader": lambda: deque(plain, 0)}
-    for name, data, options in (
-        ("a dataset that declares itself deterministic", declared, {}),
-        ("an undeclared one, keyed", undeclared, {}),
-        ("an undeclared one, keyed=False", undeclared, {"keyed": False}),
-    ):
-        runner = make_runner(1, [], dataloader={"batch_size": 8, **options})
-        runner.dataloaders, runner.datasets = {}, {"train": data}
-        runner.prepare()
-        loader = runner.loader("train")
-        ways[name] = lambda loader=loader: deque(loader.iterate(0), 0)  # type: ignore[misc]
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(3 if quick else 7):
-        best = {name: min(best[name], seconds(work, 1)) for name, work in ways.items()}
-    return [(f"a batch of {name}", f"{cost / amount * 8e6:.0f} µs") for name, cost in best.items()]
 
 
 def many_steps(quick: bool) -> list[Row]:
@@ -206,27 +155,6 @@ def resuming(quick: bool) -> list[Row]:
     return rows
 
 
-def saving(quick: bool) -> list[Row]:
-    """A save that is durable when it returns, and what training waits for one in the background."""
-    from danling.checkpoint.background import snapshot
-
-    rows = []
-    for kilobytes in (1, 1024, 65_536) if quick else (1, 1024, 65_536, 1_048_576):
-        with tempfile.TemporaryDirectory() as folder, silence():
-            runner = make_runner(1, recorded(), project_root=folder)
-            runner.model = nn.Linear(16, kilobytes * 16)
-            runner.optimizer = torch.optim.SGD(runner.model.parameters(), lr=0.1)
-            with runner:
-                state = runner.state_dict()
-                saved = seconds(lambda: runner.save_checkpoint("latest"), 3)  # noqa: B023
-                copied = seconds(lambda: snapshot(state), 3)  # noqa: B023
-                latest = runner.checkpoint_dir / "latest.pth"
-                loaded = seconds(lambda: runner.load_checkpoint(latest), 2)  # noqa: B023
-        costs = [f"{cost * 1e3:.1f} ms" for cost in (saved, copied, loaded)]
-        rows.append((f"save, copy for the background, load of {kilobytes:,} kB", ", ".join(costs)))
-    return rows
-
-
 def start_up(quick: bool) -> list[Row]:
     """A process of its own, in a git repository of its own."""
     with tempfile.TemporaryDirectory() as folder:
@@ -250,8 +178,9 @@ def start_up(quick: bool) -> list[Row]:
         "import danling",
         "danling.AccelerateRunner, after torch and accelerate",
         "from the constructor to the end of the first step",
+        "a start, over importing torch and accelerate",
     )
-    columns = zip(*results, strict=True)
+    columns = zip(*([*result, sum(result)] for result in results), strict=True)
     return [
         (name, f"{statistics.median(column) * 1e3:.0f} ms (at best {min(column) * 1e3:.0f})")
         for name, column in zip(names, columns, strict=True)
@@ -266,12 +195,9 @@ def resident() -> int:
 
 ALL = [
     short_epochs,
-    evaluation,
     dispatch,
-    keying,
     many_steps,
     many_epochs,
-    saving,
     resuming,
     start_up,
 ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
 import danling as dl
@@ -17,13 +18,12 @@ from tests.benchmarks.work import (
     LOG_INTERVAL,
     Marks,
     Work,
-    make_model,
     make_optimizer,
 )
 
 
 def danling(work: Work) -> list[float]:
-    model, marks = make_model(), Marks()
+    model, marks = work.task.make_model(), Marks()
 
     class Timer(dl.Callback):
         priority = dl.Priority.HIGHEST
@@ -31,6 +31,10 @@ def danling(work: Work) -> list[float]:
         def on_epoch_start(self, runner: dl.AccelerateRunner) -> None:
             marks.add()
 
+    kinds = ("train", "val") if work.features else ("train",)
+    data = {kind: work.data[kind] for kind in kinds}
+    is_dataset = isinstance(data["train"], Dataset)
+    options = {"batch_size": work.task.batch_size, "num_workers": work.task.workers}
     dl.AccelerateRunner(
         {
             "seed": 0,
@@ -38,11 +42,13 @@ def danling(work: Work) -> list[float]:
             "project_root": str(work.folder),
             "log_interval": LOG_INTERVAL,
             "accelerate": {"cpu": True},
+            "dataloader": options | {"persistent_workers": work.task.workers > 0},
         },
         model=model,
         criterion=nn.CrossEntropyLoss(),
         optimizer=make_optimizer(model),
-        dataloaders={"train": work.train} | ({"val": work.val} if work.features else {}),
+        datasets=data if is_dataset else None,
+        dataloaders=None if is_dataset else data,
         default_callbacks=work.features,
         callbacks=[Timer(), TensorBoard()] if work.features else [Timer()],
     ).train()
@@ -52,7 +58,7 @@ def danling(work: Work) -> list[float]:
 def ignite(work: Work) -> list[float]:
     from ignite.engine import Engine, Events
 
-    model, criterion, marks = make_model(), nn.CrossEntropyLoss(), Marks()
+    model, criterion, marks = work.task.make_model(), nn.CrossEntropyLoss(), Marks()
     optimizer = make_optimizer(model)
 
     def step(engine: Any, batch: Any) -> float | torch.Tensor:
@@ -119,7 +125,7 @@ def pytorch_accelerated(work: Work) -> list[float]:
         TrainerCallback,
     )
 
-    model, marks = make_model(), Marks()
+    model, marks = work.task.make_model(), Marks()
     folder = work.folder / "pytorch-accelerated"
     folder.mkdir(exist_ok=True)
 
@@ -142,27 +148,31 @@ def pytorch_accelerated(work: Work) -> list[float]:
         def on_training_run_end(self, trainer: Any, **_: Any) -> None:
             self.writer.close()
 
-    class InMemory(Trainer):
+    class Given(Trainer):
         def create_train_dataloader(self, batch_size: int, **_: Any) -> Any:
             return work.train
 
         def create_eval_dataloader(self, batch_size: int, **_: Any) -> Any:
             return work.val
 
+    class InMemory(Given):
+        """Batches as they are: it prepares only what has a batch size."""
+
         def _prepare_model_optimizer_and_dataloaders(self) -> None:
             self._accelerator = self._create_accelerator()
             self.model, self.optimizer = self._accelerator.prepare(self.model, self.optimizer)
 
     best = SaveBestModelCallback(save_path=folder / "best.pt", watch_metric="eval_loss_epoch")
-    trainer = InMemory(
+    kind = Given if getattr(work.train, "batch_size", None) else InMemory
+    trainer = kind(
         model,
         nn.CrossEntropyLoss(),
         make_optimizer(model),
         callbacks=[Timer, Features(), ProgressBarCallback, best] if work.features else [Timer],
     )
     trainer.train(
-        work.train,
+        work.data["train"],
         num_epochs=work.epochs,
-        eval_dataset=work.val if work.features else None,
+        eval_dataset=work.data["val"] if work.features else None,
     )
     return marks.epochs

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.benchmarks import peers, trainers
+from tests.benchmarks.tasks import Task
 from tests.benchmarks.work import Work, by_hand, by_hand_on_accelerate, spread
 
 
@@ -23,11 +24,13 @@ class Contestant(NamedTuple):
         name: As the table has it.
         needs: The module without which it is left out.
         run: Does the work; gives the seconds of each epoch.
+        any_model: Whether it takes a model of torch as it is.
     """
 
     name: str
     needs: str
     run: Callable[[Work], list[float]]
+    any_model: bool = True
 
     @property
     def is_installed(self) -> bool:
@@ -42,7 +45,7 @@ ALL = [
     Contestant("pytorch-accelerated", "pytorch_accelerated", peers.pytorch_accelerated),
     Contestant("Lightning", "lightning", trainers.lightning),
     Contestant("HF Trainer", "transformers", trainers.transformers),
-    Contestant("Keras on torch", "keras", trainers.keras),
+    Contestant("Keras on torch", "keras", trainers.keras, any_model=False),
 ]
 
 
@@ -56,17 +59,22 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def race(*, features: bool, rounds: int, steps: int, epochs: int) -> dict[str, dict[str, Any]]:
+def race(
+    task: Task, *, features: bool, rounds: int, steps: int, epochs: int
+) -> dict[str, dict[str, Any]]:
     """Microseconds per step of each, and how many times those of the hand-written loop.
 
     Of each contestant and round the fastest epoch counts; a ratio is of the same round.
     """
-    present = [contestant for contestant in ALL if contestant.is_installed]
+    able = [contestant for contestant in ALL if contestant.any_model or task.is_small]
+    present = [contestant for contestant in able if contestant.is_installed]
     best: dict[str, list[float]] = {contestant.name: [] for contestant in present}
     for _ in range(rounds):
         for contestant in present:
             with tempfile.TemporaryDirectory() as folder, silence():
-                work = Work.of(Path(folder), steps=steps, epochs=epochs + 2, features=features)
+                work = Work.of(
+                    Path(folder), task, steps=steps, epochs=epochs + 2, features=features
+                )
                 best[contestant.name].append(min(contestant.run(work)) / steps * 1e6)
     hand, ours = best[ALL[0].name], best["DanLing"]
     return {
@@ -76,7 +84,7 @@ def race(*, features: bool, rounds: int, steps: int, epochs: int) -> dict[str, d
             "times_danling": spread(_ratios(times, ours)),
         }
         for name, times in best.items()
-    } | {other.name: {"missing": other.needs} for other in ALL if not other.is_installed}
+    } | {other.name: {"missing": other.needs} for other in able if not other.is_installed}
 
 
 def table(title: str, rows: dict[str, dict[str, Any]]) -> str:

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from tests.benchmarks.work import LOG_INTERVAL, Batch, Marks, Work, make_model, make_optimizer
+from tests.benchmarks.tasks import Batch
+from tests.benchmarks.work import LOG_INTERVAL, Marks, Work, make_optimizer
 
 
 def lightning(work: Work) -> list[float]:
@@ -31,7 +32,7 @@ def lightning(work: Work) -> list[float]:
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model = make_model()
+            self.model = work.task.make_model()
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             loss = criterion(self.model(batch[0]), batch[1])
@@ -65,7 +66,7 @@ def lightning(work: Work) -> list[float]:
 def transformers(work: Work) -> list[float]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    marks, model, features = Marks(), make_model(), work.features
+    marks, model, features = Marks(), work.task.make_model(), work.features
 
     class Timer(TrainerCallback):
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -106,8 +107,8 @@ def transformers(work: Work) -> list[float]:
     InMemory(
         model,
         arguments,
-        train_dataset=work.train,
-        eval_dataset=work.val if features else None,
+        train_dataset=work.data["train"],
+        eval_dataset=work.data["val"] if features else None,
         optimizers=(optimizer, schedule),
         callbacks=[Timer()],
     ).train()
@@ -144,6 +145,9 @@ def keras(work: Work) -> list[float]:
         while True:
             yield from batches
 
+    def given(batches: Any) -> Any:
+        return endless(batches) if isinstance(batches, list) else batches
+
     model = k.Sequential([k.Input((16,)), k.layers.Dense(32, "relu"), k.layers.Dense(4)])
     loss = k.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(k.optimizers.SGD(0.01), loss)
@@ -152,19 +156,21 @@ def keras(work: Work) -> list[float]:
         k.callbacks.ModelCheckpoint(folder / "best.keras", monitor="val_loss", save_best_only=True),
     ]
     model.fit(
-        endless(work.train),
+        given(work.train),
         steps_per_epoch=len(work.train),
         epochs=work.epochs,
         verbose=1 if work.features else 0,
-        validation_data=endless(work.val) if work.features else None,
+        validation_data=given(work.val) if work.features else None,
         validation_steps=len(work.val) if work.features else None,
         callbacks=[Timer(), Scalars(), *savers] if work.features else [Timer()],
     )
     return marks.epochs
 
 
-def _loader(batches: list[Batch]) -> DataLoader[Batch]:
-    """Batches in memory, for trainers that take a list to be several loaders."""
+def _loader(batches: Any) -> Any:
+    """The loader; of batches in a list one, for trainers that take a list to be several loaders."""
+    if not isinstance(batches, list):
+        return batches
     return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)
 
 

@@ -9,35 +9,48 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-Batch = tuple[Tensor, Tensor]
+from tests.benchmarks.tasks import Batch, Task
+
 LOG_INTERVAL = 50
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to train: batches in memory; `features` adds all that a real training has besides.
+    """What to train, and how; `features` adds all that a real training has besides.
 
     The features are a progress bar, a TensorBoard scalar every 50 steps, validation, and the last
     and the best checkpoint after every epoch.
+
+    Attributes:
+        task: The model and the kind of data.
+        data: What is trained and validated on, for trainers that make the loaders themselves.
+        train: The batches to train on: a list, or a loader.
+        val: The batches to validate on.
+        folder: For what is written.
+        epochs: The number of epochs.
+        features: Whether to do all that a real training has besides.
     """
 
-    train: list[Batch]
-    val: list[Batch]
+    task: Task
+    data: dict[str, Any]
+    train: Any
+    val: Any
     folder: Path
     epochs: int
     features: bool
 
     @classmethod
-    def of(cls, folder: Path, *, steps: int, epochs: int, features: bool) -> Work:
-        torch.manual_seed(0)
-        train, val = ([_batch() for _ in range(amount)] for amount in (steps, steps // 10))
-        return cls(train, val, folder, epochs, features)
+    def of(cls, folder: Path, task: Task, *, steps: int, epochs: int, features: bool) -> Work:
+        data = {"train": task.make_data(steps), "val": task.make_data(max(steps // 10, 1))}
+        train, val = (task.loader(data[key], shuffle=key == "train") for key in data)
+        return cls(task, data, train, val, folder, epochs, features)
 
 
 class Marks:
@@ -56,11 +69,6 @@ class Marks:
         return [end - start for start, end in pairs][1:]
 
 
-def make_model() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-
-
 def make_optimizer(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=0.01)
 
@@ -76,20 +84,21 @@ def by_hand_on_accelerate(work: Work) -> list[float]:
 
 
 def _loop(work: Work, *, accelerated: bool) -> list[float]:
-    model, criterion, marks = make_model(), nn.CrossEntropyLoss(), Marks()
+    model, criterion, marks = work.task.make_model(), nn.CrossEntropyLoss(), Marks()
     optimizer = make_optimizer(model)
-    backward = torch.Tensor.backward
+    backward, loader = torch.Tensor.backward, work.train
     if accelerated:
         from accelerate import Accelerator
 
         accelerator = Accelerator(cpu=True)
         model, optimizer = accelerator.prepare(model, optimizer)
+        loader = work.train if isinstance(work.train, list) else accelerator.prepare(work.train)
         backward = accelerator.backward
     extras = Extras(work, model, optimizer) if work.features else None
     for epoch in range(work.epochs):
         marks.add()
         model.train()
-        for input, target in work.train if extras is None else extras.shown(work.train, epoch):
+        for input, target in loader if extras is None else extras.shown(loader, epoch):
             loss = criterion(model(input), target)
             backward(loss)
             optimizer.step()
@@ -143,7 +152,7 @@ class Extras:
         path.with_suffix(".tmp").replace(path)
 
 
-def validate(model: nn.Module, criterion: nn.Module, batches: list[Batch]) -> float:
+def validate(model: nn.Module, criterion: nn.Module, batches: Iterable[Batch]) -> float:
     """Mean loss without gradients."""
     model.eval()
     with torch.no_grad():
@@ -154,7 +163,3 @@ def validate(model: nn.Module, criterion: nn.Module, batches: list[Batch]) -> fl
 def spread(values: list[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def _batch() -> Batch:
-    return torch.randn(8, 16), torch.randint(0, 4, (8,))
