@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from danling.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
     from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
+    from danling.callbacks.hub_push import HubPush
     from danling.callbacks.hyperparameter_schedule import HyperparameterSchedule
     from danling.callbacks.image_samples import ImageSamples
     from danling.callbacks.lambda_callback import LambdaCallback
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from danling.callbacks.preemption import Preemption
     from danling.callbacks.profiler import Profiler
     from danling.callbacks.progress_bar import ProgressBar
+    from danling.callbacks.ray_tune_report import RayTuneReport
     from danling.callbacks.remote_mirror import RemoteMirror
     from danling.callbacks.results import Results
     from danling.callbacks.run_directory import RunDirectory
@@ -71,6 +73,7 @@ __all__ = [
     "GradientAccumulationScheduler",
     "GradientClipping",
     "GradientNormMonitor",
+    "HubPush",
     "HyperparameterSchedule",
     "ImageSamples",
     "LambdaCallback",
@@ -89,6 +92,7 @@ __all__ = [
     "Preemption",
     "Profiler",
     "ProgressBar",
+    "RayTuneReport",
     "RemoteMirror",
     "Results",
     "RunDirectory",
@@ -119,6 +123,7 @@ _MODULES = {
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
+    "HubPush": "hub_push",
     "HyperparameterSchedule": "hyperparameter_schedule",
     "ImageSamples": "image_samples",
     "LambdaCallback": "lambda_callback",
@@ -137,6 +142,7 @@ _MODULES = {
     "Preemption": "preemption",
     "Profiler": "profiler",
     "ProgressBar": "progress_bar",
+    "RayTuneReport": "ray_tune_report",
     "RemoteMirror": "remote_mirror",
     "Results": "results",
     "RunDirectory": "run_directory",
