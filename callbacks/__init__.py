@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from danling.callbacks.learning_rate_finder import LearningRateFinder
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
+    from danling.callbacks.memory_snapshot import MemorySnapshot
     from danling.callbacks.model_checkpoint import ModelCheckpoint
     from danling.callbacks.model_export import ModelExport
     from danling.callbacks.model_pruning import ModelPruning
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from danling.callbacks.run_record import RunRecord
     from danling.callbacks.safetensors_export import SafetensorsExport
     from danling.callbacks.schedule_free import ScheduleFree
+    from danling.callbacks.slow_rank_detector import SlowRankDetector
     from danling.callbacks.spike_detection import SpikeDetection
     from danling.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from danling.callbacks.tensorboard import TensorBoard
@@ -80,6 +82,7 @@ __all__ = [
     "LearningRateFinder",
     "LearningRateMonitor",
     "Logging",
+    "MemorySnapshot",
     "ModelCheckpoint",
     "ModelExport",
     "ModelPruning",
@@ -99,6 +102,7 @@ __all__ = [
     "RunRecord",
     "SafetensorsExport",
     "ScheduleFree",
+    "SlowRankDetector",
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TensorBoard",
@@ -130,6 +134,7 @@ _MODULES = {
     "LearningRateFinder": "learning_rate_finder",
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",
+    "MemorySnapshot": "memory_snapshot",
     "ModelCheckpoint": "model_checkpoint",
     "ModelExport": "model_export",
     "ModelPruning": "model_pruning",
@@ -149,6 +154,7 @@ _MODULES = {
     "RunRecord": "run_record",
     "SafetensorsExport": "safetensors_export",
     "ScheduleFree": "schedule_free",
+    "SlowRankDetector": "slow_rank_detector",
     "SpikeDetection": "spike_detection",
     "StochasticWeightAveraging": "stochastic_weight_averaging",
     "TensorBoard": "tensorboard",
