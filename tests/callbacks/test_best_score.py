@@ -45,7 +45,9 @@ class Random(TinyRunner):
         }
         if chance.random() < 0.3:
             settings |= {"monitor": "val/accuracy", "monitor_mode": "max"}
-        super().__init__(settings | dict(config or {}), samples=2 * chance.randrange(4, 15), **parts)
+        super().__init__(
+            settings | dict(config or {}), samples=2 * chance.randrange(4, 15), **parts
+        )
         width = chance.choice([3, 8])
         layers: list[nn.Module] = [nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)]
         if chance.random() < 0.4:
