@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from danling.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
     from danling.callbacks.gradient_clipping import GradientClipping
     from danling.callbacks.gradient_norm_monitor import GradientNormMonitor
+    from danling.callbacks.hub_push import HubPush
     from danling.callbacks.hyperparameter_schedule import HyperparameterSchedule
     from danling.callbacks.image_samples import ImageSamples
     from danling.callbacks.lambda_callback import LambdaCallback
     from danling.callbacks.learning_rate_finder import LearningRateFinder
     from danling.callbacks.learning_rate_monitor import LearningRateMonitor
     from danling.callbacks.logging import Logging
+    from danling.callbacks.memory_snapshot import MemorySnapshot
     from danling.callbacks.model_checkpoint import ModelCheckpoint
     from danling.callbacks.model_export import ModelExport
     from danling.callbacks.model_pruning import ModelPruning
@@ -42,12 +44,14 @@ if TYPE_CHECKING:
     from danling.callbacks.preemption import Preemption
     from danling.callbacks.profiler import Profiler
     from danling.callbacks.progress_bar import ProgressBar
+    from danling.callbacks.ray_tune_report import RayTuneReport
     from danling.callbacks.remote_mirror import RemoteMirror
     from danling.callbacks.results import Results
     from danling.callbacks.run_directory import RunDirectory
     from danling.callbacks.run_record import RunRecord
     from danling.callbacks.safetensors_export import SafetensorsExport
     from danling.callbacks.schedule_free import ScheduleFree
+    from danling.callbacks.slow_rank_detector import SlowRankDetector
     from danling.callbacks.spike_detection import SpikeDetection
     from danling.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from danling.callbacks.tensorboard import TensorBoard
@@ -71,12 +75,14 @@ __all__ = [
     "GradientAccumulationScheduler",
     "GradientClipping",
     "GradientNormMonitor",
+    "HubPush",
     "HyperparameterSchedule",
     "ImageSamples",
     "LambdaCallback",
     "LearningRateFinder",
     "LearningRateMonitor",
     "Logging",
+    "MemorySnapshot",
     "ModelCheckpoint",
     "ModelExport",
     "ModelPruning",
@@ -89,12 +95,14 @@ __all__ = [
     "Preemption",
     "Profiler",
     "ProgressBar",
+    "RayTuneReport",
     "RemoteMirror",
     "Results",
     "RunDirectory",
     "RunRecord",
     "SafetensorsExport",
     "ScheduleFree",
+    "SlowRankDetector",
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TensorBoard",
@@ -119,12 +127,14 @@ _MODULES = {
     "GradientAccumulationScheduler": "gradient_accumulation_scheduler",
     "GradientClipping": "gradient_clipping",
     "GradientNormMonitor": "gradient_norm_monitor",
+    "HubPush": "hub_push",
     "HyperparameterSchedule": "hyperparameter_schedule",
     "ImageSamples": "image_samples",
     "LambdaCallback": "lambda_callback",
     "LearningRateFinder": "learning_rate_finder",
     "LearningRateMonitor": "learning_rate_monitor",
     "Logging": "logging",
+    "MemorySnapshot": "memory_snapshot",
     "ModelCheckpoint": "model_checkpoint",
     "ModelExport": "model_export",
     "ModelPruning": "model_pruning",
@@ -137,12 +147,14 @@ _MODULES = {
     "Preemption": "preemption",
     "Profiler": "profiler",
     "ProgressBar": "progress_bar",
+    "RayTuneReport": "ray_tune_report",
     "RemoteMirror": "remote_mirror",
     "Results": "results",
     "RunDirectory": "run_directory",
     "RunRecord": "run_record",
     "SafetensorsExport": "safetensors_export",
     "ScheduleFree": "schedule_free",
+    "SlowRankDetector": "slow_rank_detector",
     "SpikeDetection": "spike_detection",
     "StochasticWeightAveraging": "stochastic_weight_averaging",
     "TensorBoard": "tensorboard",

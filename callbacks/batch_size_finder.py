@@ -48,8 +48,8 @@ class BatchSizeFinder(Callback):
     configuration that the run is named after. Put the size that was found into
     `config.dataloader`, or train with `max_epochs=0` to search alone.
 
-    It costs the steps that are tried at the start, and nothing per step after that. The table is
-    its state. A training that is resumed, or that has begun, is left alone.
+    It costs the steps that are tried at the start, and nothing per step after that. The sizes, and
+    whether they fit, are its state. A training that is resumed, or that has begun, is left alone.
 
     Args:
         mode: The way of the search, `"power"` or `"binsearch"`.
@@ -136,12 +136,12 @@ class BatchSizeFinder(Callback):
         self._tell(runner)
 
     def state_dict(self) -> dict[str, Any]:
-        """The trials."""
-        return {"results": [tuple(trial) for trial in self.results]}
+        """The sizes and whether they fit; what was measured is of this machine."""
+        return {"results": [[trial.batch_size, trial.fits] for trial in self.results]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.results = [_Trial(*trial) for trial in state["results"]]
+        self.results = [_Trial(size, fits, 0.0, 0) for size, fits in state["results"]]
 
     # The search
 

@@ -159,7 +159,8 @@ class LearningRateFinder(Callback):
             optimizer.step()
             optimizer.zero_grad()
             average = _SMOOTHING * average + (1 - _SMOOTHING) * loss.item()
-            smoothed = average / (1 - _SMOOTHING ** (index + 1))
+            # one more than the losses so far, as in Lightning, so that both suggest the same rate
+            smoothed = average / (1 - _SMOOTHING ** (index + 2))
             self.results["lr"].append(rate)
             self.results["loss"].append(smoothed)
             limit = self.early_stop_threshold

@@ -143,8 +143,9 @@ class ModelPruning(Callback):
             self._initial = {name: p.detach().clone() for name, p in self._pruned(runner)}
 
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-        """Put the masks where the weights are."""
-        self._apply(runner)
+        """Put the masks where the weights are; the model may hold their average now."""
+        for name, parameter in self._pruned(runner) if self._masks else ():
+            self._masks[name] = self._masks[name].to(parameter)
 
     def on_epoch_start(self, runner: Runner) -> None:
         """Prune, where that is counted in epochs."""
@@ -260,8 +261,7 @@ class ModelPruning(Callback):
 
     @torch.no_grad()
     def _apply(self, runner: Runner) -> None:
-        for name, parameter in self._pruned(runner) if self._masks else ():
-            self._masks[name] = self._masks[name].to(parameter)
+        for name, parameter in self._pruned(runner):
             parameter.mul_(self._masks[name])
 
 

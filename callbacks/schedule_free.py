@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from danling.callback import Callback, Priority
+from danling.callbacks.weight_averaging import check_alone
 from danling.errors import CallbackError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ScheduleFree(Callback):
         kind = runner.accelerator.distributed_type.value
         if kind in _SHARDED:
             raise CallbackError(f"ScheduleFree: with {kind} no process has all weights")
+        check_alone(self, runner)
         if not _optimizers(runner):
             have = ", ".join(type(optimizer).__name__ for optimizer in runner.optimizers) or "none"
             raise CallbackError(

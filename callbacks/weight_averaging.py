@@ -94,6 +94,7 @@ class WeightAveraging(Callback):
         kind = runner.accelerator.distributed_type.value
         if kind in _SHARDED:
             raise CallbackError(f"{type(self).__name__}: with {kind} no process has all weights")
+        check_alone(self, runner)
         if runner.global_step == 0:
             self.updates, self._average, self._raw = 0, {}, None
         self._is_exchanged = False
@@ -219,6 +220,21 @@ class WeightAveraging(Callback):
             tensor.copy_(average)
             average.copy_(kept)
         self._is_exchanged = to_average
+
+
+def check_alone(callback: Callback, runner: Runner) -> None:
+    """Refuse two callbacks that both say which weights are evaluated and saved.
+
+    Raises:
+        CallbackError: There is another one.
+    """
+    others = [other for other in runner.callbacks if hasattr(other, "weights_to_save")]
+    if len(others) > 1:
+        names = " and ".join(repr(other.name) for other in others)
+        raise CallbackError(
+            f"{type(callback).__name__}: {names} each put weights of their own in the place of "
+            "those that are trained: attach one of them"
+        )
 
 
 def _alike(tensors: Mapping[str, Tensor], names: set[str]) -> Sequence[list[str]]:

@@ -18,21 +18,6 @@ class TestContract(CallbackContract):
     def make(self):
         return BatchSizeFinder(steps_per_trial=2)
 
-    def test_state_round_trips_through_a_checkpoint(self, tmp_path):
-        """Its speeds are measured, so two searches never have one state; a search goes round."""
-        finder, successor = self.make(), self.make()
-        self.runner(tmp_path, finder).train()
-        successor.load_state_dict(finder.state_dict())
-
-        assert successor.results == finder.results
-
-    def test_a_killed_run_goes_on_exactly(self, tmp_path):
-        """As the contract has it, but for the speeds."""
-        for finder in (wholes := [self.make(), self.make()]):
-            self.runner(tmp_path, finder).train()
-
-        assert [trial[:2] for trial in wholes[0].results] == [t[:2] for t in wholes[1].results]
-
 
 class Hungry(nn.Linear):
     """Asks for memory that no machine has, where a batch is too large."""

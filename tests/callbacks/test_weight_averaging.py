@@ -137,6 +137,18 @@ def test_what_is_evaluated_and_predicted_is_the_average():
     assert not torch.equal(trained, average)
 
 
+def test_two_that_decide_what_is_evaluated_are_refused():
+    """Their exchanges would not come undone in the right order."""
+    runner = TinyRunner(callbacks=[WeightAveraging(), EMAWeightAveraging(0.5)])
+    before = runner.model.weight.detach().clone()
+
+    with pytest.raises(
+        CallbackError, match="'weight_averaging' and 'ema_weight_averaging' each put weights"
+    ):
+        runner.train()
+    assert torch.equal(runner.model.weight, before)
+
+
 def test_an_error_within_an_evaluation_gives_the_weights_back():
     class Breaking(TinyRunner):
         def evaluate_step(self, batch):
