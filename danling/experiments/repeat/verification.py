@@ -10,8 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from danling.errors import CheckpointError, ConfigError, RunError
-from danling.experiments.code import code_problem, find_repository
 from danling.experiments.reading import read_json, read_settings
+from danling.experiments.repeat.code import code_problem, find_repository
 from danling.experiments.run import Run
 from danling.experiments.values import flattened
 from danling.identity import ids
