@@ -146,17 +146,23 @@ class Sweep:
                     tell(job)
                 if not active:
                     break
-                for job in [job for job in active if self._has_ended(job)]:
-                    active.remove(job)
-                    self._settle(job)
-                    if source is not None:
-                        source.tell(job)
-                    tell(job)
+                self._collect(active, tell, source)
                 time.sleep(_POLL)
         except BaseException:
             _end(active)
             raise
         return Counter(job.status for job in self.jobs)
+
+    def _collect(
+        self, active: list[Job], tell: Callable[[Job], None], source: Source | None
+    ) -> None:
+        """Settle the configurations whose processes have ended."""
+        for job in [job for job in active if self._has_ended(job)]:
+            active.remove(job)
+            self._settle(job)
+            if source is not None:
+                source.tell(job)
+            tell(job)
 
     def _next(self, waiting: list[Job], source: Source | None) -> Job | None:
         if waiting:
