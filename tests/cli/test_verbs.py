@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_json_has_a_schema_and_the_documented_shape(
     assert printed["schema"] == "danling/1"
     assert isinstance(printed["data"], SHAPES[verb])
     data = printed["data"]
-    first = next(iter(data), {}) if isinstance(data, list) else data
+    first: dict[str, Any] = next(iter(data), {}) if isinstance(data, list) else data
     assert KEYS.get(verb, set()) <= first.keys()
 
 

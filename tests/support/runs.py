@@ -48,7 +48,11 @@ def make_run(root: Path, number: int = 1, *, score: float | None = 0.5, **change
     (path / "runner.json").write_text(json.dumps(config))
     if score is not None:
         results = [
-            {"epoch": epoch, "global_step": 4 * epoch, "val": {"accuracy": value, "loss": 1 - value}}
+            {
+                "epoch": epoch,
+                "global_step": 4 * epoch,
+                "val": {"accuracy": value, "loss": 1 - value},
+            }
             for epoch, value in ((1, score / 2), (2, score))
         ]
         for name, content in (("results", results), ("best", results[1]), ("latest", results[1])):

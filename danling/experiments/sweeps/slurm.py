@@ -69,7 +69,7 @@ class Task:
         lock.close()
         if code in _PREEMPTED and not self._is_told:
             # the run has seen the end of the job come before the signal did
-            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(_notice())
         if code:
             raise RunError(f"{self.argv[1]} has ended with exit code {code}: see {self.log}")
 
@@ -89,9 +89,14 @@ class Task:
             self._process.send_signal(number)
 
 
+def _notice() -> signal.Signals:
+    """The signal by which submitit is told that the time is up."""
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
+
 def _ignore_notice() -> None:
     """Leave the signal of submitit, which SLURM sends to all processes of a job, to submitit."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(_notice(), signal.SIG_IGN)
 
 
 def read_parameters(texts: Sequence[str]) -> dict[str, Any]:
