@@ -42,8 +42,6 @@ HOOKS = "danling.callback"
 TURN = "danling.defaults"
 LOOP = "danling.runner.accelerate"
 
-OWN_CIRCLES = {"experiments", "cli"}  # a run knows its collection, and the collection its runs
-
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -154,8 +152,7 @@ def test_imports_of_the_core_point_one_way(module: str):
         if DEPTH.get(room_of(name), 0) > DEPTH.get(room_of(module), len(LAYERS))
     }
 
-    if room_of(module) not in OWN_CIRCLES:
-        assert module not in reachable(module)
+    assert module not in reachable(module)
     assert later == set()
 
 

@@ -39,7 +39,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
 
 def run_verify(options: Any, output: Output) -> int:
     """Check ids, files, checkpoints and code of runs; 1 if something is wrong."""
-    from danling.experiments.verification import verify
+    from danling.experiments.repeat.verification import verify
 
     found = chosen(options, output)
     checked = {run: verify(run) for run in found}

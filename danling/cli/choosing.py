@@ -8,7 +8,7 @@ from typing import Any
 from danling.cli.output import Output
 from danling.experiments.collection import Runs, runs
 from danling.experiments.run import Run
-from danling.experiments.selection import select, select_one
+from danling.experiments.selection import select_one
 
 __all__ = ["add_choice", "add_metric", "add_run", "chosen", "chosen_run", "note_passed_over"]
 
@@ -43,7 +43,7 @@ def chosen(options: Any, output: Output) -> Runs:
     found = runs(options.root)
     note_passed_over(found, output)
     if options.selection:
-        found = select(found, options.selection)
+        found = found.select(*options.selection)
     found = found.filter(*options.filter).sort(*options.sort)
     return found if options.limit is None else found[: max(options.limit, 0)]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from danling.cli.output import Output
 from danling.errors import DanLingError
+from danling.experiments.collection import runs
 
 __all__ = ["EXAMPLES", "candidates"]
 
@@ -58,14 +59,16 @@ def run_completion(options: Any, output: Output) -> int:
     return 0
 
 
-def candidates(words: Sequence[str]) -> list[str]:
+def candidates(
+    words: Sequence[str],
+    verbs: Iterable[str],
+    build_parser: Callable[[Sequence[str]], argparse.ArgumentParser],
+) -> list[str]:
     """What the last of some words after `danling` may become."""
-    from danling.cli.main import VERBS, build_parser
-
     *before, word = words or [""]
-    verb = next((known for known in before if known in VERBS), None)
+    verb = next((known for known in before if known in verbs), None)
     if verb is None:
-        found: list[str] = list(VERBS)
+        found: list[str] = list(verbs)
     elif word.startswith("-"):
         parser = build_parser([verb])._subparsers._group_actions[0].choices[verb]  # type: ignore[union-attr, index]  # argparse has no public way
         found = [option for action in parser._actions for option in action.option_strings]
@@ -79,8 +82,6 @@ def _root(words: Sequence[str]) -> str | None:
 
 
 def _of_runs(before: Sequence[str], root: str | None) -> list[str]:
-    from danling.experiments.collection import runs
-
     with suppress(DanLingError):
         found = runs(root)
         if before[-1] in _KEYS_AFTER:

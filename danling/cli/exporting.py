@@ -97,10 +97,7 @@ def _write(text: str, path: Path | None, output: Output) -> int:
 
 def _save(text: str, path: Path) -> None:
     try:
-        if path.exists() and not path.is_file():  # a device is written to, and never replaced
-            path.write_text(text, encoding="utf-8")
-        else:
-            write_text(path, text)
+        write_text(path, text)
     except OSError as error:
         raise RunDirectoryError(
             error.errno,

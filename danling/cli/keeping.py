@@ -17,7 +17,7 @@ from danling.experiments.removal import (
     protection,
     restore,
 )
-from danling.experiments.selection import select
+from danling.experiments.repeat.copies import unused_copies
 from danling.experiments.values import duration_text, parse_duration, size_text
 
 __all__ = ["EXAMPLES"]
@@ -31,6 +31,7 @@ EXAMPLES = {
     "gc": """\
   danling gc                                     what could be freed
   danling gc --checkpoints --keep-best 3 --older-than 30d --yes
+  danling gc --code --yes                        copies of code that rerun and sweep have made
   danling gc --trash --yes""",
 }
 
@@ -44,7 +45,7 @@ def add_tag(parser: argparse.ArgumentParser) -> None:
 
 def run_tag(options: Any, output: Output) -> int:
     """Add and remove tags."""
-    found = select(runs(options.root), [options.selection])
+    found = runs(options.root).select(options.selection)
     for run in found:
         if options.tags or options.remove:
             run.tag(*options.tags, remove=options.remove)
@@ -117,7 +118,7 @@ def run_restore(options: Any, output: Output) -> int:
     """Bring runs back from the trash; without any, list what is in it."""
     root = find_root(options.root)
     trash = in_trash(root)
-    found = select(trash, options.selection) if options.selection else trash
+    found = trash.select(*options.selection) if options.selection else trash
     if options.selection:
         for run in found:
             restore(run, root)
@@ -132,6 +133,7 @@ def add_gc(parser: argparse.ArgumentParser) -> None:
     """The options of `gc`."""
     add_choice(parser)
     parser.add_argument("--checkpoints", action="store_true", help="checkpoints nobody needs")
+    parser.add_argument("--code", action="store_true", help="copies of code nobody needs")
     parser.add_argument("--trash", action="store_true", help="runs in the trash, for good")
     parser.add_argument("--keep-best", type=int, default=3, metavar="N", help="runs (3)")
     parser.add_argument("--older-than", default="0s", metavar="AGE", help="30d")
@@ -140,11 +142,13 @@ def add_gc(parser: argparse.ArgumentParser) -> None:
 
 def run_gc(options: Any, output: Output) -> int:
     """Free disk space."""
-    both = options.checkpoints == options.trash
+    everything = not (options.checkpoints or options.code or options.trash)
     rows = []
-    if options.checkpoints or both:
+    if options.checkpoints or everything:
         rows += _checkpoints(options, output)
-    if options.trash or both:
+    if options.code or everything:
+        rows += _code(options)
+    if options.trash or everything:
         rows += _trash(options)
     total = sum(row["bytes"] for row in rows)
     if output.json:
@@ -171,6 +175,17 @@ def _checkpoints(options: Any, output: Output) -> list[dict[str, Any]]:
         names = [path.name for path in (*plan.files, *plan.folders)]
         rows.append({"id": plan.run.id, "bytes": size, "what": names})
     return rows
+
+
+def _code(options: Any) -> list[dict[str, Any]]:
+    root = find_root(options.root)
+    copies = unused_copies(root, runs(root))
+    for copy in copies:
+        if options.yes:
+            copy.remove()
+    return [
+        {"id": copy.path.name, "bytes": copy.size, "what": ["a copy of code"]} for copy in copies
+    ]
 
 
 def _trash(options: Any) -> list[dict[str, Any]]:

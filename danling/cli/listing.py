@@ -12,8 +12,9 @@ from danling.errors import CheckpointError
 from danling.experiments.collection import Runs
 from danling.experiments.columns import column, differing_settings
 from danling.experiments.reports.tables import seed_rows
-from danling.experiments.run import FAILED, Run
+from danling.experiments.run import Run
 from danling.experiments.seeds import Summary
+from danling.experiments.stored import FAILED
 from danling.experiments.values import duration_text, value_text
 
 __all__ = ["EXAMPLES", "list_runs"]

@@ -155,7 +155,7 @@ def _run(options: Any, output: Output) -> int:
 def _complete(words: Sequence[str]) -> int:
     from danling.cli.completing import candidates
 
-    print("\n".join(candidates(words)))
+    print("\n".join(candidates(words, VERBS, build_parser)))
     return OK
 
 

@@ -130,7 +130,7 @@ def _columns(text: str) -> int:
 
 
 def _cut(text: str, width: int) -> str:
-    if _columns(text) <= width:
+    if 2 * len(text) <= width or _columns(text) <= width:  # a character fills two at most
         return text
     while text and _columns(text) > max(width - 1, 0):
         text = text[:-1]

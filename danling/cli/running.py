@@ -14,8 +14,8 @@ from typing import Any
 from danling.cli.choosing import add_choice, add_run, chosen, chosen_run
 from danling.cli.output import Output
 from danling.errors import ConfigError, RunDirectoryError
-from danling.experiments.commands import Command, repeated, resumed
 from danling.experiments.reading import VARIABLE, find_root
+from danling.experiments.repeat.commands import Command, repeated, resumed
 from danling.experiments.sweeps.grid import configurations, drawn, read_axes
 from danling.experiments.sweeps.job import Job
 from danling.experiments.sweeps.sweep import Sweep

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,9 +17,11 @@ from danling.cli.output import Output
 from danling.experiments.collection import Runs
 from danling.experiments.columns import differing_settings
 from danling.experiments.run import Run
+from danling.experiments.seeds import SeedGroup
 from danling.experiments.values import value_text
+from danling.files.json import dumps
 
-__all__ = ["EXAMPLES", "labels", "link"]
+__all__ = ["EXAMPLES", "labels", "link", "write_bands"]
 
 
 EXAMPLES = {
@@ -26,13 +30,14 @@ EXAMPLES = {
   danling tensorboard -F 'optim.lr == 1e-3' --port 6007"""
 }
 
-_EVERY = 10.0  # seconds between two looks for new runs
-
 
 def add_tensorboard(parser: argparse.ArgumentParser) -> None:
     """The options of `tensorboard`."""
     add_choice(parser)
     parser.add_argument("--port", type=int, default=6006)
+    parser.add_argument(
+        "--every", type=float, default=10.0, metavar="SECONDS", help="look for new runs (10)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="(127.0.0.1)")
 
 
@@ -50,19 +55,23 @@ def run_tensorboard(options: Any, output: Output) -> int:
 
 
 def _serve(folder: Path, found: Runs, options: Any, output: Output) -> int:
+    bands: dict[Path, list[Path]] = {}
     link(folder, found)
-    _write_bands(folder, found)
+    write_bands(folder, found, bands)
+    every = str(max(round(options.every), 1))
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder)]
-    address = ["--host", options.host, "--port", str(options.port), "--reload_interval", "5"]
+    address = ["--host", options.host, "--port", str(options.port), "--reload_interval", every]
     if "SSH_CONNECTION" in os.environ:
         output.message(f"on your own machine: ssh -L {options.port}:localhost:{options.port} HOST")
     server = subprocess.Popen([*command, *address])
     try:
         while True:
             try:
-                return server.wait(timeout=_EVERY)
+                return server.wait(timeout=options.every)
             except subprocess.TimeoutExpired:
-                link(folder, _with_events(chosen(options, Output(json=True))))
+                found = _with_events(chosen(options, Output(json=True)))
+                link(folder, found)
+                write_bands(folder, found, bands)
     finally:
         if server.poll() is None:
             server.terminate()
@@ -95,12 +104,31 @@ def link(folder: Path, found: Runs) -> None:
             (folder / label).symlink_to(path, target_is_directory=True)
 
 
-def _write_bands(folder: Path, found: Runs) -> None:
-    """The bands over seeds, each as a run of its own."""
+def write_bands(folder: Path, found: Runs, written: dict[Path, list[Path]]) -> None:
+    """Write the bands over seeds, each as a run of its own, where their runs are others now.
+
+    Args:
+        folder: Where.
+        found: The runs.
+        written: The runs of each band that is there, which is brought up to date.
+    """
     from danling.tensorboard.bands import write_band
 
+    wanted = {}
     for group in found.over_seeds():
         if len(group.runs) > 1:
-            first = group.runs[0]
-            target = folder / f"seeds {first.name} {first.run_id[:8]}"
-            write_band(target, [run.path for run in group.runs])
+            name = f"seeds {group.runs[0].name} {_digest(group)}"
+            wanted[folder / name] = sorted(run.path for run in group.runs)
+    for target in written.keys() - wanted.keys():
+        shutil.rmtree(target, ignore_errors=True)
+        del written[target]
+    for target, paths in wanted.items():
+        if written.get(target) != paths:
+            write_band(target, paths)
+            written[target] = paths
+
+
+def _digest(group: SeedGroup[Run]) -> str:
+    """A short name of what the runs have in common: code and configuration."""
+    text = dumps([group.runs[0].experiment_id, group.settings])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -9,8 +9,8 @@ from danling.cli.choosing import add_run, chosen_run
 from danling.cli.listing import code_text
 from danling.cli.output import Output
 from danling.errors import RunDirectoryError
-from danling.experiments.commands import resumed
 from danling.experiments.difference import Difference
+from danling.experiments.repeat.commands import resumed
 from danling.experiments.run import Run
 from danling.experiments.values import duration_text, flattened, one_line, size_text, value_text
 

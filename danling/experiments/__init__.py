@@ -1,22 +1,22 @@
 """Runs on the disk: read, selected, compared and repeated, over plain files.
 
 Begin with `collection`. It may import everything but `testing` and `cli`, and loads torch only in
-`verification`.
+`repeat.verification`.
 
 - `collection`: many runs: filtered, sorted, compared, summarised over seeds.
-- `run`: one run, read file by file as it is asked.
+- `run`: one run.
+- `stored`: what a run has left on the disk, read file by file as it is asked.
 - `reading`: the directories of runs, whatever state they are in.
 - `columns`: what can be shown, filtered and sorted by, under one name everywhere.
 - `expression`: conditions on runs as text, of which nothing is evaluated.
 - `selection`: words that select runs.
+- `ranking`: which runs are better.
 - `seeds`: means and bands over seeds.
 - `difference`: what differs between two runs.
-- `commands`: the command lines that go on with a run or repeat it.
-- `code`: the code of a run, found again and rebuilt.
 - `marks`: tags and notes.
 - `removal`: trash and disk space.
-- `verification`: whether a run is what it says.
 - `values`: values as text.
+- `repeat`: a run gone on with, repeated, and proved.
 - `reports`: tables and pages of runs, for papers and people.
 - `sweeps`: many configurations of one script, run and gone on with.
 """
@@ -29,9 +29,10 @@ from danling import lazy_names
 
 if TYPE_CHECKING:
     from danling.experiments.collection import Runs, runs
-    from danling.experiments.run import CheckpointFile, History, Run
+    from danling.experiments.run import Run
     from danling.experiments.seeds import SeedGroup, Summary
     from danling.experiments.selection import SelectionError, select, select_one
+    from danling.experiments.stored import CheckpointFile, History
 
 __all__ = [
     "CheckpointFile",
@@ -49,8 +50,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "CheckpointFile": "run",
-        "History": "run",
+        "CheckpointFile": "stored",
+        "History": "stored",
         "Run": "run",
         "Runs": "collection",
         "SeedGroup": "seeds",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from danling.errors import MetricError
 from danling.experiments.columns import column, differing_settings, known_columns
 from danling.experiments.expression import Expression
+from danling.experiments.ranking import Mode, is_comparable, ranked, score_of
 from danling.experiments.reading import PassedOver, find_root, list_root, read_record
-from danling.experiments.run import History, Run
+from danling.experiments.run import Run
+from danling.experiments.selection import select, select_one
+from danling.experiments.stored import History
 
 if TYPE_CHECKING:
     from danling.experiments.seeds import SeedGroup
@@ -19,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Condition", "Runs", "runs"]
 
 
-Mode = Literal["min", "max"]
 Condition = str | Callable[[Run], object]
 """An expression, or a function of a run."""
 
@@ -55,8 +57,6 @@ class Runs(Sequence[Run]):
         if isinstance(index, slice):
             return Runs(self._runs[index], self.passed_over)
         if isinstance(index, str):
-            from danling.experiments.selection import select_one
-
             return select_one(self, index)
         return self._runs[index]
 
@@ -109,7 +109,7 @@ class Runs(Sequence[Run]):
         ordered = self._runs
         for key in reversed(keys):
             value_of = column(self._runs, key.removeprefix("-"))
-            valued = [run for run in ordered if _is_comparable(value_of(run))]
+            valued = [run for run in ordered if is_comparable(value_of(run))]
             rest = [run for run in ordered if run not in set(valued)]
             valued.sort(key=lambda run: _sort_key(value_of(run)), reverse=key.startswith("-"))
             ordered = valued + rest
@@ -125,17 +125,11 @@ class Runs(Sequence[Run]):
         Raises:
             MetricError: The runs have different monitors, or the mode is not known.
         """
-        ranked = self.ranked(metric, mode)
-        return ranked[0] if len(ranked) else None
+        return next(iter(ranked(self._runs, metric, mode)), None)
 
     def ranked(self, metric: str | None = None, mode: Mode | None = None) -> Runs:
         """The runs that have a score, the best first; see `best`."""
-        name, mode = self.score_of(metric, mode)
-        sign = 1 if mode == "min" else -1
-        value_of = column(self._runs, name)
-        scored = [run for run in self._runs if _is_comparable(value_of(run))]
-        scored.sort(key=lambda run: (sign * value_of(run), str(run.record["created"])))
-        return Runs(scored, self.passed_over)
+        return Runs(ranked(self._runs, metric, mode), self.passed_over)
 
     def score_of(self, metric: str | None = None, mode: Mode | None = None) -> tuple[str, Mode]:
         """The metric and the mode by which these runs are ranked.
@@ -143,25 +137,17 @@ class Runs(Sequence[Run]):
         Raises:
             MetricError: The runs have different monitors, or the mode is not known.
         """
-        scored = [run for run in self._runs if run.best is not None] or self._runs
-        monitors = dict.fromkeys((run.monitor, run.monitor_mode) for run in scored)
-        if metric is None:
-            if len(monitors) > 1:
-                told = ", ".join(f"{name} ({mode})" for name, mode in monitors)
-                raise MetricError(f"the runs have different monitors: {told}; name one with -m")
-            name, own = next(iter(monitors), ("val.loss", "min"))
-            return name, mode or _mode(own)
-        name = metric.replace("/", ".")
-        if mode is None:
-            known = {_mode(own) for monitor, own in monitors if monitor == name}
-            if not known and name.rpartition(".")[2] == "loss":
-                known = {"min"}
-            if len(known) != 1:
-                raise MetricError(f"is a lower or a higher {name} better? say --mode min or max")
-            mode = known.pop()
-        return name, mode
+        return score_of(self._runs, metric, mode)
 
-    def over_seeds(self) -> list[SeedGroup]:
+    def select(self, *words: str) -> Runs:
+        """The runs that any of some selection words selects; see `danling.experiments.select`.
+
+        Raises:
+            SelectionError: A word selects no run, or is the beginning of several ids.
+        """
+        return Runs(select(self._runs, words), self.passed_over)
+
+    def over_seeds(self) -> list[SeedGroup[Run]]:
         """The runs by code and configuration, in which runs that differ in their seed are one."""
         from danling.experiments.seeds import over_seeds
 
@@ -275,14 +261,6 @@ def _age(run: Run) -> tuple[str, bool]:
 def _is_ours(path: Path) -> bool:
     """Whether this is the band over seeds that the TensorBoard callback writes."""
     return "-seeds-" in path.name and next(path.glob("events.out.tfevents.*"), None) is not None
-
-
-def _mode(text: str) -> Mode:
-    return "max" if text == "max" else "min"
-
-
-def _is_comparable(value: Any) -> bool:
-    return value is not None and value == value  # NaN is not equal to itself
 
 
 def _sort_key(value: Any) -> tuple[bool, float, str]:

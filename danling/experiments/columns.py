@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from danling.errors import ConfigError, did_you_mean
-from danling.experiments.run import Run
+from danling.experiments.stored import StoredRun
 
 __all__ = ["FIELDS", "Column", "column", "differing_settings", "known_columns"]
 
 
-Column = Callable[[Run], Any]
+Column = Callable[[StoredRun], Any]
 """Gives the value of a run, or None."""
 
 FIELDS: Mapping[str, Column] = {
@@ -46,7 +46,7 @@ FIELDS: Mapping[str, Column] = {
 _RESULTS: Mapping[str, Column] = {"best": lambda run: run.best, "latest": lambda run: run.latest}
 
 
-def column(runs: Iterable[Run], name: str) -> Column:
+def column(runs: Iterable[StoredRun], name: str) -> Column:
     """The column of a name.
 
     In this order a name is a field of every run (`status`), a value of a result
@@ -72,7 +72,7 @@ def column(runs: Iterable[Run], name: str) -> Column:
     raise ConfigError(f"no run has {name!r}: {_hint(name, runs)}")
 
 
-def known_columns(runs: Sequence[Run]) -> list[str]:
+def known_columns(runs: Sequence[StoredRun]) -> list[str]:
     """The names of all columns of some runs."""
     names = dict.fromkeys(FIELDS)
     for run in runs:
@@ -83,7 +83,7 @@ def known_columns(runs: Sequence[Run]) -> list[str]:
     return list(names)
 
 
-def differing_settings(runs: Sequence[Run]) -> list[str]:
+def differing_settings(runs: Sequence[StoredRun]) -> list[str]:
     """The keys of the configuration that have more than one value in some runs."""
     first: dict[str, Any] = {}
     differing: dict[str, None] = {}
@@ -134,7 +134,7 @@ def _leaves(value: Any, prefix: str = "") -> list[str]:
     return [name for key, item in value.items() for name in _leaves(item, f"{prefix}{key}.")]
 
 
-def _hint(name: str, runs: Sequence[Run]) -> str:
+def _hint(name: str, runs: Sequence[StoredRun]) -> str:
     known = known_columns(runs)
     inside = sorted(key for key in known if key.startswith(f"{name}."))
     if inside:

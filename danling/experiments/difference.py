@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from danling.errors import RunError
-from danling.experiments.code import commits_between, find_repository, recorded_tree
-from danling.experiments.commands import split_command
-from danling.experiments.run import Run
+from danling.experiments.repeat.code import commits_between, find_repository, recorded_tree
+from danling.experiments.repeat.commands import split_command
+from danling.experiments.stored import StoredRun
 from danling.experiments.values import duration_text, flattened, value_text
 from danling.identity.git import GitError, Repository
 from danling.identity.worktree import WorkingTree
@@ -78,8 +78,8 @@ class CodeDifference:
 class Difference:
     """What differs between two runs."""
 
-    first: Run
-    second: Run
+    first: StoredRun
+    second: StoredRun
     config: list[Change] = field(default_factory=list)
     code: CodeDifference = field(default_factory=lambda: CodeDifference(True, "", ""))
     environment: list[Change] = field(default_factory=list)
@@ -124,7 +124,7 @@ class Difference:
         return {"first": self.first.id, "second": self.second.id, **changes, "code": code}
 
 
-def difference(first: Run, second: Run) -> Difference:
+def difference(first: StoredRun, second: StoredRun) -> Difference:
     """What differs between two runs; see `Run.diff`."""
     return Difference(
         first,
@@ -146,7 +146,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change
     ]
 
 
-def _environment(run: Run) -> dict[str, Any]:
+def _environment(run: StoredRun) -> dict[str, Any]:
     recorded = {
         key.removeprefix("versions."): value
         for key, value in flattened(run.environment).items()
@@ -157,7 +157,7 @@ def _environment(run: Run) -> dict[str, Any]:
     return known | {name: version for name, version in run.packages.items() if name not in known}
 
 
-def _command(run: Run) -> dict[str, Any]:
+def _command(run: StoredRun) -> dict[str, Any]:
     """The script and its interpreter: what the flags say is in the configuration."""
     argv = run.launches[0].get("argv") if run.launches else None
     parts = split_command([str(word) for word in argv]) if isinstance(argv, list) else None
@@ -166,7 +166,7 @@ def _command(run: Run) -> dict[str, Any]:
     return {"script": parts.script, "python": " ".join(parts.python)}
 
 
-def _metrics(first: Run, second: Run) -> list[Change]:
+def _metrics(first: StoredRun, second: StoredRun) -> list[Change]:
     best = [flattened(run.best or {}) for run in (first, second)]
     changes = _changes(*best)
     # what the runs are judged by comes first
@@ -179,7 +179,7 @@ def _metrics(first: Run, second: Run) -> list[Change]:
     return changes
 
 
-def _code(first: Run, second: Run) -> CodeDifference:
+def _code(first: StoredRun, second: StoredRun) -> CodeDifference:
     shown = _shown(first), _shown(second)
     if first.experiment_id == second.experiment_id:
         return CodeDifference(True, *shown)
@@ -189,7 +189,7 @@ def _code(first: Run, second: Run) -> CodeDifference:
         return CodeDifference(False, *shown, note=str(error))
 
 
-def _compared(first: Run, second: Run, repository: Repository) -> CodeDifference:
+def _compared(first: StoredRun, second: StoredRun, repository: Repository) -> CodeDifference:
     old, new = str(first.commit), str(second.commit)
     commits = list(commits_between(repository, old, new))
     commits += [f"-{line}" for line in commits_between(repository, new, old)]
@@ -206,7 +206,7 @@ def _lines(text: str) -> int:
     return int(text) if text.isdigit() else 0  # git writes "-" for a binary file
 
 
-def _shown(run: Run) -> str:
+def _shown(run: StoredRun) -> str:
     return f"{(run.commit or '')[:8]}{'*' if run.dirty else ''}"
 
 

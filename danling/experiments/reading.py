@@ -111,7 +111,7 @@ def _entry_problem(entry: os.DirEntry[str]) -> str | None:
         return f"it cannot be read: {error.strerror}"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -120,10 +120,15 @@ def read_json(path: Path) -> Any:
     """
     # without O_NONBLOCK the open of a pipe waits for its writer, for ever
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "not a regular file", str(path))
-        content = file.read()
+        content = os.read(descriptor, status.st_size + 1)  # most files are read at once
+        while piece := os.read(descriptor, 1 << 20):
+            content += piece
+    finally:
+        os.close(descriptor)
     try:
         return json.loads(content)
     except RecursionError:
@@ -133,7 +138,7 @@ def read_json(path: Path) -> Any:
 def read_record(directory: Path) -> dict[str, Any] | PassedOver:
     """The run.json of a directory, or why there is none that can be used."""
     try:
-        data = read_json(directory / "run.json")
+        data = read_json(os.path.join(directory, "run.json"))
     except FileNotFoundError:
         return PassedOver(directory, "it has no run.json")
     except OSError as error:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from danling.errors import MetricError, RunDirectoryError
-from danling.experiments.code import ignore_folder
 from danling.experiments.collection import Runs
 from danling.experiments.reading import PassedOver, read_json, read_record
+from danling.experiments.repeat.code import ignore_folder
 from danling.experiments.run import Run
 from danling.files.atomic import write_json
 from danling.run.lock import DirectoryLock

@@ -6,13 +6,15 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from danling.experiments.columns import column
-from danling.experiments.run import Run
+from danling.experiments.stored import StoredRun
 
 __all__ = ["Band", "SeedGroup", "Summary", "over_seeds"]
 
+
+R = TypeVar("R", bound=StoredRun)
 
 _COUNTED = ("finished", "stopped")
 
@@ -43,12 +45,12 @@ class Band(NamedTuple):
 
 
 @dataclass
-class SeedGroup:
+class SeedGroup(Generic[R]):
     """Runs of one code and one configuration."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[R] = field(default_factory=list)
     """Those that count, one per seed: they ended well, and of one seed it is the newest."""
-    others: list[Run] = field(default_factory=list)
+    others: list[R] = field(default_factory=list)
     """The rest: failed, still running, or run again since."""
 
     @property
@@ -90,9 +92,9 @@ def band(histories: Iterable[Any]) -> Band:
     )
 
 
-def over_seeds(runs: Iterable[Run]) -> list[SeedGroup]:
+def over_seeds(runs: Iterable[R]) -> list[SeedGroup[R]]:
     """The runs by code and configuration without the seed, in the order of their newest run."""
-    groups: dict[tuple[str, str], SeedGroup] = {}
+    groups: dict[tuple[str, str], SeedGroup[R]] = {}
     taken: dict[tuple[str, str], set[Any]] = {}
     ordered = sorted(runs, key=lambda run: str(run.record["created"]), reverse=True)
     for run in ordered:

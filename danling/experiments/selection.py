@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from danling.errors import DanLingError, RunDirectoryError, did_you_mean
-from danling.experiments.collection import Runs
+from danling.experiments.ranking import ranked
 from danling.experiments.run import Run
 from danling.run.record import STATUSES
 
@@ -43,7 +43,7 @@ class SelectionError(DanLingError, LookupError):
         self.candidates = list(candidates)
 
 
-def select(runs: Runs, words: Iterable[str]) -> Runs:
+def select(runs: Sequence[Run], words: Iterable[str]) -> list[Run]:
     """The runs that any of the words selects, in the order of the words, each once.
 
     Raises:
@@ -52,10 +52,10 @@ def select(runs: Runs, words: Iterable[str]) -> Runs:
     found: dict[Run, None] = {}
     for word in words:
         found |= dict.fromkeys(_of_word(runs, word))
-    return Runs(found, runs.passed_over)
+    return list(found)
 
 
-def select_one(runs: Runs, word: str) -> Run:
+def select_one(runs: Sequence[Run], word: str) -> Run:
     """The one run that a word selects.
 
     Raises:
@@ -67,7 +67,7 @@ def select_one(runs: Runs, word: str) -> Run:
     return found[0]
 
 
-def _of_word(runs: Runs, word: str) -> Sequence[Run]:
+def _of_word(runs: Sequence[Run], word: str) -> Sequence[Run]:
     if word.startswith("@"):
         return _special(runs, word)
     for match in (_by_path, _by_name, _by_id):
@@ -79,7 +79,7 @@ def _of_word(runs: Runs, word: str) -> Sequence[Run]:
     raise SelectionError(f"no run is selected by {word!r}{near} (danling ls lists the runs)")
 
 
-def _special(runs: Runs, word: str) -> Sequence[Run]:
+def _special(runs: Sequence[Run], word: str) -> Sequence[Run]:
     name = word[1:]
     if name.isdigit():
         place = int(name)
@@ -90,7 +90,7 @@ def _special(runs: Runs, word: str) -> Sequence[Run]:
         return [runs[place - 1]]
     statuses = (*STATUSES, "killed")
     words: Mapping[str, Callable[[], Sequence[Run]]] = {
-        "best": lambda: [run for run in [runs.best()] if run is not None],
+        "best": lambda: ranked(runs)[:1],
         "all": lambda: list(runs),
         **{status: partial(_of_status, runs, status) for status in statuses},
     }
@@ -103,11 +103,11 @@ def _special(runs: Runs, word: str) -> Sequence[Run]:
     return found
 
 
-def _of_status(runs: Runs, status: str) -> Sequence[Run]:
+def _of_status(runs: Sequence[Run], status: str) -> Sequence[Run]:
     return [run for run in runs if run.status == status]
 
 
-def _by_path(runs: Runs, word: str) -> Sequence[Run]:
+def _by_path(runs: Sequence[Run], word: str) -> Sequence[Run]:
     if "/" not in word and not Path(word, "run.json").is_file():
         return []
     path = Path(word)
@@ -120,14 +120,14 @@ def _by_path(runs: Runs, word: str) -> Sequence[Run]:
         raise SelectionError(str(error)) from error
 
 
-def _by_name(runs: Runs, word: str) -> Sequence[Run]:
+def _by_name(runs: Sequence[Run], word: str) -> Sequence[Run]:
     exact = [run for run in runs if word in (run.name, run.path.name)]
     if exact or not any(char in word for char in "*?["):
         return exact
     return [run for run in runs if fnmatchcase(run.name, word) or fnmatchcase(run.path.name, word)]
 
 
-def _by_id(runs: Runs, word: str) -> Sequence[Run]:
+def _by_id(runs: Sequence[Run], word: str) -> Sequence[Run]:
     word = word.lower()
     if not _HEX.fullmatch(word):
         return []

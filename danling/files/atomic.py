@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ def write_text(
 ) -> None:
     """Replace a file by `text` in one step, in UTF-8 with the line ends as given.
 
-    A reader, and a crash at any moment, sees the old file or the new one. The permissions follow
+    A reader, and a crash at any moment, sees the old file or the new one. What is no regular file,
+    as a pipe or a device, is written to and stays what it is. The permissions follow
     the umask; with `private` its owner alone may read it. With `fsync` the new file has reached
     the disk when this returns.
 
@@ -66,6 +68,9 @@ def write_bytes(
         OSError: As `write_text`.
     """
     target = Path(path)
+    if _is_special(target):
+        target.write_bytes(data)
+        return
     temporary = target.parent / f".{uuid4().hex}.tmp"
     try:
         _create(temporary, data, fsync, private)
@@ -96,6 +101,18 @@ def remove_orphans(directory: str | os.PathLike[str]) -> None:
         for name in os.listdir(directory):
             if _TEMPORARY.fullmatch(name):
                 filesystem.unlink(Path(directory) / name)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether there is a pipe, a device or a socket, or a link to one: it is not ours to replace.
+
+    A link to a file is replaced, as ever, and what is no file at all says so in an error.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _create(path: Path, data: bytes, fsync: bool, private: bool) -> None:

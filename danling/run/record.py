@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,12 +14,12 @@ from uuid import UUID, uuid4
 
 from danling.errors import ConfigError, RunDirectoryError
 from danling.files.atomic import write_json
-from danling.files.json import read_json
+from danling.files.json import dumps, read_json
 from danling.identity.code import Code
 from danling.identity.environment import launch_entry
 from danling.identity.redaction import mask_values
 
-__all__ = ["SCHEMA", "STATUSES", "TIME_BUDGET", "RunFile"]
+__all__ = ["SCHEMA", "STATUSES", "TIME_BUDGET", "RunFile", "record_digest"]
 
 
 SCHEMA = 1
@@ -170,7 +171,19 @@ class RunFile:
         Raises:
             OSError: It cannot be written; the old one is still there.
         """
-        write_json(self.path, mask_values(self.data), fsync=True)
+        content = dict(mask_values(self.data))
+        write_json(self.path, {**content, "digest": record_digest(content)}, fsync=True)
+
+
+def record_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of a run.json but for its `digest`, by which a change is found.
+
+    Example:
+        >>> record_digest({"status": "finished"}) == record_digest({"status": "failed"})
+        False
+    """
+    content = {key: value for key, value in data.items() if key != "digest"}
+    return hashlib.sha256(dumps(content).encode()).hexdigest()
 
 
 def _first_wrong(data: Mapping[str, Any]) -> str | None:

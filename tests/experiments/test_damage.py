@@ -53,6 +53,26 @@ def loop(run: Path) -> None:
     run.symlink_to(run.name)
 
 
+def directory_as_file(run: Path) -> None:
+    (run / "run.json").unlink()
+    (run / "run.json").mkdir()
+
+
+def pipe(run: Path) -> None:
+    (run / "run.json").unlink()
+    os.mkfifo(run / "run.json")
+
+
+def loop_in_it(run: Path) -> None:
+    (run / "run.json").unlink()
+    (run / "run.json").symlink_to("run.json")
+
+
+def checkpoint_of_zeros(run: Path) -> None:
+    (run / "checkpoints").mkdir()
+    write(run / "checkpoints" / "best.pth", bytes(100))
+
+
 PASSED_OVER: dict[str, Callable[[Path], object]] = {
     "truncated": lambda run: write(run / "run.json", json.dumps(RECORD)[:200]),
     "empty file": lambda run: write(run / "run.json", ""),
@@ -68,12 +88,9 @@ PASSED_OVER: dict[str, Callable[[Path], object]] = {
     "no schema": lambda run: write(run / "run.json", json.dumps({"status": "x"})),
     "no uuid": lambda run: record(run, uuid=None),
     "status of numbers": lambda run: record(run, status=3),
-    "directory as file": lambda run: ((run / "run.json").unlink(), (run / "run.json").mkdir()),
-    "pipe": lambda run: ((run / "run.json").unlink(), os.mkfifo(run / "run.json")),
-    "loop of links in it": lambda run: (
-        (run / "run.json").unlink(),
-        (run / "run.json").symlink_to("run.json"),
-    ),
+    "directory as file": directory_as_file,
+    "pipe": pipe,
+    "loop of links in it": loop_in_it,
     "file for folder": replaced_by_file,
     "loop of links": loop,
 }
@@ -88,10 +105,7 @@ LISTED: dict[str, Callable[[Path], object]] = {
     "broken yaml": lambda run: write(run / "runner.yaml", "a: [1\n  b: {"),
     "lock is a directory": lambda run: (run / ".lock").mkdir(),
     "checkpoints is a file": lambda run: write(run / "checkpoints", "x"),
-    "checkpoint of zeros": lambda run: (
-        (run / "checkpoints").mkdir(),
-        write(run / "checkpoints" / "best.pth", bytes(100)),
-    ),
+    "checkpoint of zeros": checkpoint_of_zeros,
     "results of numbers": lambda run: write(run / "results.json", "[1, 2]"),
     "marks of text": lambda run: write(run / "marks.json", '{"tags": 3, "notes": [1]}'),
     "unknown status": lambda run: record(run, status="\x1b[31mred\n"),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -117,3 +118,25 @@ def test_readers_never_see_a_half_written_file(tmp_path):
     writer.join()
 
     assert lengths == {1000}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
+def test_what_is_no_file_is_written_to_and_stays(tmp_path, kind):
+    path = place = tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    else:
+        ours, theirs = os.openpty()
+        place = Path(os.ttyname(theirs))  # a device of this test alone
+        path.symlink_to(place)
+        path = path if kind.startswith("link") else place
+        reader = ours
+    before = place.stat()
+
+    write_text(path, "hello")
+
+    assert os.read(reader, 100) == b"hello"
+    after = place.stat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+    assert list(tmp_path.iterdir()) == [tmp_path / "target"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from danling.run.record import RunFile
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,5 +26,6 @@ def copy_week(week: Path, target: Path) -> Path:
     """A copy that a test may change, and in which its runs were started."""
     shutil.copytree(week, target, symlinks=True)
     for record in target.glob("experiments/*/run.json"):
-        record.write_text(record.read_text().replace(str(week), str(target)))
+        moved = json.loads(record.read_text().replace(str(week), str(target)))
+        RunFile(record, moved).save()
     return target

@@ -8,11 +8,10 @@ from html import escape
 from typing import Any
 
 from danling.errors import MetricError
-from danling.experiments.collection import Runs
 from danling.experiments.columns import column, differing_settings
 from danling.experiments.reports.charts import Curve, chart
-from danling.experiments.run import Run
-from danling.experiments.seeds import SeedGroup
+from danling.experiments.seeds import SeedGroup, over_seeds
+from danling.experiments.stored import StoredRun
 from danling.experiments.values import duration_text, one_line, value_text
 
 __all__ = ["report", "run_fragment", "runs_fragment"]
@@ -44,7 +43,7 @@ details { margin: .5rem 0 } summary { cursor: pointer }
 """
 
 
-def report(runs: Runs, title: str = "Runs") -> str:
+def report(runs: Sequence[StoredRun], title: str = "Runs") -> str:
     """One HTML file about some runs, that needs no script and no other file.
 
     It has the scores, what differs, curves with bands over seeds, and of each run the code, the
@@ -70,24 +69,24 @@ def report(runs: Runs, title: str = "Runs") -> str:
     )
 
 
-def runs_fragment(runs: Runs) -> str:
+def runs_fragment(runs: Sequence[StoredRun]) -> str:
     """A table of runs, for a notebook."""
     shown = runs[:_MOST_ROWS]
     more = f"<p>and {len(runs) - len(shown)} more</p>" if len(runs) > len(shown) else ""
     return _score_table(shown, _settings_names(shown)) + more
 
 
-def run_fragment(run: Run) -> str:
+def run_fragment(run: StoredRun) -> str:
     """What there is to say of a run, for a notebook."""
-    one = Runs([run])
+    one = [run]
     return f"{_score_table(one, [])}{_charts(one, [])}"
 
 
-def _settings_names(runs: Runs) -> list[str]:
-    return differing_settings(list(runs))
+def _settings_names(runs: Sequence[StoredRun]) -> list[str]:
+    return differing_settings(runs)
 
 
-def _score_table(runs: Runs, names: Sequence[str]) -> str:
+def _score_table(runs: Sequence[StoredRun], names: Sequence[str]) -> str:
     monitors = list(dict.fromkeys(run.monitor for run in runs if run.best is not None))
     head = ["run", "name", "status", *names, *monitors, "epoch", "time", "code"]
     rows = []
@@ -109,10 +108,10 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _charts(runs: Runs, names: Sequence[str]) -> str:
+def _charts(runs: Sequence[StoredRun], names: Sequence[str]) -> str:
     tags = list(dict.fromkeys(tag for run in runs for tag in run.metric_names))
     tags.sort(key=lambda tag: tag.startswith(("optim/", "perf/", "system/", "grad_norm")))
-    groups = runs.over_seeds()
+    groups = over_seeds(runs)
     figures = []
     for tag in tags[:_MOST_CHARTS]:
         curves: dict[str, Curve] = {}
@@ -124,7 +123,7 @@ def _charts(runs: Runs, names: Sequence[str]) -> str:
     return f'<div class="charts">{"".join(figures)}</div>'
 
 
-def _curves(group: SeedGroup, tag: str, names: Sequence[str]) -> dict[str, Curve]:
+def _curves(group: SeedGroup[Any], tag: str, names: Sequence[str]) -> dict[str, Curve]:
     first = (group.runs or group.others)[0]
     keys = [name for name in names if name != "seed"]
     label = " ".join(f"{key}={value_text(group.settings.get(key))}" for key in keys)
@@ -139,7 +138,7 @@ def _curves(group: SeedGroup, tag: str, names: Sequence[str]) -> dict[str, Curve
     return found
 
 
-def _details(run: Run) -> str:
+def _details(run: StoredRun) -> str:
     facts: dict[str, Any] = {
         "directory": str(run.path),
         "reason": run.reason,

@@ -91,7 +91,7 @@ def seed_rows(runs: Runs, metrics: Sequence[str] = ()) -> list[dict[str, Any]]:
     return [_seed_row(group, keys, names) for group in groups]
 
 
-def _seed_row(group: SeedGroup, keys: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+def _seed_row(group: SeedGroup[Any], keys: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     first = (group.runs or group.others)[0]
     row = {key: group.settings.get(key) for key in keys if key != "commit"}
     if "commit" in keys:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from danling.errors import ConfigError
-from danling.experiments.commands import text_of
 from danling.experiments.reading import read_settings
+from danling.experiments.repeat.commands import text_of
 
 __all__ = ["RANGE", "Configuration", "configurations", "drawn", "read_axes", "text_of_number"]
 

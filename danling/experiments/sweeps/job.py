@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from danling.experiments.commands import split_command
+from danling.experiments.repeat.commands import split_command
 from danling.experiments.run import Run
 from danling.experiments.sweeps.grid import Configuration
-from danling.run.search import FoundRun
 
-__all__ = ["Job", "ended_well", "runs_of"]
+__all__ = ["Job", "runs_of"]
 
 
 _OWN = ("resume", "project_root")
@@ -53,11 +52,6 @@ def runs_of(job: Job, found: Iterable[Run], script: str, experiment_id: str) -> 
         for run in found
         if run.experiment_id == experiment_id and _flags_of(run, script) == wanted
     ]
-
-
-def ended_well(run: Run) -> bool:
-    """Whether a run need not go on: one that was stopped for want of time does."""
-    return run.status in ("finished", "stopped") and not FoundRun(run.path, run.record).unfinished
 
 
 def _flags_of(run: Run, script: str) -> dict[str, Any] | None:

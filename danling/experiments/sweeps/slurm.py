@@ -63,13 +63,13 @@ class Task:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # SLURM's signals come through this process
+                preexec_fn=_ignore_notice,
             )
         code = self._process.wait()
         lock.close()
         if code in _PREEMPTED and not self._is_told:
             # the run has seen the end of the job come before the signal did
-            signal.raise_signal(_submitit().JobEnvironment()._usr_sig())
+            signal.raise_signal(_notice())
         if code:
             raise RunError(f"{self.argv[1]} has ended with exit code {code}: see {self.log}")
 
@@ -87,6 +87,16 @@ class Task:
         self._is_told = True
         if self._process is not None:
             self._process.send_signal(number)
+
+
+def _notice() -> signal.Signals:
+    """The signal by which submitit is told that the time is up."""
+    return signal.Signals[f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}"]
+
+
+def _ignore_notice() -> None:
+    """Leave the signal of submitit, which SLURM sends to all processes of a job, to submitit."""
+    signal.signal(_notice(), signal.SIG_IGN)
 
 
 def read_parameters(texts: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from danling.errors import RunError
-from danling.experiments.code import add_worktree, ignore_folder
+from danling.experiments.repeat.code import add_worktree, ignore_folder
 from danling.identity.git import GitError, Repository
 from danling.identity.worktree import Status, WorkingTree
 

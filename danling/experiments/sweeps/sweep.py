@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Protocol
 
 from danling.errors import RunError, RunLockedError
-from danling.experiments.code import CODE_FOLDER, ignore_folder
 from danling.experiments.collection import runs
 from danling.experiments.reading import read_json
+from danling.experiments.repeat.code import CODE_FOLDER, ignore_folder
 from danling.experiments.run import Run
 from danling.experiments.sweeps.grid import Configuration
-from danling.experiments.sweeps.job import Job, ended_well, runs_of
+from danling.experiments.sweeps.job import Job, runs_of
 from danling.experiments.sweeps.locking import locked
 from danling.experiments.sweeps.snapshot import snapshot
 from danling.experiments.values import value_text
@@ -115,7 +115,7 @@ class Sweep:
         code = read_code(script.parent, exclude=[self.root], timeout=60.0)
         experiment, found = ids.experiment_uuid(code).hex, runs(self.root)
         own = [runs_of(job, found, script.name, experiment) for job in self.jobs]
-        return all(any(ended_well(run) for run in each) for each in own)
+        return all(any(run.has_ended_well for run in each) for each in own)
 
     def run(
         self,
@@ -146,17 +146,23 @@ class Sweep:
                     tell(job)
                 if not active:
                     break
-                for job in [job for job in active if self._has_ended(job)]:
-                    active.remove(job)
-                    self._settle(job)
-                    if source is not None:
-                        source.tell(job)
-                    tell(job)
+                self._collect(active, tell, source)
                 time.sleep(_POLL)
         except BaseException:
             _end(active)
             raise
         return Counter(job.status for job in self.jobs)
+
+    def _collect(
+        self, active: list[Job], tell: Callable[[Job], None], source: Source | None
+    ) -> None:
+        """Settle the configurations whose processes have ended."""
+        for job in [job for job in active if self._has_ended(job)]:
+            active.remove(job)
+            self._settle(job)
+            if source is not None:
+                source.tell(job)
+            tell(job)
 
     def _next(self, waiting: list[Job], source: Source | None) -> Job | None:
         if waiting:
@@ -181,7 +187,7 @@ class Sweep:
         found, waiting = runs(self.root), []
         for job in self.jobs:
             own = runs_of(job, found, self.script.name, self.experiment_id)
-            done = [run for run in own if ended_well(run)]
+            done = [run for run in own if run.has_ended_well]
             failed = [run for run in own if run.status == "failed"]
             if done:
                 job.status, job.run = "skipped", done[0]
@@ -205,7 +211,7 @@ class Sweep:
         if job.lock is None:
             return
         own = self.runs_of(job)
-        if any(run.is_running or ended_well(run) for run in own):  # started by hand
+        if any(run.is_running or run.has_ended_well for run in own):  # started by hand
             return
         with open(self.folder / f"{job.number}.log", "ab") as log:
             job.process = subprocess.Popen(
@@ -229,7 +235,7 @@ class Sweep:
     def _settle(self, job: Job) -> None:
         """Say how a configuration ended, by its run."""
         own = self.runs_of(job)
-        done = [run for run in own if ended_well(run)]
+        done = [run for run in own if run.has_ended_well]
         job.run = next(iter(done or own), None)
         if done:
             job.status = "finished"

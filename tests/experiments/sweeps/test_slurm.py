@@ -137,6 +137,7 @@ def found() -> Runs:
 def wait_until(condition: object, jobs: list[str] | None = None) -> None:
     """Poll; jobs that were put back into the queue need not wait for their two minutes."""
     assert callable(condition)
+    pending: dict[str, float] = {}
     deadline = time.monotonic() + 200
     while not condition():
         if time.monotonic() > deadline:
@@ -146,7 +147,18 @@ def wait_until(condition: object, jobs: list[str] | None = None) -> None:
             ]
             raise AssertionError(f"{queue} {dl.runs()} {logs}")
         for job in jobs or []:
-            subprocess.run(
-                ["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True
-            )
+            release(job, pending)
         time.sleep(0.5)
+
+
+def release(job: str, pending: dict[str, float]) -> None:
+    """Let a job start some seconds after it went back to the queue.
+
+    At once SLURM would not start it: its credential was revoked in the same second.
+    """
+    command = ["squeue", "--noheader", "--states=PENDING", "--format=%i", f"--jobs={job}"]
+    if not subprocess.run(command, capture_output=True).stdout:
+        pending.pop(job, None)
+    elif time.monotonic() - pending.setdefault(job, time.monotonic()) > 5:
+        update = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+        subprocess.run(update, capture_output=True)

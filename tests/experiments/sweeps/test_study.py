@@ -107,7 +107,7 @@ def test_a_range_is_continuous_whole_numbers_are_ordered_and_words_are_choices(t
         ({"pruner": "threshold"}, "it needs arguments"),
     ],
 )
-def test_unknown_samplers_and_pruners_are_refused(options: dict[str, str], message: str):
+def test_unknown_samplers_and_pruners_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         Study({}, "val/loss", 1, direction="minimize", **options)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from danling.errors import RunDirectoryError, RunError
-from danling.experiments.code import CODE_FOLDER, Rebuilt, has_changed, rebuild, script_in
-from danling.experiments.run import Run
+from danling.experiments.repeat.code import CODE_FOLDER, Rebuilt, has_changed, rebuild, script_in
+from danling.experiments.stored import StoredRun
 from danling.files.json import dumps
 
 __all__ = ["Command", "command", "repeated", "resumed", "split_command", "text_of"]
@@ -74,7 +74,7 @@ def split_command(argv: Sequence[str]) -> Parts | None:
     return Parts(python, words[0], False, words[1:]) if words else None
 
 
-def command(run: Run, kind: str, overrides: Mapping[str, Any]) -> list[str]:
+def command(run: StoredRun, kind: str, overrides: Mapping[str, Any]) -> list[str]:
     """The command line of a kind; see `Run.command`.
 
     Raises:
@@ -90,7 +90,7 @@ def command(run: Run, kind: str, overrides: Mapping[str, Any]) -> list[str]:
     return _launched(run, replace(parts, arguments=[*parts.arguments, *flags])).argv
 
 
-def resumed(run: Run, flags: Sequence[str] = (), root: Path | None = None) -> Command:
+def resumed(run: StoredRun, flags: Sequence[str] = (), root: Path | None = None) -> Command:
     """The command that goes on with a run in its own directory.
 
     Args:
@@ -123,7 +123,7 @@ def resumed(run: Run, flags: Sequence[str] = (), root: Path | None = None) -> Co
     return replace(found, cwd=place, environment=environment, notes=(*notes, *found.notes))
 
 
-def repeated(run: Run, root: Path, flags: Sequence[str] = ()) -> tuple[Command, Rebuilt]:
+def repeated(run: StoredRun, root: Path, flags: Sequence[str] = ()) -> tuple[Command, Rebuilt]:
     """The command that runs the code of a run again, after that was rebuilt in a git worktree.
 
     The script comes from the worktree, and relative paths of data lead to the current folder.
@@ -147,7 +147,9 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else dumps(value)
 
 
-def _moved(run: Run, parts: Parts, worktree: Path, cwd: str | None) -> tuple[Parts, dict[str, str]]:
+def _moved(
+    run: StoredRun, parts: Parts, worktree: Path, cwd: str | None
+) -> tuple[Parts, dict[str, str]]:
     """The command line of the script in a worktree, and the variables that it needs."""
     arguments = [_in_worktree(word, worktree, cwd) for word in parts.arguments]
     if parts.is_module:  # `-P`: the current folder is not searched for modules
@@ -159,7 +161,7 @@ def _moved(run: Run, parts: Parts, worktree: Path, cwd: str | None) -> tuple[Par
     return replace(parts, script=str(script), arguments=arguments), {}
 
 
-def _parts(run: Run, launch: int) -> Parts:
+def _parts(run: StoredRun, launch: int) -> Parts:
     argv = run.launches[launch].get("argv") if run.launches else None
     words = [word for word in argv if isinstance(word, str)] if isinstance(argv, list) else []
     parts = split_command(words)
@@ -184,7 +186,7 @@ def _without_own(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _launched(run: Run, parts: Parts) -> Command:
+def _launched(run: StoredRun, parts: Parts) -> Command:
     """On as many processes as the run had."""
     size = run.launches[-1].get("world_size")
     if not isinstance(size, int) or size < 2:
@@ -209,7 +211,7 @@ def _in_worktree(word: str, worktree: Path, cwd: str | None) -> str:
     return f"{flag}{equals}{found}" if found else word
 
 
-def _drawn_seed(run: Run, flags: Sequence[str]) -> list[str]:
+def _drawn_seed(run: StoredRun, flags: Sequence[str]) -> list[str]:
     if run.settings.get("seed") is not None or run.seed is None:
         return []
     return [] if any(flag.startswith("--seed") for flag in flags) else ["--seed", str(run.seed)]
@@ -220,7 +222,7 @@ def _masked(parts: Parts) -> list[str]:
     return [f"secrets were masked, write them yourself: {' '.join(hidden)}"] if hidden else []
 
 
-def _other_machine(run: Run) -> list[str]:
+def _other_machine(run: StoredRun) -> list[str]:
     import platform
     import socket
 

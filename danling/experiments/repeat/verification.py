@@ -10,14 +10,16 @@ from typing import Any
 from uuid import UUID
 
 from danling.errors import CheckpointError, ConfigError, RunError
-from danling.experiments.code import code_problem, find_repository
 from danling.experiments.reading import read_json, read_settings
+from danling.experiments.repeat.code import code_problem, find_repository
 from danling.experiments.run import Run
 from danling.experiments.values import flattened
+from danling.files.json import dumps
 from danling.identity import ids
 from danling.identity.code import Code
 from danling.identity.git import GitError
 from danling.identity.worktree import WorkingTree
+from danling.run.record import record_digest
 
 __all__ = ["Finding", "verify"]
 
@@ -30,7 +32,7 @@ class Finding:
     """One thing that was looked at."""
 
     subject: str
-    """ids, config, files, checkpoint or code."""
+    """record, ids, config, files, checkpoint or code."""
     ok: bool
     text: str
 
@@ -41,9 +43,26 @@ def verify(run: Run) -> list[Finding]:
     It reads all checkpoints from the first byte to the last, and loads torch.
     """
     findings: list[Finding] = []
-    for check in (_ids, _config, _files, _checkpoints, _code):
+    for check in (_record, _ids, _config, _files, _checkpoints, _code):
         findings += check(run)
     return findings
+
+
+def _record(run: Run) -> Iterator[Finding]:
+    """Whether run.json is what DanLing has written, byte for byte; older ones do not tell."""
+    digest = run.record.get("digest")
+    if digest is None:
+        return
+    try:
+        written = run.paths.run_json.read_bytes()
+    except OSError as error:
+        yield Finding("record", False, f"run.json: {error.strerror}")
+        return
+    expected = (dumps(run.record, indent=2) + "\n").encode()
+    if digest != record_digest(run.record) or written != expected:
+        yield Finding("record", False, "run.json: its content is not what was written")
+    else:
+        yield Finding("record", True, "run.json is as it was written")
 
 
 def _ids(run: Run) -> Iterator[Finding]:

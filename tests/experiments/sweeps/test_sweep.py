@@ -1,18 +1,18 @@
-"""Sweeps: which configurations, and that each is run once whatever happens."""
+"""Each configuration of a sweep is run once, whatever happens."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import danling as dl
-from danling.errors import ConfigError
-from danling.experiments.sweeps.grid import configurations, drawn, read_axes
-from tests.support.sweeps import finish, kill_with_children, start
+from danling.experiments import Run
+from tests.support.sweeps import finish, kill_with_children, start, wait_for_lines
 
 TRAIN = """\
 import danling as dl
@@ -32,53 +32,6 @@ if config.width == 13:
     raise SystemExit("thirteen is not allowed")
 TinyRunner(config, default_callbacks=True).train()
 """
-
-
-def test_lists_and_ranges_of_a_command_line():
-    axes = read_axes(["--optim.lr", "1e-3,1e-4", "--seed=0..2", "--betas", "[1, 2],[3, 4]"])
-
-    assert axes == {
-        "optim.lr": ["1e-3", "1e-4"],
-        "seed": ["0", "1", "2"],
-        "betas": ["[1, 2]", "[3, 4]"],
-    }
-    assert len(configurations(axes)) == 12
-    assert configurations(axes)[0] == {"optim.lr": "1e-3", "seed": "0", "betas": "[1, 2]"}
-
-
-def test_a_grid_of_a_file(tmp_path: Path):
-    (tmp_path / "grid.yaml").write_text("optim.lr: [0.1, 0.01]\nseed: [0, 1]\n")
-
-    assert read_axes([], "grid.yaml") == {"optim.lr": ["0.1", "0.01"], "seed": ["0", "1"]}
-
-
-def test_draws_are_repeated_with_their_seed():
-    axes = read_axes(["--optim.lr", "1e-5..1e-1:log", "--width", "8,16"])
-
-    found = drawn(axes, 20, seed=1)
-
-    assert found == drawn(axes, 20, seed=1) != drawn(axes, 20, seed=2)
-    assert all(1e-5 <= float(row["optim.lr"]) <= 1e-1 for row in found)
-    assert {row["width"] for row in found} == {"8", "16"}
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["lr"], "unexpected argument 'lr'"),
-        (["--lr"], "--lr needs values"),
-        (["--lr", "--seed"], "--lr needs values"),
-        (["--seed", "4..0"], "no range"),
-    ],
-)
-def test_wrong_flags_are_refused(flags: list[str], message: str):
-    with pytest.raises(ConfigError, match=message):
-        read_axes(flags)
-
-
-def test_a_range_of_fractions_has_no_steps():
-    with pytest.raises(ConfigError, match="--random"):
-        configurations(read_axes(["--lr", "1e-5..1e-1"]))
 
 
 @pytest.fixture
@@ -112,30 +65,33 @@ def test_a_run_started_by_hand_is_not_run_again(project: Path):
     assert (code, out) == (0, "1 skipped")
 
 
-MOMENTS = [1, 2, 3, 4, 5]
+MOMENTS = ["first started", "both started", "first checkpoint", "twenty epochs", "one finished"]
 
 
 @pytest.mark.parametrize(
     "moment",
-    [m if m == 3 else pytest.param(m, marks=pytest.mark.exhaustive) for m in MOMENTS],
+    [
+        m if m == "first checkpoint" else pytest.param(m, marks=pytest.mark.exhaustive)
+        for m in MOMENTS
+    ],
 )
-def test_goes_on_after_it_was_killed_with_its_children(project: Path, moment: int):
-    """The moments are numbers of events: lines that the sweep prints."""
+def test_goes_on_after_it_was_killed_with_its_children(project: Path, moment: str):
     flags = ("--width", "1,2", "--seed", "0", "-j", "2", "--max_epochs", "40")
     process = start(project, *flags)
-    assert process.stderr is not None
-    for _ in range(min(moment, 2)):
-        process.stderr.readline()
-    _wait_for_checkpoints(project, moment - 2)
+    wait_for(moment, process, project)
     kill_with_children(process)
+    before = {run.id: len(run.launches) for run in found(project)}
 
-    code, _, err = finish(project, *flags)
+    code, out, err = finish(project, *flags)
 
     assert code == 0, err
+    assert sum(int(part.split()[0]) for part in out.split(", ")) == 2
     runs = dl.runs()
     assert sorted(run.settings["width"] for run in runs) == [1, 2]
     assert {run.status for run in runs} == {"finished"}
     assert {run.results[-1]["epoch"] for run in runs} == {40}
+    assert before.keys() <= {run.id for run in runs}
+    assert all(len(run.launches) <= before.get(run.id, 0) + 1 for run in runs)
     untouched = finish(project, "-C", "other", *flags)
     assert untouched[0] == 0
     for run in runs:
@@ -144,12 +100,27 @@ def test_goes_on_after_it_was_killed_with_its_children(project: Path, moment: in
         assert run.run_id == twin.run_id
 
 
+def found(project: Path) -> list[Run]:
+    return list(dl.runs()) if (project / "experiments").is_dir() else []
+
+
+def wait_for(moment: str, process: subprocess.Popen[str], project: Path) -> None:
+    """Until the sweep is so far; whatever the machine, the moment is the same."""
+    if moment == "first started":
+        wait_for_lines(process, "[1/2]")
+    elif moment == "both started":
+        wait_for_lines(process, "[1/2]", "[2/2]")
+    elif moment == "one finished":
+        wait_for_lines(process, "[1/2]", "[2/2]", "[")
+    else:
+        epochs = 1 if moment == "first checkpoint" else 20
+        _wait_until(lambda: any(len(run.results) >= epochs for run in found(project)))
+
+
 def test_a_process_that_outlives_its_sweep_is_waited_for(project: Path):
     flags = ("--width", "1", "--seed", "0", "--max_epochs", "60")
     process = start(project, *flags)
-    assert process.stderr is not None
-    process.stderr.readline()
-    _wait_for_checkpoints(project, 1)
+    _wait_until(lambda: any(run.results for run in found(project)))
     process.kill()
     process.communicate()
 
@@ -160,11 +131,8 @@ def test_a_process_that_outlives_its_sweep_is_waited_for(project: Path):
     assert len(dl.runs()[0].launches) == 1
 
 
-def _wait_for_checkpoints(project: Path, count: int) -> None:
-    """Until that many checkpoints were written; at once if it is none."""
+def _wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while count > 0 and time.monotonic() < deadline:
-        found = list(project.glob("experiments/*/checkpoints/latest.pth"))
-        if len(found) >= min(count, 1):
-            return
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from danling.errors import RunError
-from danling.experiments.run import Run
+from danling.experiments.stored import StoredRun
 from danling.identity.git import GitError, Repository
 from danling.identity.worktree import WorkingTree
 
@@ -47,7 +47,7 @@ class Rebuilt:
     """What could not be brought back."""
 
 
-def find_repository(run: Run, start: Path | None = None) -> Repository:
+def find_repository(run: StoredRun, start: Path | None = None) -> Repository:
     """A git repository that has the commit of a run.
 
     It is looked for around `start` or the current folder, where the run was started, and around
@@ -81,7 +81,7 @@ def git(repository: Repository, *arguments: str, stdin: bytes = b"", **variables
     return output.decode("utf-8", "replace")
 
 
-def recorded_tree(tree: WorkingTree, run: Run) -> str:
+def recorded_tree(tree: WorkingTree, run: StoredRun) -> str:
     """The id of the git tree of a run's code, built in the temporary objects of `tree`.
 
     Raises:
@@ -94,7 +94,7 @@ def recorded_tree(tree: WorkingTree, run: Run) -> str:
     return tree.write_tree(())
 
 
-def code_problem(tree: WorkingTree, run: Run) -> str | None:
+def code_problem(tree: WorkingTree, run: StoredRun) -> str | None:
     """Why commit and patch of a run do not give its code; None where they do.
 
     Raises:
@@ -115,7 +115,7 @@ def code_problem(tree: WorkingTree, run: Run) -> str | None:
     return None
 
 
-def rebuild(run: Run, folder: Path) -> Rebuilt:
+def rebuild(run: StoredRun, folder: Path) -> Rebuilt:
     """Put the code of a run, uncommitted and untracked files included, into a git worktree.
 
     One that is there already, and holds exactly this code, is used again.
@@ -148,7 +148,7 @@ def rebuild(run: Run, folder: Path) -> Rebuilt:
     return Rebuilt(target, exact, tuple(notes))
 
 
-def has_changed(run: Run, root: Path) -> bool:
+def has_changed(run: StoredRun, root: Path) -> bool:
     """Whether the code where a run was started is known to be another now.
 
     Of a run that has gone on with other code before, it is no question.
@@ -163,19 +163,19 @@ def has_changed(run: Run, root: Path) -> bool:
     return False
 
 
-def _untracked_lines(run: Run) -> list[str]:
+def _untracked_lines(run: StoredRun) -> list[str]:
     """What is recorded of the untracked modules of a run: path, size and digest of each."""
     extra, names = run.code.get("extra"), _untracked(run)
     lines = [line for line in extra if isinstance(line, str)] if isinstance(extra, list) else []
     return [line for line in lines if line.rsplit(" ", 2)[0] in names]
 
 
-def _untracked(run: Run) -> list[str]:
+def _untracked(run: StoredRun) -> list[str]:
     names = run.code.get("untracked")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
-def _is_code_of(tree: WorkingTree, run: Run, exclude: Sequence[Path] = ()) -> bool:
+def _is_code_of(tree: WorkingTree, run: StoredRun, exclude: Sequence[Path] = ()) -> bool:
     """Whether a working tree holds the tracked files of a run's code, and its untracked modules."""
     lines = _untracked_lines(run)
     names = [line.rsplit(" ", 2)[0] for line in lines]
@@ -221,19 +221,19 @@ def script_in(worktree: Path, script: str, cwd: str | None) -> Path | None:
     return None
 
 
-def _holds(folder: Path, run: Run) -> bool:
+def _holds(folder: Path, run: StoredRun) -> bool:
     with WorkingTree.of(Repository(folder, _SECONDS)) as tree:
         return _is_code_of(tree, run)
 
 
-def _patch_bytes(run: Run) -> bytes:
+def _patch_bytes(run: StoredRun) -> bytes:
     try:
         return run.paths.code_patch.read_bytes()
     except OSError:
         return b""
 
 
-def _left_out(run: Run) -> list[str]:
+def _left_out(run: StoredRun) -> list[str]:
     recorded: Any = run.launches[0].get("patch") if run.launches else None
     left_out = recorded.get("left_out") if isinstance(recorded, dict) else None
     notes = [f"not in the patch: {line}" for line in left_out or [] if isinstance(line, str)]
