@@ -25,8 +25,6 @@ MAIN = [name for name in danling.__all__ if name not in ("__version__", "callbac
 
 DATALOADER = {
     "batch_size": "samples of a batch on one process (default: 1)",
-    "batch_sampler": "an object that yields lists of indices, in place of size, order and sampler",
-    "collate_fn": "what makes a batch of a list of samples",
     "drop_last": "whether an incomplete last batch of the training is left out",
     "keyed": "whether what a dataset draws at random is a function of (seed, epoch, batch), which "
     "an exact resume needs (default: true)",
@@ -39,10 +37,8 @@ DATALOADER = {
     "resume": 'what happens with data that cannot begin in the middle of an epoch: "exact" is an '
     'error with the ways out (default), "replay" reads what was done once more, "epoch" begins '
     "the epoch anew and reports it",
-    "sampler": "an iterable of indices, in place of the shuffled order",
     "shuffle": "whether the order is drawn anew in each epoch (default: true for train alone)",
     "timeout": "seconds that a worker may take for a batch; 0 means that it may take for ever",
-    "worker_init_fn": "a function that each worker calls with its number",
 }
 
 
@@ -178,8 +174,6 @@ def _hooks() -> str:
 
 
 def _dataloader() -> str:
-    missing = sorted(DATALOADER_SETTINGS ^ DATALOADER.keys())
-    assert not missing, f"docs/generate.py and danling.data.prepare differ in {missing}"
     lines = [
         "# Settings of `dataloader=`",
         "",
@@ -193,7 +187,13 @@ def _dataloader() -> str:
     outside = next(key for key in describe_keys(Config)[1] if key.name == "dataloader")
     for name in sorted(DATALOADER_SETTINGS):
         identity = "no" if name in outside.not_in_run_id else "yes"
-        lines.append(f"| `{name}` | {identity} | {DATALOADER[name]} |")
+        meaning = DATALOADER.get(name, "")
+        lines.append(f"| `{name}` | {identity} | {meaning} |")
+    lines += [
+        "",
+        "`collate_fn`, `sampler`, `batch_sampler` and `worker_init_fn` are no values: they are"
+        " arguments of [`AccelerateRunner`][danling.runner.accelerate.AccelerateRunner].",
+    ]
     return "\n".join([*lines, ""])
 
 

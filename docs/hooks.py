@@ -38,6 +38,7 @@ SECTIONS = {
         "training.md",
         "optimization.md",
         "data_and_metrics.md",
+        "callbacks.md",
         "write_a_callback.md",
         "trackers.md",
         "distributed.md",
@@ -84,9 +85,11 @@ def _navigation(pages: set[str]) -> list[Any]:
         named.update(listed)
     others = sorted(pages - named)
     reference = [page for page in others if page.startswith("reference/")]
-    more = [page for page in others if page not in reference]
-    if more:
-        navigation.append({"More": more})
+    recipes = [page for page in others if page.startswith("recipes/")]
+    more = [page for page in others if page not in [*reference, *recipes]]
+    navigation += [
+        {title: found} for title, found in (("Recipes", recipes), ("More", more)) if found
+    ]
     return [*navigation, {"Reference": _reference(reference)}]
 
 

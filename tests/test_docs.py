@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from docs.generate import reference_pages
+from tests.support.week import make_week
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,10 +26,11 @@ def blocks(text: str, language: str) -> list[str]:
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 )
+HAVE_THEIR_OWN = ("README.md", "docs/experiments.md")  # tests, below
 WITH_PYTHON = [
     path
     for path in DOCUMENTS
-    if path != "README.md" and "\n```python\n" in (ROOT / path).read_text(encoding="utf-8")
+    if path not in HAVE_THEIR_OWN and "\n```python\n" in (ROOT / path).read_text(encoding="utf-8")
 ]
 MODULES = sorted(
     [
@@ -76,6 +78,18 @@ def test_each_example_of_the_readme_runs_by_itself(number: int, tmp_path: Path):
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page: str):
     run_as_script("\n".join(blocks((ROOT / page).read_text(encoding="utf-8"), "python")))
+
+
+def test_the_python_of_the_week_of_experiments_runs_on_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(make_week(tmp_path / "week"))
+
+    printed = run_as_script("\n".join(blocks(text, "python")))
+
+    assert "optim.lr" in printed
+    assert "environment" in printed
 
 
 def test_the_readme_s_test_command_is_the_one_that_ci_runs():

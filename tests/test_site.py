@@ -54,6 +54,7 @@ def test_a_table_of_the_reference_has_a_row_for_each(page: str, names: set[str])
     rows = re.findall(r"^\| \[?`(\w+)`", PAGES[page], re.MULTILINE)
 
     assert sorted(rows) == sorted(names)
+    assert re.findall(r"^\|.*\|  \|$", PAGES[page], re.MULTILINE) == []  # none without a meaning
 
 
 def test_the_page_of_hooks_has_each_with_its_arguments():

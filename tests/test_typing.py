@@ -14,6 +14,8 @@ from tests.support.environments import WAYS, Environment, make_environment
 # setuptools' import hook is all that is left without symbolic links, and no type checker runs it
 READABLE = [way for way in WAYS if way != "editable without symlinks"]
 
+ROOT = Path(__file__).resolve().parent.parent
+
 RIGHT = """\
 from __future__ import annotations
 
@@ -162,3 +164,29 @@ def test_a_misspelt_argument_of_the_runner_is_refused(environment: Environment, 
     assert sorted(said_by_mypy) == sorted(said_by_pyright) == slips(MISSPELT)
     assert "modle" in said_by_mypy[6]
     assert "modle" in said_by_pyright[6]
+
+
+@pytest.mark.parametrize("environment", ["editable", "wheel"], indirect=True)
+def test_the_examples_of_the_pages_have_no_error(environment: Environment, cache: Path):
+    folders = [ROOT / "docs" / name for name in ("tutorials", "explanation")]
+    pages = [ROOT / "README.md", ROOT / "docs" / "how_to.md"]
+    pages += [page for folder in folders for page in sorted(folder.glob("*.md"))]
+    files = []
+    for page in filter(Path.exists, pages):  # an sdist has the README alone
+        text = page.read_text(encoding="utf-8")
+        programs = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        if page.name != "README.md":  # each of whose examples stands by itself
+            programs = ["\n".join(programs)]
+        for number, program in enumerate(filter(None, programs)):
+            files.append(f"example_{page.stem}_{number}.py")
+            (environment.home / files[-1]).write_text(program, encoding="utf-8")
+
+    options = ["--strict", "--ignore-missing-imports", "--cache-dir", str(cache)]
+    options += ["--python-executable", str(environment.python)]
+    by_mypy = environment.run(sys.executable, "-m", "mypy", *options, *files)
+    interpreter = ["--pythonpath", str(environment.python)]
+    by_pyright = environment.run(sys.executable, "-m", "pyright", *interpreter, *files)
+
+    assert len(files) > 1
+    assert f"no issues found in {len(files)} source files" in by_mypy.stdout, by_mypy.stdout
+    assert by_pyright.stdout.startswith("0 errors"), by_pyright.stdout
