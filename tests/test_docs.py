@@ -13,6 +13,7 @@ import pytest
 
 import danling.callbacks
 from danling.callback import HOOKS
+from danling.trackers import GOES_ON
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -116,3 +117,10 @@ def test_no_heading_is_empty(document: str):
         if len(heading[2] or "") <= len(heading[1])
     ]
     assert empty == []
+
+
+def test_the_table_of_trackers_has_the_versions_that_were_seen_to_work():
+    page = (ROOT / "docs" / "trackers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", page, re.MULTILINE)
+
+    assert dict(rows) == GOES_ON
