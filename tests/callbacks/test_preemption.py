@@ -19,6 +19,7 @@ from danling.callbacks.preemption import Preemption
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.errors import CallbackError
+from danling.testing import CallbackContract
 
 SCRIPT = """
 import sys, time, torch, danling as dl
@@ -386,3 +387,10 @@ def test_the_end_of_a_slurm_job_preempts(make_runner, monkeypatch: pytest.Monkey
 
     assert time.monotonic() - started < 2.1
     assert runner.status == "preempted"
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return Preemption()

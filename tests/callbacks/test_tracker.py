@@ -41,15 +41,20 @@ def in_a_process(*arguments: str, status: int = 0) -> str:
     places = {name: os.path.abspath(folder) for name, folder in here.items()}
     for place in places.values():
         os.makedirs(place, exist_ok=True)
-    # files: a tracker's own process may outlive a killed one, and would hold a pipe open
-    with open("out", "w+") as out, open("err", "w+") as err:
+    # files: a tracker's own process may outlive a killed one, and would hold a pipe open; the pipe
+    # that there is tells when the last process that was forked there is gone
+    end, held = os.pipe()
+    with open("out", "w+") as out, open("err", "w+") as err, os.fdopen(end) as last:
         ended = subprocess.run(
             [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
             stdout=out,
             stderr=err,
+            pass_fds=[held],
             timeout=180,
             env=os.environ | quiet | places | {"CLEARML_OFFLINE_MODE": "1"},
         )
+        os.close(held)
+        last.read()
     assert ended.returncode == status, Path("err").read_text()
     return Path("out").read_text()
 
