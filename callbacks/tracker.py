@@ -37,8 +37,9 @@ class Tracker(Callback):
     """Show the run on Weights & Biases, MLflow, Aim, Comet, ClearML, DVCLive, SwanLab or Trackio.
 
     The tracker is Accelerate's. It gets the configuration under dotted keys, every value that is
-    logged, and how the run ended; a resumed run goes on as the same run there. Several may be
-    attached: `Tracker("wandb"), Tracker("mlflow")` are `tracker_wandb` and `tracker_mlflow`.
+    logged, the best score, and how the run ended; a resumed run goes on as the same run there.
+    Several may be attached: `Tracker("wandb"), Tracker("mlflow")` are `tracker_wandb` and
+    `tracker_mlflow`.
 
     An outage never ends a training: it is one warning, values wait in memory (up to 10,000 rows)
     and are sent when the tracker answers again, which is tried after 5 seconds, then 10, up to
@@ -48,9 +49,10 @@ class Tracker(Callback):
 
     A run that is resumed goes on after the last point that the tracker has of it: no point is
     there twice, and those that a killed process could not hand over are sent from `metrics.jsonl`.
-    Offline Weights & Biases, MLflow and DVCLive can tell what they have. Others cannot: a warning
-    before the training says that points may be missing or be there twice. What a resumed run has
-    abandoned cannot be taken back from any of them.
+    All of them can tell what they have while it is on this machine; what is on a server of Weights
+    & Biases, Comet, ClearML or SwanLab, or in a space of Trackio, they cannot: a warning before the
+    training says that points may be missing or be there twice. What a resumed run has abandoned
+    cannot be taken back from any of them.
 
     Args:
         tracker: `"wandb"`, `"mlflow"`, `"aim"`, `"comet_ml"`, `"clearml"`, `"dvclive"`, `"swanlab"`
@@ -96,6 +98,7 @@ class Tracker(Callback):
         self._delay = _FIRST_DELAY
         self._retry_at = 0.0
         self._has_told = False
+        self._told: float | None = None  # the best score that the tracker got
         self._last_steps: dict[str, int] = {}  # that the tracker has of a run that goes on
 
     def on_setup(self, runner: Runner) -> None:
@@ -115,9 +118,14 @@ class Tracker(Callback):
             if time.monotonic() >= self._retry_at:
                 self._send(runner)
 
+    def on_epoch_end(self, runner: Runner) -> None:
+        """Hand on the best score where it is a new one, as `best/val/loss`."""
+        self._tell_best(runner)
+
     def on_teardown(self, runner: Runner) -> None:
         """Hand on what is left, and say how the run ended."""
         if self._is_active:
+            self._tell_best(runner)
             self._send(runner)
             with self._attempts.caught(runner.logger):
                 self._end(runner.status or "failed")
@@ -125,6 +133,12 @@ class Tracker(Callback):
                 runner.logger.warning("%s did not get %d rows", self.name, lost)
         self._is_active, self._tracker = False, None
         self._attempts.report(runner.logger)
+
+    def _tell_best(self, runner: Runner) -> None:
+        best, result = runner.best_score, runner.best_result
+        if best is not None and result is not None and best != self._told:
+            self._told = best
+            self.on_log(runner, {f"best/{runner.monitor}": best, "best/epoch": result["epoch"]})
 
     # What `runner.log_image` and the like call
 

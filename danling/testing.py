@@ -12,11 +12,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+import torch.distributed as dist
+from accelerate.state import PartialState
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
@@ -265,6 +268,22 @@ class CallbackContract:
         assert runner.global_step > 0
         assert self.changes_training or runner.global_step == 4
 
+    def test_works_in_two_processes(self, tmp_path: Path) -> None:
+        """Two processes that train together end at the same step with the same weights.
+
+        They are real ones, forked here, that talk over gloo.
+        """
+
+        def train() -> Any:
+            runner = self.runner(tmp_path, self.make())
+            runner.train()
+            return outcome(runner)
+
+        first, second = in_two_processes(train, tmp_path)
+
+        assert first["global_step"] > 0
+        assert is_equal(first, second)
+
     def test_hooks_of_others_stay_paired(self, tmp_path: Path) -> None:
         """What began has its end, also where this callback stops the training or evaluates."""
         recording = RecordingCallback(name="pairs")
@@ -283,14 +302,17 @@ class CallbackContract:
     def test_changes_the_training_only_where_it_says_so(self, tmp_path: Path) -> None:
         """The weights are those of a training without this callback, or it says `changes_training`.
 
-        One that says so and changes nothing fails as well.
+        One that says so and changes nothing fails as well. One that `only_watches` changes nothing
+        else of what is computed: neither results nor the length of the training.
         """
-        plain, observed = self.runner(tmp_path), self.runner(tmp_path, self.make())
+        callback = self.make()
+        plain, observed = self.runner(tmp_path), self.runner(tmp_path, callback)
         plain.train()
         observed.train()
 
         same = is_equal(outcome(observed)["model"], outcome(plain)["model"])
         assert same is not self.changes_training
+        assert not callback.only_watches or is_equal(outcome(observed), outcome(plain))
 
     def test_does_not_wait_for_the_device_on_every_step(self, tmp_path: Path) -> None:
         """Between two logs no value is asked of the device: more steps, no more waits."""
@@ -414,6 +436,38 @@ class CountingWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
 
 def in_child(work: Callable[[], None]) -> int:
     """Do something in a forked process; returns its exit code, negative for a signal."""
+    return exit_code(fork(work))
+
+
+def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
+    """What each of two forked processes returns, which are one world over gloo, on the CPU.
+
+    Args:
+        work: Makes a runner, for example; what it returns must be plain values and tensors.
+        folder: An existing folder, for what the processes tell each other.
+
+    Raises:
+        AssertionError: One of them failed; it has printed why.
+    """
+
+    def join(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, and not used
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        PartialState._reset_state()  # the process that was forked was alone
+        store = f"file://{folder.resolve()}/processes"
+        patience = timedelta(seconds=60)  # of one that waits for another that has died
+        dist.init_process_group("gloo", store, patience, world_size=2, rank=rank)
+        torch.save(work(), folder / f"process-{rank}.pt")
+
+    children = [fork(partial(join, rank)) for rank in range(2)]
+    codes = [exit_code(child) for child in children]
+    assert codes == [0, 0], f"two processes left with {codes}: what they have printed says why"
+    return [torch.load(folder / f"process-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Start a process that does something and ends; returns its id."""
     with warnings.catch_warnings():  # of threads that are idle here
         warnings.simplefilter("ignore", DeprecationWarning)
         process = os.fork()
@@ -428,6 +482,11 @@ def in_child(work: Callable[[], None]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+    return process
+
+
+def exit_code(process: int) -> int:
+    """Wait for a process that `fork` has started; returns its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -7,7 +7,9 @@ resumed nor one that failed, and for half of the trackers no images.
 from __future__ import annotations
 
 import csv
+import json
 import struct
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -138,23 +140,28 @@ def _finish(tracker: Any, status: str) -> None:
 # Weights & Biases
 
 
+def _leveldb_files(folder: Path, pattern: str) -> Iterator[bytes]:
+    """The records of the files that a pattern finds, in the order of their names."""
+    for path in sorted(folder.glob(pattern)):
+        yield from _leveldb_records(path.read_bytes()[7:])
+
+
 def _last_steps_wandb(tracker: Any, run: Identity) -> dict[str, int] | None:
     """From the files of the offline runs; what is on a server cannot be told from here."""
     if not getattr(tracker.run.settings, "_offline", False):
         return None
     record_class = import_module("wandb.proto.wandb_internal_pb2").Record
     steps: dict[str, int] = {}
-    for path in sorted(run.directory.glob("wandb/offline-run-*/run-*.wandb")):
-        for data in _leveldb_records(path.read_bytes()[7:]):
-            items = record_class.FromString(data).history.item
-            row = {item.key or item.nested_key[0]: item.value_json for item in items}
-            if "global_step" in row:
-                steps |= dict.fromkeys(row, int(float(row["global_step"])))
+    for data in _leveldb_files(run.directory, "wandb/offline-run-*/run-*.wandb"):
+        items = record_class.FromString(data).history.item
+        row = {item.key or item.nested_key[0]: item.value_json for item in items}
+        if "global_step" in row:
+            steps |= dict.fromkeys(row, int(float(row["global_step"])))
     return steps
 
 
 def _leveldb_records(data: bytes, block: int = 1 << 15) -> Iterator[bytes]:
-    """The whole records of LevelDB's log format, in which wandb's files are after 7 bytes.
+    """The whole records of LevelDB's log format, in which wandb and SwanLab write after 7 bytes.
 
     https://github.com/google/leveldb/blob/main/doc/log_format.md; checksums are not compared.
     """
@@ -225,6 +232,11 @@ def _aim(run: Identity) -> dict[str, Any]:
     return {"run_hash": run.known_id, "experiment": run.project, "force_resume": going_on}
 
 
+def _last_steps_aim(tracker: Any, run: Identity) -> dict[str, int]:
+    """No step: a point that is sent again takes its own place, since Aim keeps them by step."""
+    return {}
+
+
 def _end_aim(tracker: Any, status: str) -> None:
     tracker.writer["status"] = status
     tracker.finish()
@@ -235,6 +247,27 @@ def _end_aim(tracker: Any, status: str) -> None:
 
 def _comet(run: Identity) -> dict[str, Any]:
     return {"experiment_key": run.uuid, "mode": "get_or_create"}
+
+
+def _last_steps_comet(tracker: Any, run: Identity) -> dict[str, int] | None:
+    """From the archives of the offline experiments; what is on a server cannot be told from here.
+
+    The archive of a killed process is empty: its points are sent once more, and are there once.
+    """
+    folder = getattr(tracker.writer, "offline_directory", None)
+    if folder is None:
+        return None
+    steps: dict[str, int] = {}
+    for path in Path(folder).glob(f"{run.uuid}*.zip"):
+        with zipfile.ZipFile(path) as archive:
+            is_whole = "messages.json" in archive.namelist()
+            lines = archive.read("messages.json").splitlines() if is_whole else []
+        for message in map(json.loads, lines):
+            point = message["payload"].get("metric") or {}
+            if point.get("step") is not None:
+                tag = point["metricName"]
+                steps[tag] = max(point["step"], steps.get(tag, -1))
+    return steps
 
 
 def _begin_comet(tracker: Any, run: Identity) -> None:
@@ -254,15 +287,29 @@ def _end_comet(tracker: Any, status: str) -> None:
 
 
 def _clearml(run: Identity) -> dict[str, Any]:
-    return {"task_name": run.name, "continue_last_task": run.known_id or False}
+    if run.known_id is None:
+        return {"task_name": run.name, "continue_last_task": False}
+    # 0: else it would add the last step of a task that goes on to all further ones
+    return {"task_name": run.name, "reuse_last_task_id": run.known_id, "continue_last_task": 0}
 
 
-def _begin_clearml(tracker: Any, run: Identity) -> None:
-    # it would add the last step of a task that goes on to all further ones
-    tracker.task.set_initial_iteration(0)
+def _last_steps_clearml(tracker: Any, run: Identity) -> dict[str, int] | None:
+    """From the folder of the offline session; what is on a server cannot be told from here."""
+    if not tracker.task.is_offline():
+        return None
+    path = Path(tracker.task.get_offline_mode_folder()) / "metrics.jsonl"
+    steps: dict[str, int] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        for point in json.loads(line):
+            steps[point["metric"]] = max(point["iter"], steps.get(point["metric"], -1))
+    return steps
 
 
 def _end_clearml(tracker: Any, status: str) -> None:
+    tracker.task.set_parameter("Run/status", status)  # an offline session keeps no other
+    if tracker.task.is_offline():
+        tracker.finish()
+        return
     if status in ("preempted", "interrupted"):
         tracker.task.mark_stopped(status_message=status, force=True)
     elif not _succeeded(status):
@@ -310,6 +357,19 @@ def _swanlab(run: Identity) -> dict[str, Any]:
     }
 
 
+def _last_steps_swanlab(tracker: Any, run: Identity) -> dict[str, int] | None:
+    """From the files of the offline runs; what is on a server cannot be told from here."""
+    if tracker.run.mode not in ("offline", "local"):
+        return None
+    record_class = import_module("swanlab.proto.swanlab.record.v1.record_pb2").Record
+    steps: dict[str, int] = {}
+    for data in _leveldb_files(run.directory, "swanlab/run-*/run-*.swanlab"):
+        record = record_class.FromString(data)
+        if record.HasField("scalar"):
+            steps[record.scalar.key] = record.scalar.step
+    return steps
+
+
 def _end_swanlab(tracker: Any, status: str) -> None:
     state = {"preempted": "aborted", "interrupted": "aborted"}.get(status, "crashed")
     if _succeeded(status):
@@ -325,6 +385,18 @@ def _trackio(run: Identity) -> dict[str, Any]:
     return {"name": run.name, "resume": "allow", "embed": False}
 
 
+def _last_steps_trackio(tracker: Any, run: Identity) -> dict[str, int] | None:
+    """From the database on this machine; what is in a space cannot be told from here."""
+    if getattr(tracker.run, "_space_id", None):
+        return None
+    storage = import_module("trackio.sqlite_storage").SQLiteStorage
+    steps: dict[str, int] = {}
+    for row in storage.get_logs(run.project, run.name):
+        for tag in row:
+            steps[tag] = max(row["step"], steps.get(tag, -1))
+    return steps
+
+
 def _show_trackio(tracker: Any, tag: str, image: Any, step: int) -> None:
     tracker.log({tag: import_module("trackio").Image(image)}, step=step)
 
@@ -335,15 +407,23 @@ def _end_trackio(tracker: Any, status: str) -> None:
 
 
 KINDS: Mapping[str, Kind] = {
-    "aim": Kind(_aim, _end_aim, show=_show_one, id_of=lambda tracker: str(tracker.writer.hash)),
+    "aim": Kind(
+        _aim,
+        _end_aim,
+        show=_show_one,
+        id_of=lambda tracker: str(tracker.writer.hash),
+        last_steps=_last_steps_aim,
+    ),
     "clearml": Kind(
         _clearml,
         _end_clearml,
-        begin=_begin_clearml,
         show=_show_one,
         id_of=lambda tracker: str(tracker.task.id),
+        last_steps=_last_steps_clearml,
     ),
-    "comet_ml": Kind(_comet, _end_comet, begin=_begin_comet, show=_show_comet),
+    "comet_ml": Kind(
+        _comet, _end_comet, begin=_begin_comet, show=_show_comet, last_steps=_last_steps_comet
+    ),
     "dvclive": Kind(_dvclive, _end_dvclive, show=_show_dvclive, last_steps=_last_steps_dvclive),
     "mlflow": Kind(
         _mlflow,
@@ -352,14 +432,23 @@ KINDS: Mapping[str, Kind] = {
         id_of=lambda tracker: str(tracker.active_run.info.run_id),
         last_steps=_last_steps_mlflow,
     ),
-    "swanlab": Kind(_swanlab, _end_swanlab),
-    "trackio": Kind(_trackio, _end_trackio, show=_show_trackio),
+    "swanlab": Kind(_swanlab, _end_swanlab, last_steps=_last_steps_swanlab),
+    "trackio": Kind(_trackio, _end_trackio, show=_show_trackio, last_steps=_last_steps_trackio),
     "wandb": Kind(
         _wandb, _end_wandb, begin=_begin_wandb, show=_show_wandb, last_steps=_last_steps_wandb
     ),
 }
 """The trackers by the name that Accelerate has for them."""
 
-GOES_ON: Mapping[str, str] = {"dvclive": "3.49.1", "mlflow": "3.17.2", "wandb": "0.31.0"}
+GOES_ON: Mapping[str, str] = {
+    "aim": "3.29.1",
+    "clearml": "2.1.12",
+    "comet_ml": "3.58.8",
+    "dvclive": "3.49.1",
+    "mlflow": "3.17.2",
+    "swanlab": "0.10.3",
+    "trackio": "0.43.0",
+    "wandb": "0.31.0",
+}
 """Trackers, with their versions, in which a killed and resumed run was seen to be one run with each
 point once: offline, and with SIGKILL. A test does it again where they are installed."""

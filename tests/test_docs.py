@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from danling.trackers import GOES_ON
 from docs.generate import reference_pages
 from tests.support.week import make_week
 
@@ -139,3 +140,10 @@ def test_no_heading_is_empty(document: str):
         if len(heading[2] or "") <= len(heading[1])
     ]
     assert empty == []
+
+
+def test_the_table_of_trackers_has_the_versions_that_were_seen_to_work():
+    page = (ROOT / "docs" / "trackers.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", page, re.MULTILINE)
+
+    assert dict(rows) == GOES_ON

@@ -80,6 +80,24 @@ class Inexact(Callback):
             parameter.grad.mul_(self.scale)
 
 
+class OnlyFirst(Callback):
+    def on_before_step(self, runner):
+        for parameter in runner.model.parameters() if runner.is_main_process else ():
+            parameter.grad.mul_(0.5)
+
+
+class Alone(Callback):
+    def on_epoch_end(self, runner):
+        assert not runner.distributed
+
+
+class Onlooker(Callback):
+    only_watches = True
+
+    def on_epoch_end(self, runner):
+        runner.stop("seen enough")
+
+
 class Leaking(Callback):
     def on_setup(self, runner):
         runner.model.register_forward_hook(lambda module, inputs, output: None)
@@ -116,6 +134,9 @@ def contract_of(kind):
         (Shrinking, "test_changes_the_training_only_where_it_says_so"),
         (Waiting, "test_does_not_wait_for_the_device_on_every_step"),
         (Inexact, "test_a_killed_run_goes_on_exactly"),
+        (OnlyFirst, "test_works_in_two_processes"),
+        (Alone, "test_works_in_two_processes"),
+        (Onlooker, "test_changes_the_training_only_where_it_says_so"),
         (Leaking, "test_leaves_nothing_behind"),
         (Collecting, "test_leaves_nothing_behind"),
     ],

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from danling.errors import CallbackError
-from danling.trackers import KINDS, Identity, check_kind
+from danling.trackers import GOES_ON, KINDS, Identity, check_kind
 
 NEW = Identity("digits", "digits-mlp-1f", "0" * 32, Path("runs/a"), Path("runs"))
 RESUMED = Identity("digits", "digits-mlp-1f", "0" * 32, Path("runs/a"), Path("runs"), "known")
@@ -19,6 +18,10 @@ RESUMED = Identity("digits", "digits-mlp-1f", "0" * 32, Path("runs/a"), Path("ru
 
 def test_every_tracker_of_accelerate_can_be_used_but_tensorboard_s():
     assert set(KINDS) == set(LOGGER_TYPE_TO_CLASS) - {"tensorboard"}
+
+
+def test_it_is_told_of_every_tracker_whether_a_killed_run_goes_on():
+    assert set(GOES_ON) == set(KINDS)
 
 
 def test_a_misspelt_tracker_is_an_error_with_the_nearest_name():
@@ -46,7 +49,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_with_the_command(kind: str)
         ("trackio", {"name": "digits-mlp-1f", "resume": "allow"}),
         ("mlflow", {"run_id": "known"}),
         ("aim", {"run_hash": "known", "force_resume": True}),
-        ("clearml", {"continue_last_task": "known"}),
+        ("clearml", {"reuse_last_task_id": "known", "continue_last_task": 0}),
     ],
 )
 def test_a_resumed_run_is_the_same_run_in_the_tracker(kind: str, expected: dict[str, Any]):
@@ -68,13 +71,3 @@ def test_a_new_run_is_a_new_run_in_the_tracker(kind: str, expected: dict[str, An
     options = KINDS[kind].options(NEW)
 
     assert options | expected == options
-
-
-def test_a_task_of_clearml_that_goes_on_keeps_the_steps_of_the_run():
-    """It would add the last step that it has to all further ones."""
-    offsets: list[int] = []
-    tracker = SimpleNamespace(task=SimpleNamespace(set_initial_iteration=offsets.append))
-
-    KINDS["clearml"].begin(tracker, RESUMED)
-
-    assert offsets == [0]

@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import metadata
 from typing import Any
 
@@ -76,6 +77,12 @@ def installed_packages() -> dict[str, str]:
         >>> "torch" in installed_packages()
         True
     """
+    return dict(_packages(tuple((folder, _changed_at(folder)) for folder in sys.path)))
+
+
+@lru_cache(maxsize=1)
+def _packages(folders: tuple[tuple[str, int], ...]) -> dict[str, str]:
+    """As `installed_packages`, read again when a folder of packages has changed."""
     packages: dict[str, str] = {}
     for distribution in metadata.distributions():
         name, version = _name_and_version(distribution)
@@ -95,6 +102,13 @@ def _name_and_version(distribution: metadata.Distribution) -> tuple[str, str]:
         if not line or len(headers) == 2:  # an empty line ends the headers
             break
     return headers.get("Name", ""), headers.get("Version", "")
+
+
+def _changed_at(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:  # a folder that is not there, or an archive that is gone
+        return 0
 
 
 def launch_entry() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from danling.callbacks.logging import Logging
 from danling.callbacks.model_checkpoint import ModelCheckpoint
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
+from danling.testing import CallbackContract
 
 
 def table(runner) -> list[dict[str, str]]:
@@ -164,3 +165,10 @@ def test_without_a_directory_there_is_no_table(make_runner, tmp_path: Path):
     make_runner([CSVLogger()]).train()
 
     assert list(tmp_path.iterdir()) == []
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return CSVLogger()

@@ -7,6 +7,7 @@ import torch
 
 from danling.callbacks.device_stats_monitor import DeviceStatsMonitor
 from danling.callbacks.lambda_callback import LambdaCallback
+from danling.testing import CallbackContract
 
 
 def first_row(make_runner, monitor: DeviceStatsMonitor) -> dict[str, float]:
@@ -50,3 +51,8 @@ def test_the_memory_of_a_gpu_is_measured(make_runner):
 
     assert row["system/gpu_memory_peak_gib"] >= row["system/gpu_memory_gib"] > 0
     assert row["system/gpu_memory_reserved_gib"] >= row["system/gpu_memory_peak_gib"]
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return DeviceStatsMonitor()

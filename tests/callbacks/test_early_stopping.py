@@ -11,6 +11,7 @@ import torch
 from danling.callbacks.early_stopping import EarlyStopping
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.errors import CallbackError, MetricError
+from danling.testing import CallbackContract
 
 
 def checked(scores: list[float], mode: Literal["min", "max"] = "min", **arguments: Any) -> int:
@@ -368,3 +369,8 @@ def test_a_value_that_is_never_logged_is_an_error(make_runner):
 def test_a_choice_that_there_is_not_is_an_error(argument: str, value: str):
     with pytest.raises(CallbackError, match=argument):
         EarlyStopping(**{argument: value})  # type: ignore[arg-type]  # it is wrong on purpose
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return EarlyStopping(patience=3)

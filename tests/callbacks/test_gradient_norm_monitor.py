@@ -6,6 +6,7 @@ from torch import nn
 
 from danling.callbacks.gradient_norm_monitor import GradientNormMonitor, layer_norms
 from danling.callbacks.lambda_callback import LambdaCallback
+from danling.testing import CallbackContract
 
 
 def test_a_layer_s_norm_is_that_of_its_own_parameters():
@@ -77,3 +78,8 @@ def test_sparse_gradients_have_their_norm():
 
     expected = gradient.to_dense().norm()
     assert norms["grad_norm/0"].item() == pytest.approx(expected.item())
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return GradientNormMonitor()

@@ -6,7 +6,7 @@ from danling.callback import Callback, Priority
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.errors import CallbackError, RunError
 from danling.runner.callbacks import Callbacks
-from danling.testing import TinyRunner
+from danling.testing import CallbackContract, TinyRunner
 
 
 def test_a_function_hears_its_hook_with_its_arguments():
@@ -104,3 +104,8 @@ def test_what_cannot_be_attached_is_refused_where_it_is_decorated():
         runner.on("step")(print)
     with runner, pytest.raises(RunError, match="before or between runs"):
         runner.on("epoch_end")(print)
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return LambdaCallback(on_step=lambda runner: None)

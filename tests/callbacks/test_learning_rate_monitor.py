@@ -6,6 +6,7 @@ import torch
 
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.learning_rate_monitor import LearningRateMonitor
+from danling.testing import CallbackContract
 
 
 def logged(make_runner, callback, **arguments) -> list[dict[str, float]]:
@@ -67,3 +68,8 @@ def test_groups_of_one_name_have_a_value_each():
     values = dict(LearningRateMonitor()._values(groups))
 
     assert values == {"momentum/a-0": 0.1, "momentum/a-1": 0.2, "momentum/2": 0.3}
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return LearningRateMonitor()

@@ -12,6 +12,7 @@ from danling.callbacks.logging import Logging
 from danling.callbacks.model_checkpoint import ModelCheckpoint
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.tensorboard import TensorBoard
+from danling.testing import CallbackContract
 
 
 def rows_of(text: str) -> list[list[str]]:
@@ -223,3 +224,10 @@ def test_the_order_of_the_list_does_not_matter(make_runner):
         return sorted(path.name for path in runner.dir.iterdir())
 
     assert names([RunDirectory(), Logging()]) == names([Logging(), RunDirectory()])
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return Logging()

@@ -27,6 +27,7 @@ from danling.callbacks import LambdaCallback, ModelCheckpoint
 from danling.checkpoint.reading import read_checkpoint
 from danling.errors import CallbackError, CheckpointError, MetricError
 from danling.files.failpoints import set_failpoints
+from danling.testing import CallbackContract
 from tests.distributed.processes import together
 from tests.distributed.runners import At, Regression, die, fail, network
 from tests.support.resume_harness import in_process
@@ -631,3 +632,10 @@ def test_a_run_that_dies_in_a_background_save_goes_on_exactly(place: str):
     assert again.resume_report["global_step"] in (2, 4)
     assert not list(again.checkpoint_dir.glob(".tmp.*"))
     assert weights(again) == weights(trained())
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return ModelCheckpoint("2 steps", save_top_k=2)

@@ -5,6 +5,7 @@ from torch import nn
 
 from danling.callbacks.model_summary import ModelSummary, summarize
 from danling.errors import CallbackError
+from danling.testing import CallbackContract
 
 
 def model() -> nn.Sequential:
@@ -41,3 +42,8 @@ def test_what_is_frozen_is_not_trainable():
 def test_a_depth_that_cannot_be_meant_is_an_error_at_once(depth):
     with pytest.raises(CallbackError, match="positive, or -1"):
         ModelSummary(depth)
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return ModelSummary()

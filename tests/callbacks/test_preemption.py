@@ -20,6 +20,7 @@ from danling.callbacks.preemption import Preemption
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.errors import CallbackError
+from danling.testing import CallbackContract
 from tests.support.clock import SetClock
 
 SCRIPT = """
@@ -400,3 +401,10 @@ def test_the_end_of_a_slurm_job_preempts(
 
     assert 1800 < clock.passed < 2000
     assert runner.status == "preempted"
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return Preemption()

@@ -20,6 +20,7 @@ from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.logging import Logging
 from danling.callbacks.progress_bar import ProgressBar
 from danling.errors import CallbackError
+from danling.testing import CallbackContract
 
 
 class Terminal:
@@ -264,3 +265,8 @@ def test_a_step_costs_a_look_at_the_clock(make_runner):
 def test_an_interval_that_cannot_be_meant_is_an_error_at_once(interval: float):
     with pytest.raises(CallbackError, match="must be positive"):
         ProgressBar(interval)
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return ProgressBar()

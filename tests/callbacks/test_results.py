@@ -16,6 +16,7 @@ from danling.callbacks.results import Results
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.run.metrics_file import read_metrics
+from danling.testing import CallbackContract
 
 
 def read(path: Path) -> Any:
@@ -245,3 +246,10 @@ def test_an_evaluation_that_is_done_again_is_logged_once(make_runner):
     logged = [(row["global_step"], tag) for row in values(again) for tag in row if "/" in tag]
     assert len(logged) == len(set(logged))
     assert (6, "val/loss") in logged
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return Results()

@@ -7,6 +7,7 @@ import pytest
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.run_directory import RunDirectory
 from danling.errors import RunError
+from danling.testing import CallbackContract
 
 
 def test_the_directory_exists_in_every_other_setup(make_runner):
@@ -70,3 +71,10 @@ def test_the_directory_is_given_back_after_an_exception(make_runner):
     runner.train()
 
     assert runner.epoch == 2
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return RunDirectory()

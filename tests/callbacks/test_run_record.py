@@ -15,6 +15,7 @@ from danling.callbacks.logging import Logging
 from danling.callbacks.run_directory import RunDirectory
 from danling.callbacks.run_record import RunRecord
 from danling.config.config import Config
+from danling.testing import CallbackContract
 
 
 def record_of(runner) -> dict[str, Any]:
@@ -222,3 +223,10 @@ def test_the_configuration_which_may_hold_secrets_is_its_owner_s_alone(make_runn
 
     assert runner.paths.runner_yaml.stat().st_mode & 0o777 == 0o600
     assert "hunter2" in runner.paths.runner_yaml.read_text()
+
+
+class TestContract(CallbackContract):
+    default_callbacks = True
+
+    def make(self):
+        return RunRecord()

@@ -9,6 +9,7 @@ import torch
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.throughput_monitor import PEAK_TFLOPS, ThroughputMonitor, peak_tflops
 from danling.errors import CallbackError
+from danling.testing import CallbackContract
 
 
 def rows_of(make_runner, monitor: ThroughputMonitor, *others, **config) -> list[dict[str, float]]:
@@ -110,3 +111,8 @@ def test_no_name_in_the_table_hides_a_longer_one():
 def test_a_number_that_cannot_be_meant_is_an_error_at_once(arguments: dict[str, Any]):
     with pytest.raises(CallbackError, match="must be positive"):
         ThroughputMonitor(**arguments)
+
+
+class TestContract(CallbackContract):
+    def make(self):
+        return ThroughputMonitor()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from danling.callbacks.tracker import Tracker
 from danling.run.metrics_file import read_metrics
 from danling.testing import CallbackContract
 from danling.trackers import GOES_ON
-from tests.support.tracker_runs import READ
+from tests.support.tracker_runs import READ, Shown
 
 FAILED, FINISHED = {"failed", "FAILED"}, {"finished", "FINISHED"}
 
 
-def points_of(directory: Path) -> list[list[Any]]:
+def points_of(directory: Path) -> list[Any]:
     """The points of `train/loss` in the record."""
     rows = [row for row in read_metrics(directory / "metrics.jsonl") if "train/loss" in row]
     return [[row["global_step"], pytest.approx(row["train/loss"])] for row in rows]
@@ -36,56 +36,73 @@ def points_of(directory: Path) -> list[list[Any]]:
 
 def in_a_process(*arguments: str, status: int = 0) -> str:
     quiet = {"WANDB_SILENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
-    # files: a tracker's own process may outlive a killed one, and would hold a pipe open
-    with open("out", "w+") as out, open("err", "w+") as err:
+    here = {"TRACKIO_DIR": "trackio", "COMET_OFFLINE_DIRECTORY": "comet", "HOME": "home"}
+    here |= {"CLEARML_CACHE_DIR": "clearml"}
+    places = {name: os.path.abspath(folder) for name, folder in here.items()}
+    for place in places.values():
+        os.makedirs(place, exist_ok=True)
+    # files: a tracker's own process may outlive a killed one, and would hold a pipe open; the pipe
+    # that there is tells when the last process that was forked there is gone
+    end, held = os.pipe()
+    with open("out", "w+") as out, open("err", "w+") as err, os.fdopen(end) as last:
         ended = subprocess.run(
             [sys.executable, "-m", "tests.support.tracker_runs", *arguments],
             stdout=out,
             stderr=err,
+            pass_fds=[held],
             timeout=180,
-            env=os.environ | quiet | {"TRACKIO_DIR": os.path.abspath("trackio")},
+            env=os.environ | quiet | places | {"CLEARML_OFFLINE_MODE": "1"},
         )
+        os.close(held)
+        last.read()
     assert ended.returncode == status, Path("err").read_text()
     return Path("out").read_text()
+
+
+def read(kind: str) -> Shown:
+    return Shown(**json.loads(in_a_process("read", kind).splitlines()[-1]))
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", sorted(READ))
 def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
-    if find_spec(kind) is None:
-        pytest.skip(f"needs {kind}")
+    pytest.importorskip(kind, reason=f"needs {kind}")
 
     in_a_process("train", kind)
-    status_then, _, points_then, _ = json.loads(in_a_process("read", kind).splitlines()[-1])
+    then = read(kind)
     [directory] = Path("experiments").glob("tiny-*")
     in_a_process("train", kind, str(directory))
-    status, params, points, images = json.loads(in_a_process("read", kind).splitlines()[-1])
+    shown = read(kind)
 
     expected = points_of(directory)
     assert len(expected) == 8
-    assert status_then in FAILED
-    assert points_then == expected[:4]
-    assert status in FINISHED
-    assert points == expected
-    assert images == 4
-    assert str(params["optim.betas"]) == "[0.9, 0.99]"
-    assert str(params["max_epochs"]) in {"4", "4.0"}
+    assert then.status in FAILED
+    assert then.points == expected[:4]
+    assert shown.status in FINISHED
+    assert shown.points == expected
+    assert shown.images == 4
+    assert str(shown.params["optim.betas"]) == "[0.9, 0.99]"
+    assert str(shown.params["max_epochs"]) in {"4", "4.0"}
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", sorted(GOES_ON))
 def test_a_killed_run_that_goes_on_is_one_run_with_each_point_once(kind: str):
-    if find_spec(kind) is None:
-        pytest.skip(f"needs {kind}")
+    pytest.importorskip(kind, reason=f"needs {kind}")
 
     in_a_process("kill", kind, status=-signal.SIGKILL)
     [directory] = Path("experiments").glob("tiny-*")
     in_a_process("train", kind, str(directory))
-    status, _, points, _ = json.loads(in_a_process("read", kind).splitlines()[-1])
+    shown = read(kind)
 
-    assert points == points_of(directory)
-    assert [step for step, _ in points] == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert status in FINISHED
+    assert shown.runs == 1
+    assert shown.points == points_of(directory)
+    assert [step for step, _ in shown.points] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert shown.status in FINISHED
+    best = json.loads((directory / "best.json").read_text())
+    assert shown.best == pytest.approx(best["val"]["loss"])
+    assert str(shown.params["optim.betas"]) == "[0.9, 0.99]"
+    assert version(kind) == GOES_ON[kind], "write the version that was seen to work into GOES_ON"
 
 
 class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types
@@ -101,6 +118,7 @@ class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types
         self.calls = 0
         self.config: dict[str, Any] = {}
         self.steps: list[int] = []
+        self.best: list[tuple[int, dict[str, float]]] = []
         self.is_finished = False
 
     @property
@@ -119,6 +137,9 @@ class Remote(GeneralTracker):  # type: ignore[misc]  # Accelerate has no types
         self.config = values
 
     def log(self, values: dict, step: int | None = None, **kwargs: Any) -> None:
+        if best := {tag: value for tag, value in values.items() if tag.startswith("best/")}:
+            self.best.append((step or 0, best))
+            return
         self.call()
         if self.refused in values:
             raise ValueError(f"{self.refused} is no name")
@@ -193,6 +214,21 @@ def test_it_gets_the_configuration_and_every_row(make_runner):
     assert remote.is_finished
 
 
+def test_it_gets_the_best_score_when_there_is_a_new_one(make_runner):
+    remote = Remote()
+
+    runner = train(make_runner, Tracker(remote), max_epochs=3)
+
+    told = dict(remote.best)
+    losses = [row["val"]["loss"] for row in runner.results]
+    improved = [index for index, loss in enumerate(losses) if loss == min(losses[: index + 1])]
+    assert [told[6 * (index + 1)]["best/val/loss"] for index in improved] == [
+        losses[index] for index in improved
+    ]
+    assert len(remote.best) == len(improved)
+    assert remote.best[-1][1]["best/epoch"] == runner.best_result["epoch"]
+
+
 def test_an_outage_from_start_to_end_is_one_warning_and_a_count(make_runner, caplog, at_once):
     remote = Remote(range(1000))
 
@@ -203,7 +239,8 @@ def test_an_outage_from_start_to_end_is_one_warning_and_a_count(make_runner, cap
     assert first == (
         "tracker_remote failed, and the training goes on: ConnectionError: no route to host"
     )
-    assert others == ["tracker_remote did not get 8 rows", "tracker_remote failed 10 times"]
+    rows = 8 + 2  # the best score of each of two epochs besides
+    assert others == [f"tracker_remote did not get {rows} rows", "tracker_remote failed 12 times"]
     assert len(list(read_metrics(runner.dir / "metrics.jsonl"))) == 8
 
 

@@ -116,6 +116,16 @@ def test_installed_packages_have_normalised_names_in_order():
     assert packages["gitpython"]
 
 
+def test_a_package_that_was_installed_meanwhile_is_listed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "later" not in installed_packages()
+
+    (tmp_path / "later-1.0.dist-info").mkdir()
+    (tmp_path / "later-1.0.dist-info" / "METADATA").write_text("Name: Later\nVersion: 1.0\n")
+
+    assert installed_packages()["later"] == "1.0"
+
+
 def test_a_launch_names_its_process_command_line_and_job(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
