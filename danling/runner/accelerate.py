@@ -27,6 +27,7 @@ from danling.checkpoint.saving import Save
 from danling.checkpoint.sharded.state import model_state_of
 from danling.config import Config
 from danling.config.settings import STATE_KEYS
+from danling.data.combined import Combined
 from danling.data.loader import Loader
 from danling.data.prepare import PerSplit, Placement
 from danling.data.splits import Splits
@@ -500,7 +501,9 @@ class AccelerateRunner(BaseRunner):
 
     def batches_of(self, split: str) -> int | None:
         """The number of batches of a split on this process; None where it is unknown."""
-        return self.loader(split, evaluating=split != "train").length
+        if split == "train":
+            return self.data.whole(split).length
+        return self.loader(split, evaluating=True).length
 
     def metrics_of(self, split: str) -> dict[str, Any]:
         """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
@@ -513,15 +516,15 @@ class AccelerateRunner(BaseRunner):
 
     @property
     def batch_size(self) -> int | None:
-        """The samples of a training batch of one process."""
-        return self.loader("train").batch_size
+        """The samples of a training batch of one process; None where several loaders make it."""
+        return self.data.whole("train").batch_size
 
     # How long it trains
 
     @property
     def batches_per_epoch(self) -> int | None:
         """The batches of this epoch on this process; None where they are unknown."""
-        epoch, loader = self._epoch, self.loader("train")
+        epoch, loader = self._epoch, self.data.whole("train")
         if epoch is not None and epoch.loader is loader:
             return epoch.length
         return loader.batches_in(self.epoch)
@@ -547,7 +550,7 @@ class AccelerateRunner(BaseRunner):
         limits = Limits.of(self.config)
         steps = limits.max_steps
         if limits.max_epochs < math.inf and self.data.can_train:
-            loader = self.loader("train")
+            loader = self.data.whole("train")
             if (length := loader.batches_in(self.epoch)) is not None:
                 steps = min(steps, self._steps_until(int(limits.max_epochs), loader, length))
         return None if math.isinf(steps) else int(steps)
@@ -562,11 +565,11 @@ class AccelerateRunner(BaseRunner):
         known = epochs < math.inf and self.data.can_train and self.steps_per_epoch is not None
         return int(epochs) * (self.steps_per_epoch or 0) if known else None
 
-    def _steps_until(self, epochs: int, loader: Loader, length: int) -> int:
+    def _steps_until(self, epochs: int, loader: Loader | Combined, length: int) -> int:
         """The optimizer steps until that many epochs are completed, those that were taken too."""
         if len(self._loss_tags) > 1:  # each takes its own: those of one of them
             return epochs * math.ceil(length / self.accum_steps)
-        done = self._places_now().get("train", 0)
+        done = loader.done(self._places_now())
         left = math.ceil(max(length - done, 0) / self.accum_steps)
         later = range(self.epoch + 1, epochs)
         if loader.is_length_fixed and not self._accumulation_schedules():
@@ -575,7 +578,7 @@ class AccelerateRunner(BaseRunner):
             left += sum(self._steps_in(loader, epoch) for epoch in later)
         return self.global_step + (left if self.epoch < epochs else 0)
 
-    def _steps_in(self, loader: Loader, epoch: int) -> int:
+    def _steps_in(self, loader: Loader | Combined, epoch: int) -> int:
         return math.ceil((loader.batches_in(epoch) or 0) / self.accum_steps_in(epoch))
 
     @property
@@ -738,24 +741,41 @@ class AccelerateRunner(BaseRunner):
             self._save_deferred(training)
         self._end_training()
 
-    def batches(self, split: str = "train") -> Iterator[Any]:
+    def batches(self, *splits: str, mode: str | None = None) -> Iterator[Any]:
         """Yield the batches of the epoch, on the device; the hooks of a batch fire around each.
+
+        Several splits are read together, and a batch is a mapping of theirs by split. Each split
+        has its own place in the epoch and in checkpoints.
+
+        Args:
+            splits: The splits; by default `train`, which may be a mapping of several loaders.
+            mode: How several are read: `"min_size"` (the default) ends with the first that ends,
+                `"max_size"` goes on to the last, with None for those that have ended,
+                `"max_size_cycle"` lets these begin anew, and `"sequential"` gives the batches of
+                one split after those of another. The words are those of Lightning's
+                `CombinedLoader`.
 
         Raises:
             RunError: No epoch is open.
-            DataError: There is no such split.
+            DataError: There is no such split or mode.
+
+        Example:
+            >>> for batch in runner.batches("labelled", "unlabelled"):      # doctest: +SKIP
+            ...     runner.step(consistency(batch["labelled"], batch["unlabelled"]))
         """
         _, epoch = self._require_epoch()
         if epoch.iterator is None:
             self._take_assigned()
-        return self._batches(split)
+        return self._batches(splits or ("train",), mode)
 
-    def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
+    def _batches(  # noqa: C901  # it is read in one piece
+        self, splits: Sequence[str], mode: str | None
+    ) -> Iterator[Any]:
         training, epoch = self._require_epoch()
         self._settle(training)
         hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
         epoch.iterator = iterator = object()
-        for data, window in self._windows(split, epoch):
+        for data, window in self._windows(splits, mode, epoch):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
@@ -772,7 +792,7 @@ class AccelerateRunner(BaseRunner):
                     epoch.ended_by = "break"
                 raise
             if epoch.iterator is not iterator:
-                raise RunError(no_longer_in_use(split, is_open=self._epoch is epoch))
+                raise RunError(no_longer_in_use(splits, is_open=self._epoch is epoch))
             if self._batch is batch:  # else an evaluation has closed it
                 self._complete_batch()
                 if "on_batch_end" in heard:
@@ -789,21 +809,24 @@ class AccelerateRunner(BaseRunner):
             if window.closes and self._is_cut() and epoch.place(self.batch_index) != epoch.length:
                 return
         if epoch.place(self.batch_index) == 0:
-            raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
+            named = " and ".join(map(repr, splits))
+            raise DataError(f"the split {named} has no batches: there is nothing to train on")
         epoch.ended_by = "last batch"
 
-    def _windows(self, split: str, epoch: OpenEpoch) -> Iterator[tuple[Any, Window]]:
+    def _windows(
+        self, splits: Sequence[str], mode: str | None, epoch: OpenEpoch
+    ) -> Iterator[tuple[Any, Window]]:
         """The batches of the open epoch that are left, each with its place in its window.
 
         No batch after the last one is asked for where their number is known, and not only claimed.
         """
-        loader, done = self.data.take_up(split), epoch.begin(split, self.batch_index)
-        batches = loader.iterate(self.epoch, done)
-        epoch.length = loader.batches_in(self.epoch)
-        length = epoch.length if loader.is_length_exact else None
-        epoch.loader = loader if loader.tells_samples else None
-        epoch.read = samples_read(loader, length)
-        if self.distributed and not loader.is_length_exact:
+        places = epoch.places(self.batch_index)
+        reading = self.data.read(splits, mode, self.epoch, places)
+        epoch.begin(reading, self.batch_index)
+        batches, done, loader = reading.batches, reading.done, reading.loader
+        length = reading.length if reading.is_exact else None
+        epoch.read = None if loader is None else samples_read(loader, length)
+        if self.distributed and not reading.is_exact:
             batches = until_any_ends(self.world, batches)
         windows = windowed(batches, length, self.accum_steps, done, self._tally())
         if self.distributed or {"on_fetch_start", "on_fetch_end"} & self.callbacks.heard:
@@ -1614,15 +1637,15 @@ def no_batch() -> NoReturn:
     raise RunError("step() needs a batch in hand: call it in the body of runner.batches()")
 
 
-def no_longer_in_use(split: str, *, is_open: bool) -> str:
+def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
     """What is said of an iterator of batches that is asked for more when it is not its turn."""
     if not is_open:
         return "these batches are of an epoch that is over: ask runner.batches() for new ones"
     return (
-        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
-        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
-        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
-        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
+        f"the batches of {' and '.join(map(repr, splits))} were left for others that were asked "
+        "for in the same epoch, and an epoch reads one thing at a time, so that a resumed run "
+        "knows its place: read them one after the other, or together, with "
+        'runner.batches("labelled", "unlabelled")'
     )
 
 
