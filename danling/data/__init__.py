@@ -6,6 +6,7 @@ and `errors`.
 - `splits`: the data of a runner by split, and the loaders made of it.
 - `prepare`: how the loader of a split is made: of a dataset, or of what the user made of one.
 - `loader`: `Loader`, batches as a pure function of (seed, epoch, position).
+- `combined`: several splits that are read together, in one of four modes.
 - `limits`: how much of a split is read: limits, endless streams, a training without data.
 - `sources`: where batches come from: a dataset read by index, a list of batches, a stream.
 - `sampling`: which samples a batch is made of, and each process's share of them.

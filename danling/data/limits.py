@@ -18,6 +18,9 @@ from danling.errors import DataError
 __all__ = ["Amount", "Endless", "Nothing", "limited"]
 
 
+PASS = 2**20  # no run has as many epochs
+
+
 class Amount(NamedTuple):
     """How many batches of a split are read, of those that there are.
 
@@ -74,10 +77,12 @@ def limited(batches: Iterator[Any], number: int | None) -> Iterator[Any]:
 
 
 class Endless:
-    """The batches of a stream one pass after the other, from any of them on.
+    """The batches of a source one pass after the other, from any of them on.
 
     Args:
-        source: The stream; a pass over it is one of its epochs.
+        source: The source; a pass over it is one of its epochs.
+        epoch: The epoch of the run whose batches these are alone; None where they are of all.
+        most: The number of batches of a pass at most.
 
     Attributes:
         starts: The number of the first batch of each pass that was begun.
@@ -91,16 +96,28 @@ class Endless:
         (['a', 'b', 'c', 'a', 'b'], [0, 3])
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, epoch: int | None = None, most: int | None = None) -> None:
+        self.epoch = epoch
         self.starts = [0]
         self.known = 0
         self._source = source
+        self._most = most
         self._batches: Iterator[Any] | None = None
 
     def locate(self, number: int) -> tuple[int, int]:
-        """The pass that a batch is in, and the number of items before it there."""
+        """The epoch of the source that a batch is in, and the number of items before it there."""
         index = bisect_right(self.starts, number) - 1
-        return index, (number - self.starts[index]) * self._source.sharding.whole
+        return self._key(index), (number - self.starts[index]) * self._source.sharding.whole
+
+    def _key(self, index: int) -> int:
+        """The epoch of the source that is a pass: those of an epoch of the run are its own."""
+        return index if self.epoch is None else self.epoch + index * PASS
+
+    def _begin(self, number: int) -> Iterator[Any]:
+        """What is left of the pass that a batch is in, from that batch on."""
+        index = bisect_right(self.starts, number) - 1
+        left = None if self._most is None else self._most - (number - self.starts[index])
+        return limited(self._source.batches(*self.locate(number)), left)
 
     def take_up(self, starts: Sequence[int], known: int) -> None:
         """Go on where so many batches were read, of passes that began there."""
@@ -114,9 +131,8 @@ class Endless:
         """
         if self._batches is None or self.known > first:
             self.known = min(first, self.known)
-            index, offset = self.locate(self.known)
-            del self.starts[index + 1 :]
-            self._batches = self._source.batches(index, offset)
+            del self.starts[bisect_right(self.starts, self.known) :]
+            self._batches = self._begin(self.known)
         while self.known < first:
             self._read_next(self._batches)
         while True:
@@ -128,7 +144,7 @@ class Endless:
             if self.known == self.starts[-1]:
                 raise DataError(f"{self._source.name} has no batches")
             self.starts.append(self.known)
-            self._batches = batches = self._source.batches(len(self.starts) - 1, 0)
+            self._batches = batches = self._begin(self.known)
         self.known += 1
         return batch
 

@@ -87,6 +87,7 @@ class Loader:
         self._origin = _Origin(-1, 0, 0)
         self._amount = Amount()
         self._endless: Endless | None = None
+        self._cycle: Endless | None = None  # of an epoch in which it begins anew where it ends
 
     def limit(self, amount: Amount, *, training: bool) -> Self:
         """Read so much of each epoch; returns itself.
@@ -163,6 +164,10 @@ class Loader:
             return self._limited(self._length(items))
         return self._limited(self._origin.batch + sharding.count(items - self._origin.offset))
 
+    def done(self, places: Mapping[str, int]) -> int:
+        """The number of batches that were read, of so many of each split."""
+        return places.get(self.split, 0)
+
     @property
     def tells_samples(self) -> bool:
         """Whether it may know the number of samples of a batch."""
@@ -184,16 +189,33 @@ class Loader:
         """
         return self._source.samples_at(*self._locate(self._origin.epoch, batch_index))
 
-    def iterate(self, epoch: int, start: int = 0) -> Iterator[Any]:
+    @property
+    def begins_anew(self) -> bool:
+        """Whether all batches of an epoch that is cycled were read, and the first one again."""
+        return self._cycle is not None and len(self._cycle.starts) > 1
+
+    def iterate(self, epoch: int, start: int = 0, *, cycles: bool = False) -> Iterator[Any]:
         """The batches of an epoch from number `start` on; batches before it are not read.
 
         Neither this nor anything that the dataset does changes a random generator of this process.
+
+        Args:
+            epoch: The epoch.
+            start: The number of the first batch.
+            cycles: Whether it begins anew where it ends, in another order.
         """
+        if not cycles:
+            self._cycle = None
+        elif self._cycle is None or self._cycle.epoch != self._epoch_read(epoch):
+            most = None if self._is_whole else self._limited(self._length(self._source.items))
+            self._cycle = Endless(self._source, self._epoch_read(epoch), most)
         offset = self._offset(epoch, start)
-        self._origin = _Origin(epoch, start, offset)
+        self._origin = _Origin(epoch, 0, 0) if cycles else _Origin(epoch, start, offset)
         number = self.batches_in(epoch)
-        left = None if number is None or self._is_whole else max(number - start, 0)
-        if self._endless is not None:
+        left = None if number is None or self._is_whole or cycles else max(number - start, 0)
+        if self._cycle is not None:
+            batches = self._cycle.read(start)
+        elif self._endless is not None:
             batches = self._endless.read(self._number(epoch, start))
         else:
             batches = self._source.batches(*self._locate(epoch, start))
@@ -214,9 +236,10 @@ class Loader:
     def state_dict(self, epoch: int, batch_index: int) -> dict[str, Any]:
         """The state to go on from after `batch_index` batches of an epoch, in plain values."""
         _, offset = self._locate(epoch, batch_index)
-        if self._endless is not None:
-            known = min(self._number(epoch, batch_index), self._endless.known)
-            _, offset = self._endless.locate(known)
+        passes = self._passes(epoch)
+        if passes is not None:
+            known = min(self._number(epoch, batch_index), passes.known)
+            _, offset = passes.locate(known)
         sharding = self._source.sharding
         state: dict[str, Any] = {
             "kind": self.kind,
@@ -229,8 +252,10 @@ class Loader:
             "drop_last": sharding.drop_last,
             **self._source.identity,
         }
+        if passes is not None:
+            state |= {"passes": list(passes.starts), "known": known}
         if self._endless is not None:
-            state |= {"passes": list(self._endless.starts), "known": known, "limit": self.length}
+            state["limit"] = self.length
         if isinstance(self._source, StreamSource) and self.kind == "stateful" and offset > 0:
             state["stream"] = self._source.state_at(offset)
         return state
@@ -263,11 +288,16 @@ class Loader:
         if fixed or (elastic_changes and not elastic):
             raise self._refusal(state, fixed, elastic_changes)
         self._source.take_up(state)
-        if self._endless is not None:
-            self._endless.take_up(state["passes"], state["known"])
+        if "passes" in state and self._endless is None:
+            most = None if self._is_whole else self._limited(self._length(self._source.items))
+            self._cycle = Endless(self._source, self._epoch_read(epoch), most)
+        if (passes := self._passes(epoch)) is not None:
+            passes.take_up(state["passes"], state["known"])
         if offset and isinstance(self._source, StreamSource):
             self._take_up(self._source, state)
         self._origin = _Origin(epoch, batch, offset)
+        if self._cycle is not None:
+            self._origin = _Origin(epoch, 0, 0)
         reasons = [
             f"{self.split!r}: {change}, goes on at item {offset}" for change in elastic_changes
         ]
@@ -282,9 +312,17 @@ class Loader:
         """Whether all there is of an epoch is read."""
         return self._amount.limit is None and self._amount.most is None
 
+    def _passes(self, epoch: int) -> Endless | None:
+        """What reads pass after pass in an epoch, if anything does."""
+        if self._cycle is not None and self._cycle.epoch == self._epoch_read(epoch):
+            return self._cycle
+        return self._endless
+
     def _number(self, epoch: int, batch: int) -> int:
-        """The number of a batch among those of all epochs of a stream that is read on."""
-        return batch if self._amount.repeats else epoch * (self.length or 0) + batch
+        """The number of a batch among those that are read pass after pass."""
+        if self._amount.repeats or self._passes(epoch) is not self._endless:
+            return batch
+        return epoch * (self.length or 0) + batch
 
     def _epoch_read(self, epoch: int) -> int:
         """The epoch of the source that an epoch reads."""
@@ -292,8 +330,8 @@ class Loader:
 
     def _locate(self, epoch: int, batch: int) -> tuple[int, int]:
         """The epoch of the source that a batch is in, and the number of items before it there."""
-        if self._endless is not None:
-            return self._endless.locate(self._number(epoch, batch))
+        if (passes := self._passes(epoch)) is not None:
+            return passes.locate(self._number(epoch, batch))
         return self._epoch_read(epoch), self._offset(epoch, batch)
 
     def _offset(self, epoch: int, batch: int) -> int:
@@ -313,7 +351,7 @@ class Loader:
         ]
         if state.get("limit") != now.get("limit"):
             fixed.append(f"limit_batches {state.get('limit')} -> {now.get('limit')}")
-        if self._endless is not None and state["world_size"] != now["world_size"]:
+        if "passes" in state and state["world_size"] != now["world_size"]:
             fixed.append(f"processes {state['world_size']} -> {now['world_size']}")
         streams = {"iterable", "stateful"}
         if (state["kind"] in streams) != (self.kind in streams):

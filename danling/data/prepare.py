@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 PerSplit: TypeAlias = _T | Mapping[str, _T] | None
 """One for a split or all of them, or several by split."""
 
-OWN_SETTINGS = {"keyed", "resume"}
+OWN_SETTINGS = {"keyed", "mode", "resume"}
 SAMPLING_SETTINGS = {"batch_size", "drop_last", "shuffle"}
 ARGUMENTS = ("collate_fn", "sampler", "batch_sampler", "worker_init_fn")
 WORKER_SETTINGS = (*WORKER_KEYS, "worker_init_fn")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from danling.data.combined import Combined, Reading, reading_of
 from danling.data.limits import Amount
 from danling.data.loader import Loader
 from danling.data.prepare import (
@@ -67,6 +68,16 @@ class Splits:
         """The splits that there is data for."""
         return list(self.datasets | self.dataloaders)
 
+    def parts(self, split: str) -> list[str]:
+        """The names of the loaders of a split: itself, or those of the mapping that it is."""
+        source = (self.datasets | self.dataloaders).get(split)
+        return [f"{split}/{part}" for part in source] if isinstance(source, Mapping) else [split]
+
+    @property
+    def loader_names(self) -> list[str]:
+        """The names of all loaders, and of the splits that they are of."""
+        return list(dict.fromkeys([*self.names, *(p for s in self.names for p in self.parts(s))]))
+
     @property
     def evaluation_names(self) -> list[str]:
         """The splits that a training evaluates: all but `train`, `test` and those of no batches."""
@@ -99,11 +110,13 @@ class Splits:
         Raises:
             DataError: There is no such split, or its data or settings are wrong.
         """
-        source = self._source(split)
-        settings = split_settings(self._config.dataloader, split, self.names)
+        source, names = self._source(split), self.loader_names
+        settings = self._settings(split)
         amount = self._amount(split)
-        own = own_arguments(vars(self), split, self.names, in_order=evaluating and split == "train")
-        if split not in self.dataloaders:
+        whole = split.partition("/")[0] if split not in self.names else split
+        in_order = evaluating and whole == "train"
+        own = own_arguments(vars(self), split, names, in_order=in_order)
+        if whole not in self.dataloaders:
             settings = with_arguments(settings, self._config.dataloader.get(split), own)
         elif named := own.keys() & {name for name in own if isinstance(vars(self)[name], Mapping)}:
             raise DataError(
@@ -114,14 +127,14 @@ class Splits:
             return made[3]
         if made is not None and made[0] is source:
             _logger.info("the split %r has other loader settings from now on", split)
-        training = split == "train" and not evaluating
+        training = not evaluating
         loader = prepare_loader(
             split,
             source,
-            batched=split in self.dataloaders,
+            batched=whole in self.dataloaders,
             settings=settings,
             seed=int(self._config.seed or 0),
-            shuffle=training or amount.repeats,
+            shuffle=(training and whole == "train") or amount.repeats,
             training=training,
             placement=self._placement,
         ).limit(amount, training=training)
@@ -134,7 +147,7 @@ class Splits:
         Raises:
             DataError: There is a limit for a split that is not there, or of no batches.
         """
-        config, names = self._config, [*self.names, "train"]
+        config, names = self._config, [*self.loader_names, "train"]
         for name in config.limit_batches:
             if name not in names:
                 raise DataError(f"limit_batches.{name} is of no split: {did_you_mean(name, names)}")
@@ -142,8 +155,66 @@ class Splits:
         if limit is not None and limit == 0:
             raise DataError(f"limit_batches.{split} is 0: there is nothing to read")
         most = int(config.fast_dev_run) or None
-        repeats = split == "train" and bool(config.overfit_batches)
-        return Amount(config.overfit_batches if repeats else limit, most, repeats)
+        repeats = bool(config.overfit_batches) and split in {"train", *self.parts("train")}
+        if split == "train":
+            limit = config.overfit_batches or limit
+        return Amount(limit, most, repeats)
+
+    def _settings(self, split: str) -> dict[str, Any]:
+        """The settings of a loader: of several under one split each has those of the split too."""
+        config, names = self._config.dataloader, self.loader_names
+        settings = split_settings(config, split, names)
+        if split not in self.names and "/" in split:
+            shared = split_settings(config, split.partition("/")[0], names)
+            settings = shared | dict(config.get(split) or {})
+            settings.pop("mode", None)
+        if "mode" in settings:
+            raise DataError(
+                f"dataloader.mode is for several loaders under one split, and {split!r} is one: "
+                "write it in the section of a split that is a mapping"
+            )
+        return settings
+
+    def whole(self, split: str, mode: str | None = None) -> Loader | Combined:
+        """The loader of a split, or several that are read together."""
+        parts = self.parts(split)
+        if parts == [split]:
+            if mode is not None:
+                raise DataError(f"mode={mode!r} is for several splits, and {split!r} is one")
+            return self.loader(split)
+        set_mode = split_settings(self._config.dataloader, split, self.loader_names).get("mode")
+        mode = mode or set_mode or "min_size"
+        loaders = {part.removeprefix(f"{split}/"): self.loader(part) for part in parts}
+        most = self._amount(split).of(Combined(loaders, mode).length, split)
+        is_whole = self._amount(split) == Amount()
+        return Combined(loaders, mode, None if is_whole else most)
+
+    def read(
+        self, splits: Sequence[str], mode: str | None, epoch: int, places: Mapping[str, int]
+    ) -> Reading:
+        """The batches of an epoch that are left, of one split or of several together.
+
+        Args:
+            splits: The splits.
+            mode: How several are read together.
+            epoch: The epoch.
+            places: The number of batches of each split that were used in it before.
+
+        Raises:
+            DataError: There is no such split or mode, or processes have other samples of one.
+        """
+        if len(splits) == 1:
+            whole = self.whole(splits[0], mode)
+            for part in self.parts(splits[0]):
+                self.take_up(part)
+            if isinstance(whole, Loader):
+                return reading_of(splits[0], whole, epoch, places.get(splits[0], 0))
+            return whole.read(epoch, places)
+        for split in splits:
+            if (parts := self.parts(split)) != [split]:
+                raise DataError(f"{split!r} is several loaders: name those to be read, of {parts}")
+        loaders = {split: self.take_up(split) for split in splits}
+        return Combined(loaders, mode or "min_size").read(epoch, places)
 
     def record_batch_size(self) -> None:
         """Write the batch size of the user's own loader of `train` where ours would be set.
@@ -215,18 +286,21 @@ class Splits:
         """
         reasons: list[str] = []
         for split, state in states.items():
-            if split in self.names:
+            if split in self.loader_names:
                 loader = self._in_use[split] = self.loader(split)
                 reasons += loader.load_state_dict(state, elastic=elastic)
         return reasons
 
     def _source(self, split: str) -> Any:
-        if split in self.dataloaders:
-            return self.dataloaders[split]
-        if split in self.datasets:
-            return self.datasets[split]
+        if (parts := self.parts(split)) != [split]:
+            raise DataError(f"{split!r} is several loaders: name one of them, of {parts}")
+        if split in self.names:
+            return (self.datasets | self.dataloaders)[split]
         if split == "train" and self.trains_without_data:
             return None
+        whole, _, part = split.partition("/")
+        if part and split in self.parts(whole):
+            return (self.datasets | self.dataloaders)[whole][part]
         raise self.no_data(split)
 
     def no_data(self, split: str) -> DataError:
@@ -238,5 +312,6 @@ class Splits:
                 "batch, and max_steps or limit_batches={'train': n}"
             )
         return DataError(
-            f"there is no data for the split {split!r}: {did_you_mean(split, self.names)}{without}"
+            f"there is no data for the split {split!r}: "
+            f"{did_you_mean(split, self.loader_names)}{without}"
         )

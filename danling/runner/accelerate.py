@@ -427,7 +427,9 @@ class AccelerateRunner(BaseRunner):
 
     def batches_of(self, split: str) -> int | None:
         """The number of batches of a split on this process; None where it is unknown."""
-        return self.loader(split, evaluating=split != "train").length
+        if split == "train":
+            return self.data.whole(split).length
+        return self.loader(split, evaluating=True).length
 
     def metrics_of(self, split: str) -> dict[str, Any]:
         """The metrics of a split: each has its own copies, and so has an evaluation of `train`."""
@@ -440,15 +442,15 @@ class AccelerateRunner(BaseRunner):
 
     @property
     def batch_size(self) -> int | None:
-        """The samples of a training batch of one process."""
-        return self.loader("train").batch_size
+        """The samples of a training batch of one process; None where several loaders make it."""
+        return self.data.whole("train").batch_size
 
     # How long it trains
 
     @property
     def batches_per_epoch(self) -> int | None:
         """The batches of this epoch on this process; None where they are unknown."""
-        epoch, loader = self._epoch, self.loader("train")
+        epoch, loader = self._epoch, self.data.whole("train")
         if epoch is not None and epoch.loader is loader:
             return epoch.length
         return loader.batches_in(self.epoch)
@@ -614,24 +616,41 @@ class AccelerateRunner(BaseRunner):
             self._save_deferred(training)
         self._end_training()
 
-    def batches(self, split: str = "train") -> Iterator[Any]:
+    def batches(self, *splits: str, mode: str | None = None) -> Iterator[Any]:
         """Yield the batches of the epoch, on the device; the hooks of a batch fire around each.
+
+        Several splits are read together, and a batch is a mapping of theirs by split. Each split
+        has its own place in the epoch and in checkpoints.
+
+        Args:
+            splits: The splits; by default `train`, which may be a mapping of several loaders.
+            mode: How several are read: `"min_size"` (the default) ends with the first that ends,
+                `"max_size"` goes on to the last, with None for those that have ended,
+                `"max_size_cycle"` lets these begin anew, and `"sequential"` gives the batches of
+                one split after those of another. The words are those of Lightning's
+                `CombinedLoader`.
 
         Raises:
             RunError: No epoch is open.
-            DataError: There is no such split.
+            DataError: There is no such split or mode.
+
+        Example:
+            >>> for batch in runner.batches("labelled", "unlabelled"):      # doctest: +SKIP
+            ...     runner.step(consistency(batch["labelled"], batch["unlabelled"]))
         """
         _, epoch = self._require_epoch()
         if epoch.iterator is None:
             take_assigned(self)
-        return self._batches(split)
+        return self._batches(splits or ("train",), mode)
 
-    def _batches(self, split: str) -> Iterator[Any]:  # noqa: C901  # it is read in one piece
+    def _batches(  # noqa: C901  # it is read in one piece
+        self, splits: Sequence[str], mode: str | None
+    ) -> Iterator[Any]:
         training, epoch = self._require_epoch()
         self._settle(training)
         hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
         epoch.iterator = iterator = object()
-        for data, window in windows_of(self, split, epoch):
+        for data, window in windows_of(self, splits, mode, epoch):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
@@ -648,7 +667,7 @@ class AccelerateRunner(BaseRunner):
                     epoch.ended_by = "break"
                 raise
             if epoch.iterator is not iterator:
-                raise RunError(no_longer_in_use(split, is_open=self._epoch is epoch))
+                raise RunError(no_longer_in_use(splits, is_open=self._epoch is epoch))
             if self._batch is batch:  # else an evaluation has closed it
                 self._complete_batch()
                 if "on_batch_end" in heard:
@@ -665,7 +684,8 @@ class AccelerateRunner(BaseRunner):
             if window.closes and self._is_cut() and epoch.place(self.batch_index) != epoch.length:
                 return
         if epoch.place(self.batch_index) == 0:
-            raise DataError(f"the split {split!r} has no batches: there is nothing to train on")
+            named = " and ".join(map(repr, splits))
+            raise DataError(f"the split {named} has no batches: there is nothing to train on")
         epoch.ended_by = "last batch"
 
     def step(  # noqa: C901  # a call more in every step would be dear

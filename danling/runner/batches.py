@@ -39,19 +39,19 @@ MISSING = Nothing()
 
 
 def windows_of(
-    runner: AccelerateRunner, split: str, epoch: OpenEpoch
+    runner: AccelerateRunner, splits: Sequence[str], mode: str | None, epoch: OpenEpoch
 ) -> Iterator[tuple[Any, Window]]:
     """The batches of the open epoch that are left, each with its place in its window.
 
     No batch after the last one is asked for where their number is known, and not only claimed.
     """
-    loader, done = runner.data.take_up(split), epoch.begin(split, runner.batch_index)
-    batches = loader.iterate(runner.epoch, done)
-    epoch.length = loader.batches_in(runner.epoch)
-    length = epoch.length if loader.is_length_exact else None
-    epoch.loader = loader if loader.tells_samples else None
-    epoch.read = samples_read(loader, length)
-    if runner.distributed and not loader.is_length_exact:
+    places = epoch.places(runner.batch_index)
+    reading = runner.data.read(splits, mode, runner.epoch, places)
+    epoch.begin(reading, runner.batch_index)
+    batches, done, loader = reading.batches, reading.done, reading.loader
+    length = reading.length if reading.is_exact else None
+    epoch.read = None if loader is None else samples_read(loader, length)
+    if runner.distributed and not reading.is_exact:
         batches = until_any_ends(runner.world, batches)
     windows = windowed(batches, length, runner.accum_steps, done, tally_of(runner))
     if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.heard:
@@ -141,13 +141,13 @@ def until_any_ends(world: World, source: Iterator[Any]) -> Iterator[Any]:
         yield batch
 
 
-def no_longer_in_use(split: str, *, is_open: bool) -> str:
+def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
     """What is said of an iterator of batches that is asked for more when it is not its turn."""
     if not is_open:
         return "these batches are of an epoch that is over: ask runner.batches() for new ones"
     return (
-        f"the batches of {split!r} were left for others that were asked for in the same epoch, and "
-        "an epoch reads one split at a time, so that a resumed run knows its place: read them "
-        "one after the other, or pair the batches in hand with those of runner.loader(name), which "
-        "no checkpoint holds: zip(runner.batches(), runner.loader('aux').iterate(runner.epoch))"
+        f"the batches of {' and '.join(map(repr, splits))} were left for others that were asked "
+        "for in the same epoch, and an epoch reads one thing at a time, so that a resumed run "
+        "knows its place: read them one after the other, or together, with "
+        'runner.batches("labelled", "unlabelled")'
     )

@@ -10,6 +10,7 @@ from danling.optimization.together import by_name
 from danling.runner.stopping import Limits
 
 if TYPE_CHECKING:
+    from danling.data.combined import Combined
     from danling.data.loader import Loader
     from danling.runner.accelerate import AccelerateRunner
 
@@ -37,7 +38,7 @@ def count_steps(runner: AccelerateRunner) -> int | None:
     limits = Limits.of(runner.config)
     steps = limits.max_steps
     if limits.max_epochs < math.inf and runner.data.can_train:
-        loader = runner.loader("train")
+        loader = runner.data.whole("train")
         if (length := loader.batches_in(runner.epoch)) is not None:
             steps = min(steps, steps_until(runner, int(limits.max_epochs), loader, length))
     return None if math.isinf(steps) else int(steps)
@@ -54,11 +55,13 @@ def moves_of_schedules(runner: AccelerateRunner, interval: str) -> int | None:
     return int(epochs) * (runner.steps_per_epoch or 0) if known else None
 
 
-def steps_until(runner: AccelerateRunner, epochs: int, loader: Loader, length: int) -> int:
+def steps_until(
+    runner: AccelerateRunner, epochs: int, loader: Loader | Combined, length: int
+) -> int:
     """The optimizer steps until that many epochs are completed, those that were taken too."""
     if len(runner._loss_tags) > 1:  # each takes its own: those of one of them
         return epochs * math.ceil(length / runner.accum_steps)
-    done = runner._places_now().get("train", 0)
+    done = loader.done(runner._places_now())
     left = math.ceil(max(length - done, 0) / runner.accum_steps)
     later = range(runner.epoch + 1, epochs)
     if loader.is_length_fixed and not accumulation_schedules(runner):
@@ -68,7 +71,7 @@ def steps_until(runner: AccelerateRunner, epochs: int, loader: Loader, length: i
     return runner.global_step + (left if runner.epoch < epochs else 0)
 
 
-def steps_in(runner: AccelerateRunner, loader: Loader, epoch: int) -> int:
+def steps_in(runner: AccelerateRunner, loader: Loader | Combined, epoch: int) -> int:
     """The optimizer steps of an epoch."""
     return math.ceil((loader.batches_in(epoch) or 0) / accum_steps_in(runner, epoch))
 

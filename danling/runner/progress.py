@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakSet
 
 if TYPE_CHECKING:
+    from danling.data.combined import Reading
     from danling.data.loader import Loader
     from danling.optimization.windows import Window
     from danling.runner.steps import Read
@@ -99,7 +100,7 @@ class OpenEpoch:
         places: The number of batches of each split that were used in it before a resume.
 
     Attributes:
-        length: The number of batches of the split that is iterated, where that is known.
+        length: The number of batches of what is iterated, where that is known.
         iterator: What identifies the iterator of batches that is in use.
         ended_by: Whether the last batch or a `break` ended the batches; None while they go on.
         results: The results of evaluations at its end, by split.
@@ -108,9 +109,12 @@ class OpenEpoch:
         read: The samples of the batches that are iterated, where the loader knows them.
 
     Example:
+        >>> from danling.data.combined import Reading
+        >>> def reading(split, done):
+        ...     return Reading(iter(()), done, None, False, lambda used: {split: done + used})
         >>> epoch = OpenEpoch({})
-        >>> epoch.begin("warm", batch_index=0), epoch.begin("train", batch_index=3)
-        (0, 0)
+        >>> epoch.begin(reading("warm", done=0), batch_index=0)
+        >>> epoch.begin(reading("train", done=0), batch_index=3)
         >>> epoch.places(batch_index=5)
         {'warm': 3, 'train': 2}
     """
@@ -124,7 +128,7 @@ class OpenEpoch:
         self.loader: Loader | None = None
         self.read: Read | None = None
         self._before = dict(places)
-        self._split: str | None = None
+        self._reading: Reading | None = None
         self._offset = 0  # batches of the epoch that were of other splits
 
     @property
@@ -132,16 +136,15 @@ class OpenEpoch:
         """Whether its batches have begun, and not ended."""
         return self.iterator is not None and self.ended_by is None
 
-    def begin(self, split: str, batch_index: int) -> int:
-        """Begin to iterate a split; returns how many of its batches were used before."""
-        self._before, self._split = self.places(batch_index), split
-        self.ended_by = None
-        done = self._before.get(split, 0)
-        self._offset = batch_index - done
-        return done
+    def begin(self, reading: Reading, batch_index: int) -> None:
+        """Begin to iterate what is left of a split, or of several together."""
+        self._before, self._reading = self.places(batch_index), reading
+        self.ended_by, self.length, loader = None, reading.length, reading.loader
+        self.loader = loader if loader is not None and loader.tells_samples else None
+        self._offset = batch_index - reading.done
 
     def place(self, batch_index: int) -> int:
-        """The number of batches used of the split that is iterated."""
+        """The number of batches used of what is iterated."""
         return batch_index - self._offset
 
     def is_last(self, batch_index: int) -> bool:
@@ -155,9 +158,10 @@ class OpenEpoch:
 
     def places(self, batch_index: int) -> dict[str, int]:
         """The number of batches used of each split."""
-        if self._split is None:
+        if self._reading is None:
             return self._before
-        return self._before | {self._split: self.place(batch_index)}
+        used = self.place(batch_index) - self._reading.done
+        return self._before | self._reading.places(used)
 
 
 @dataclass(slots=True, eq=False)

@@ -123,7 +123,7 @@ def test_batches_that_nobody_knows_the_size_of_are_told_of_once(caplog: Any) -> 
 
 def test_batches_of_two_splits_side_by_side_are_refused_with_the_way_out() -> None:
     runner = TinyRunner({"max_epochs": 1})
-    message = r"'train' were left for others .* runner.loader\(name\)"
+    message = r"'train' were left for others .* or together, with runner.batches\("
 
     with pytest.raises(dl.RunError, match=message), runner:
         for _ in runner.epochs():
