@@ -79,7 +79,7 @@ from danling.runner.steps import (
     samples_read,
 )
 from danling.seed import rng_state, seed_everything, set_rng_state
-from danling.triggers import Every
+from danling.triggers import Every, Moment
 
 __all__ = ["AccelerateRunner"]
 
@@ -1056,12 +1056,15 @@ class AccelerateRunner(BaseRunner):
     def _evaluate_if_due(self) -> None:
         """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
 
-        A training that `max_steps` ends is evaluated at its end, if it never was.
+        A training that `max_steps` or time ends is evaluated at its end, if it never was; when its
+        time is up, what it has is saved before.
         """
         every, epoch = self._evaluate_every, self._epoch
         if every is None or epoch is None:
             return
-        never = not self.evaluations and self.counters.global_step >= self._limits.max_steps
+        timed = self.stopping.evaluates and self.should_stop
+        ends = timed or self.counters.global_step >= self._limits.max_steps
+        never = ends and not self.evaluations and self.last_evaluation == Moment()
         if epoch.ended_by is None and every.is_of_epochs and not never:
             return
         if not self.evaluation_splits:
@@ -1069,11 +1072,16 @@ class AccelerateRunner(BaseRunner):
         now = self.now()
         if epoch.ended_by == "last batch":
             now = replace(now, epoch=now.epoch + 1, fraction=0.0)
-        elif self._batch is None or not self._batch.stepped or epoch.is_last(self.batch_index):
+        elif self._batch is None:
+            if not (timed and never):
+                return
+        elif timed or not self._batch.stepped or epoch.is_last(self.batch_index):
             return  # one at the last step is that of the epoch
         if never or every.is_due(now, self.last_evaluation):
             self.last_evaluation = now
             self.evaluate()
+            if timed and self._training is not None:
+                self._training.at_safe_point = True  # for the best, after what was saved before
 
     def _evaluate_at_start(self, training: OpenTraining) -> None:
         """Evaluate before the first step, where it is asked for; a point that can be gone on from.
