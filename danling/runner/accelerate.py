@@ -78,7 +78,7 @@ from danling.runner.steps import (
     read_output,
     samples_read,
 )
-from danling.seed import rng_state, seed_everything, set_rng_state
+from danling.seed import Flags, rng_state, seed_everything, set_rng_state
 from danling.triggers import Every, Moment
 
 __all__ = ["AccelerateRunner"]
@@ -244,6 +244,7 @@ class AccelerateRunner(BaseRunner):
         """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
         set_streams_aside()
         drawn = seed_everything(self.config)
+        self._flags = Flags()
         if self.distributed and self.config.drawn_seed:
             seed = self.world.broadcast(drawn)
             self.config.record_drawn_seed(seed)
@@ -254,6 +255,7 @@ class AccelerateRunner(BaseRunner):
 
         Parts that were assigned since are taken up, at the beginning of an epoch if one is open.
         """
+        self._flags.enter()
         if self._prepared:
             if self._training is None:
                 self._take_assigned()
@@ -1234,7 +1236,7 @@ class AccelerateRunner(BaseRunner):
         self._check_monitor()
         set_streams_aside()
         self._hold_stops()
-        self._training = training = OpenTraining()
+        self._training = training = OpenTraining(flags=self._flags)
         _TRAINING.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
@@ -1610,6 +1612,8 @@ def put_back_streams(training: OpenTraining) -> None:
     """Go on with the random streams of a training, whatever another runner drew meanwhile."""
     streams, training.streams = training.streams, None
     set_rng_state(streams or {})
+    if training.flags is not None:
+        training.flags.enter()
 
 
 def is_default_step(step: Callable[..., Any]) -> bool:

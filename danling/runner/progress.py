@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from danling.data.loader import Loader
     from danling.runner.batches import Window
     from danling.runner.steps import Read
+    from danling.seed import Flags
 
 __all__ = ["Clock", "Counters", "OpenBatch", "OpenEpoch", "OpenTraining"]
 
@@ -70,6 +71,7 @@ class OpenTraining:
         failed: Whether the run ended within it by an error.
         deferred: The saves that wait for the next safe point, by their names.
         streams: The random streams, set aside while another runner seeds and draws.
+        flags: The flags of torch that it computes under.
     """
 
     total_steps: int | None = None
@@ -80,6 +82,7 @@ class OpenTraining:
     failed: bool = False
     deferred: dict[tuple[str, ...], Callable[[], object]] = field(default_factory=dict)
     streams: dict[str, Any] | None = None
+    flags: Flags | None = None
 
 
 class OpenEpoch:
