@@ -71,8 +71,8 @@ def forget_accelerate_state() -> None:
 
     Accelerate shares one dictionary between all of them: a later one would get the precision, the
     device and the plug-ins of the first. An accelerator that is there keeps its own. So it is with
-    the variables that plug-ins have set, unless the process was started with them, and with flags of
-    torch.
+    the variables that plug-ins have set, unless the process was started with them, and with the
+    flags of torch that it has set.
 
     Example:
         >>> first = Accelerator(cpu=True, mixed_precision="bf16")

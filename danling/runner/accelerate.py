@@ -148,6 +148,7 @@ class AccelerateRunner(BaseRunner):
     worker_init_fn: Any = OfData()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
+    _told_unread: frozenset[str] = frozenset()
     _training: OpenTraining | None
     _epoch: OpenEpoch | None
     _batch: OpenBatch | None
@@ -289,9 +290,12 @@ class AccelerateRunner(BaseRunner):
     def _parts(self) -> dict[str, Any]:
         """All that may be assigned, by name; a wrapper around the model is the model."""
         self.model = as_models(self.model)
-        names = ("criterion", "optimizer", "scheduler", "metrics", "datasets", "dataloaders")
+        names = ("criterion", "optimizer", "scheduler", "metrics")
         parts = {"model": self.unwrapped_model} | {name: getattr(self, name) for name in names}
-        return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+        found = {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+        for name, data in (("datasets", self.datasets), ("dataloaders", self.dataloaders)):
+            found |= {f"{name}[{split!r}]": source for split, source in data.items()}
+        return found
 
     def _take_assigned(self, epoch: int | None = None) -> None:
         """Use from now on what was assigned since the last time, and say so.
@@ -1249,8 +1253,19 @@ class AccelerateRunner(BaseRunner):
         training.total_steps = self._count_steps()
         return training
 
+    def _tell_unread(self, *, meant: bool = False) -> None:
+        """Name once the keys that nobody has read: all, or those like a well-known one alone."""
+        told = self._told_unread
+        unread = {key: o for key, o in self.config.unread_keys().items() if key not in told}
+        found = {key: other for key, other in unread.items() if other or not meant}
+        self._told_unread |= found.keys()
+        if found and self.is_main_process:
+            lines = (f"{key} (did you mean {o!r}?)" if o else key for key, o in found.items())
+            self.logger.warning("nobody has read config.%s", ", config.".join(lines))
+
     def _start_clock(self) -> None:
         self._tell_what_is_saved()
+        self._tell_unread(meant=True)
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
@@ -1334,6 +1349,7 @@ class AccelerateRunner(BaseRunner):
         self._hold_stops()
         self.agree()
         training.busy = None
+        self._tell_unread()  # by now a step has read what it needs
 
     def _complete_batch(self) -> None:
         """Count the batch in hand, whose end hook follows."""
