@@ -137,7 +137,7 @@ class Preemption(Callback):
                 "%s: %.0f s are left, the longest save took %.1f s", budget.what, left, budget.save
             )
             if budget.signal is None:
-                runner.stop(f"{budget.what} is reached")
+                runner.stop(f"{budget.what} is reached", evaluate=True)
             else:
                 self._signal = self._signal or budget.signal
                 self._pass_on(runner)

@@ -81,7 +81,8 @@ class Timer(Callback):
     def _check(self, runner: Runner) -> None:
         seconds = self.time_elapsed(runner)
         if seconds >= self.duration:
-            runner.stop(f"{self.name}: {seconds:.0f} of {self.duration:g} s of training are over")
+            over = f"{seconds:.0f} of {self.duration:g} s of training are over"
+            runner.stop(f"{self.name}: {over}", evaluate=True)
 
 
 def _seconds(duration: str | timedelta | Mapping[str, float]) -> float:

@@ -17,8 +17,9 @@ import random
 import secrets
 import struct
 import sys
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,11 +29,14 @@ import torch.distributed as dist
 from danling.errors import ConfigError
 
 __all__ = [
+    "Flags",
     "GeneratorState",
     "derive",
     "generator_state",
     "isolated_rng",
+    "noted_flags",
     "process_generators",
+    "put_flags_back",
     "rng_state",
     "seed_everything",
     "seed_streams",
@@ -97,8 +101,10 @@ def seed_everything(config: int | SeededConfig, rank: int = 0) -> int:
         seed = config
     else:
         seed = _seed_of(config)
+        put_flags_back()
         if getattr(config, "deterministic", False):
-            _be_deterministic()
+            with noted_flags():
+                _be_deterministic()
     stream = seed if rank == 0 else derive(seed, "rank", rank)
     random.seed(stream)
     numpy = sys.modules.get("numpy")
@@ -461,6 +467,113 @@ def _be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+# The flags of torch that a configuration changes, and the next one would inherit
+
+
+_CHANGED: dict[str, tuple[Any, Any]] = {}
+"""The flags that a configuration has changed: the value of before, and the one that it set."""
+
+
+def torch_flags() -> dict[str, Any]:
+    """The flags of this process that decide how exactly, and how fast, torch computes."""
+    flags = {
+        "algorithms": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        ),
+        "cudnn.deterministic": torch.backends.cudnn.deterministic,
+        "cudnn.benchmark": torch.backends.cudnn.benchmark,
+    }
+    with suppress(RuntimeError):  # it was set by torch's newer names, and these are the user's own
+        flags["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    return flags
+
+
+def set_torch_flags(flags: Mapping[str, Any]) -> None:
+    """Set those of the flags that are others now."""
+    now = torch_flags()
+    for name in now.keys() & flags.keys():
+        if now[name] == flags[name]:
+            continue
+        if name == "algorithms":
+            mode, warn_only = flags[name]
+            torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+        elif name == "tf32":
+            torch.backends.cuda.matmul.allow_tf32 = flags[name]
+        else:
+            setattr(torch.backends.cudnn, name.partition(".")[2], flags[name])
+
+
+@contextmanager
+def noted_flags() -> Iterator[None]:
+    """Take note of the flags that change in the block, so that they can be put back."""
+    before = torch_flags()
+    try:
+        yield
+    finally:
+        now = torch_flags()
+        for name in (name for name in now.keys() & before.keys() if now[name] != before[name]):
+            _CHANGED[name] = (_CHANGED.get(name, (before[name],))[0], now[name])
+
+
+def put_flags_back() -> None:
+    """Undo what a configuration of before has changed, and nobody has changed again since.
+
+    Example:
+        >>> with noted_flags():
+        ...     torch.backends.cudnn.benchmark = True
+        >>> put_flags_back()
+        >>> torch.backends.cudnn.benchmark
+        False
+    """
+    if (last := Flags.in_force()) is not None:
+        last.leave()
+    now = torch_flags()
+    set_torch_flags(
+        {name: before for name, (before, ours) in _CHANGED.items() if now[name] == ours}
+    )
+    _CHANGED.clear()
+
+
+class Flags:
+    """The flags of torch under which one runner computes, whichever other one came between.
+
+    Example:
+        >>> first = Flags()
+        >>> put_flags_back()
+        >>> torch.backends.cudnn.benchmark = True
+        >>> second = Flags()
+        >>> first.enter()
+        >>> torch.backends.cudnn.benchmark
+        False
+    """
+
+    _last: weakref.ref[Flags] | None = None
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] | None = None  # while others are in force
+        Flags._last = weakref.ref(self)
+
+    @staticmethod
+    def in_force() -> Flags | None:
+        """The flags of the runner that was made, or has worked, last."""
+        return None if Flags._last is None else Flags._last()
+
+    def leave(self) -> None:
+        """Keep the flags as they are now, for when they are in force again."""
+        self._values, Flags._last = torch_flags(), None
+
+    def enter(self) -> None:
+        """Put them in force, where others are."""
+        last = Flags.in_force()
+        if last is self:
+            return
+        if last is not None:
+            last.leave()
+        set_torch_flags(self._values or {})
+        Flags._last = weakref.ref(self)
 
 
 def _numpy_state() -> dict[str, Any] | None:

@@ -202,7 +202,8 @@ class Config(TypedMapping, Settings):
     def warn_unread(self) -> None:
         """Name the keys that nobody has read in one warning, with the keys that they may be.
 
-        The runner calls it at the end of set-up, when everybody has read what he needs.
+        A training says the same in its log: at its start of keys that may be meant for well-known
+        ones, and after its first epoch, when everybody has read what he needs, of the others.
 
         Example:
             >>> import warnings
@@ -211,12 +212,20 @@ class Config(TypedMapping, Settings):
             >>> print(caught[0].message)
             nobody has read config.batch_size (did you mean 'dataloader.batch_size'?)
         """
-        found = []
-        for key in self.unread():
-            meant = key_of_other_libraries(key) or near_miss(key)
-            found.append(self._where(key) + (f" (did you mean {meant!r}?)" if meant else ""))
-        if found:
+        if found := [self._told(key, meant) for key, meant in self.unread_keys().items()]:
             warnings.warn(f"nobody has read {', '.join(found)}", UserWarning, stacklevel=2)
+
+    def unread_keys(self) -> dict[str, str | None]:
+        """The keys that nobody has read, each with the well-known key that it may be meant for.
+
+        Example:
+            >>> Config(batch_size=32, width=3).unread_keys()
+            {'batch_size': 'dataloader.batch_size', 'width': None}
+        """
+        return {key: key_of_other_libraries(key) or near_miss(key) for key in self.unread()}
+
+    def _told(self, key: str, meant: str | None) -> str:
+        return self._where(key) + (f" (did you mean {meant!r}?)" if meant else "")
 
     # files and the command line
 

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from danling.distributed.world import World
 from danling.errors import ConfigError
+from danling.seed import noted_flags, put_flags_back
 
 __all__ = [
     "environment_of_accelerate",
@@ -70,7 +71,8 @@ def forget_accelerate_state() -> None:
 
     Accelerate shares one dictionary between all of them: a later one would get the precision, the
     device and the plug-ins of the first. An accelerator that is there keeps its own. So it is with
-    the variables that plug-ins have set, unless the process was started with them.
+    the variables that plug-ins have set, unless the process was started with them, and with the
+    flags of torch that it has set.
 
     Example:
         >>> first = Accelerator(cpu=True, mixed_precision="bf16")
@@ -83,6 +85,7 @@ def forget_accelerate_state() -> None:
         states.append(PartialState)
     for state in states:
         state._shared_state = type(state._shared_state)()
+    put_flags_back()
     while _LEFT_BEHIND:
         os.environ.pop(_LEFT_BEHIND.pop(), None)
 
@@ -95,7 +98,8 @@ def environment_of_accelerate() -> Iterator[None]:
     """Take note of the variables that an accelerator sets: the next one is made without them."""
     before = set(os.environ)
     try:
-        yield
+        with noted_flags():
+            yield
     finally:
         new = os.environ.keys() - before
         _LEFT_BEHIND.update(name for name in new if name.startswith(("ACCELERATE_", "FSDP_")))

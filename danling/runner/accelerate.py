@@ -106,7 +106,7 @@ from danling.runner.steps import (
     read_output,
 )
 from danling.runner.stopping import Limits
-from danling.seed import seed_everything
+from danling.seed import Flags, seed_everything
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
@@ -173,6 +173,7 @@ class AccelerateRunner(BaseRunner):
     worker_init_fn: Any = OfData()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
+    _told_unread: frozenset[str] = frozenset()
     _training: OpenTraining | None
     _epoch: OpenEpoch | None
     _batch: OpenBatch | None
@@ -269,6 +270,7 @@ class AccelerateRunner(BaseRunner):
         """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
         set_streams_aside()
         drawn = seed_everything(self.config)
+        self._flags = Flags()
         if self.distributed and self.config.drawn_seed:
             seed = self.world.broadcast(drawn)
             self.config.record_drawn_seed(seed)
@@ -279,6 +281,7 @@ class AccelerateRunner(BaseRunner):
 
         Parts that were assigned since are taken up, at the beginning of an epoch if one is open.
         """
+        self._flags.enter()
         if self._prepared:
             if self._training is None:
                 take_assigned(self)
@@ -951,7 +954,7 @@ class AccelerateRunner(BaseRunner):
         check_monitor(self)
         set_streams_aside()
         self._hold_stops()
-        self._training = training = OpenTraining()
+        self._training = training = OpenTraining(flags=self._flags)
         OPEN.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
@@ -964,8 +967,19 @@ class AccelerateRunner(BaseRunner):
         training.total_steps = count_steps(self)
         return training
 
+    def _tell_unread(self, *, meant: bool = False) -> None:
+        """Name once the keys that nobody has read: all, or those like a well-known one alone."""
+        told = self._told_unread
+        unread = {key: o for key, o in self.config.unread_keys().items() if key not in told}
+        found = {key: other for key, other in unread.items() if other or not meant}
+        self._told_unread |= found.keys()
+        if found and self.is_main_process:
+            lines = (f"{key} (did you mean {o!r}?)" if o else key for key, o in found.items())
+            self.logger.warning("nobody has read config.%s", ", config.".join(lines))
+
     def _start_clock(self) -> None:
         tell_what_is_saved(self)
+        self._tell_unread(meant=True)
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
@@ -1049,6 +1063,7 @@ class AccelerateRunner(BaseRunner):
         self._hold_stops()
         self.agree()
         training.busy = None
+        self._tell_unread()  # by now a step has read what it needs
 
     def _complete_batch(self) -> None:
         """Count the batch in hand, whose end hook follows."""

@@ -647,16 +647,21 @@ class BaseRunner:
         """Why the run stops early; None where it does not."""
         return self.stopping.reason
 
-    def stop(self, reason: str = "stop() was called") -> None:
+    def stop(self, reason: str = "stop() was called", *, evaluate: bool = False) -> None:
         """End the training after this step; the first reason is kept, logged and saved.
 
         Before `min_epochs` and `min_steps` it goes on, and ends when both are reached. With several
         processes it is enough that one of them asks: all end together, within `poll_interval`
         steps.
+
+        Args:
+            reason: Why it ends.
+            evaluate: Whether `train()` evaluates at its end what was never evaluated, as it does
+                where `max_steps` ends it.
         """
         if self.stopping.held and self.stopping.waiting is None:
             self.logger.info("%s; the training goes on to min_epochs and min_steps", reason)
-        self.stopping.ask(reason)
+        self.stopping.ask(reason, evaluate=evaluate)
 
     def interrupt(self, number: int) -> None:
         """End the training after this step, and the run with the exit code of a signal."""

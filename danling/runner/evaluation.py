@@ -25,6 +25,7 @@ from danling.optimization.optimization import Optimization
 from danling.runner.callbacks import Callbacks
 from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
+from danling.triggers import Moment
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner
@@ -205,12 +206,15 @@ def to_host(output: Any) -> Any:
 def evaluate_if_due(runner: AccelerateRunner) -> None:
     """Evaluate when `evaluate_every` says so; the end of an epoch counts it as completed.
 
-    A training that `max_steps` ends is evaluated at its end, if it never was.
+    A training that `max_steps` or time ends is evaluated at its end, if it never was; when its
+    time is up, what it has is saved before.
     """
     every, epoch = runner._evaluate_every, runner._epoch
     if every is None or epoch is None:
         return
-    never = not runner.evaluations and runner.counters.global_step >= runner._limits.max_steps
+    timed = runner.stopping.evaluates and runner.should_stop
+    ends = timed or runner.counters.global_step >= runner._limits.max_steps
+    never = ends and not runner.evaluations and runner.last_evaluation == Moment()
     if epoch.ended_by is None and every.is_of_epochs and not never:
         return
     if not runner.evaluation_splits:
@@ -218,11 +222,16 @@ def evaluate_if_due(runner: AccelerateRunner) -> None:
     now = runner.now()
     if epoch.ended_by == "last batch":
         now = replace(now, epoch=now.epoch + 1, fraction=0.0)
-    elif runner._batch is None or not runner._batch.stepped or epoch.is_last(runner.batch_index):
+    elif runner._batch is None:
+        if not (timed and never):
+            return
+    elif timed or not runner._batch.stepped or epoch.is_last(runner.batch_index):
         return  # one at the last step is that of the epoch
     if never or every.is_due(now, runner.last_evaluation):
         runner.last_evaluation = now
         runner.evaluate()
+        if timed and runner._training is not None:
+            runner._training.at_safe_point = True  # for the best, after what was saved before
 
 
 def evaluate_at_start(runner: AccelerateRunner, training: OpenTraining) -> None:

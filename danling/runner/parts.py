@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -63,25 +63,18 @@ class OfData:
 def leaves(name: str, part: Any) -> Iterator[tuple[str, Any]]:
     """The single parts in a part by name, where it is a mapping or a list of them.
 
-    A list of data is one part: its items are batches or samples.
-
     Example:
         >>> dict(leaves("metrics", {"accuracy": max, "val": {"f1": min}}))
         {"metrics['accuracy']": <built-in function max>, "metrics['val']['f1']": <built-in ...>}
         >>> list(leaves("scheduler", None))
         []
     """
-    is_data = name.startswith(("datasets", "dataloaders"))
-    if isinstance(part, Mapping):
-        items: Iterable[tuple[Any, Any]] = part.items()
-    elif isinstance(part, list | tuple) and not is_data:
-        items = enumerate(part)
-    else:
-        if part is not None:
-            yield name, part
-        return
-    for key, item in items:
-        yield from leaves(f"{name}[{key!r}]", item)
+    if isinstance(part, Mapping | list | tuple):
+        items = part.items() if isinstance(part, Mapping) else enumerate(part)
+        for key, item in items:
+            yield from leaves(f"{name}[{key!r}]", item)
+    elif part is not None:
+        yield name, part
 
 
 class Assigned:
@@ -157,9 +150,12 @@ def _line(name: str, epoch: int) -> str:
 def parts_of_runner(runner: AccelerateRunner) -> dict[str, Any]:
     """All that may be assigned, by name; a wrapper around the model is the model."""
     runner.model = as_models(runner.model)
-    names = ("criterion", "optimizer", "scheduler", "metrics", "datasets", "dataloaders")
+    names = ("criterion", "optimizer", "scheduler", "metrics")
     parts = {"model": runner.unwrapped_model} | {name: getattr(runner, name) for name in names}
-    return {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+    found = {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+    for name, data in (("datasets", runner.datasets), ("dataloaders", runner.dataloaders)):
+        found |= {f"{name}[{split!r}]": source for split, source in data.items()}
+    return found
 
 
 def take_assigned(runner: AccelerateRunner, epoch: int | None = None) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from danling.data.loader import Loader
     from danling.optimization.windows import Window
     from danling.runner.steps import Read
+    from danling.seed import Flags
 
 __all__ = [
     "OPEN",
@@ -81,6 +82,7 @@ class OpenTraining:
         failed: Whether the run ended within it by an error.
         deferred: The saves that wait for the next safe point, by their names.
         streams: The random streams, set aside while another runner seeds and draws.
+        flags: The flags of torch that it computes under.
     """
 
     total_steps: int | None = None
@@ -91,6 +93,7 @@ class OpenTraining:
     failed: bool = False
     deferred: dict[tuple[str, ...], Callable[[], object]] = field(default_factory=dict)
     streams: dict[str, Any] | None = None
+    flags: Flags | None = None
 
 
 class OpenEpoch:
@@ -202,3 +205,5 @@ def put_back_streams(training: OpenTraining) -> None:
 
     streams, training.streams = training.streams, None
     set_rng_state(streams or {})
+    if training.flags is not None:
+        training.flags.enter()

@@ -26,7 +26,6 @@ from danling.files.json import to_plain
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.models import parts_of
 from danling.optimization.optimization import Optimization
-from danling.runner.length import accum_steps_in
 from danling.runner.parts import take_assigned
 from danling.seed import set_rng_state
 
@@ -194,7 +193,7 @@ def restore(
         left_out = contents.restore_weights(optimization, checkpoint, path)
         runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
         return
-    windows = accum_steps_in(runner, checkpoint.get("data", {}).get("epoch", 0))
+    windows = runner.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
     problems = [runner.run.doubt] if runner.run.doubt else []
     assigned = checkpoint.get("run", {}).get("assigned", {})
 

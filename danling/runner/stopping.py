@@ -27,6 +27,8 @@ class Stopping:
         signal: The number of the signal that asked for it, if one did.
         seconds: The longest training time of any process, as of the last agreement.
         held: Whether a stop that is asked for waits until the training may end; not for a signal.
+        evaluates: Whether a training that was never evaluated is so at its end, as when its time is
+            up.
 
     Example:
         >>> stopping = Stopping(World())
@@ -40,7 +42,7 @@ class Stopping:
         self.reason: str | None = None
         self.signal: int | None = None
         self.seconds = 0.0
-        self.held = False
+        self.held = self.evaluates = False
         self._asked: str | None = None  # by this process, the others may not know it yet
         self._world = world
 
@@ -53,16 +55,18 @@ class Stopping:
 
     def reset(self) -> None:
         """Forget what was asked for in a run of before."""
-        self.reason, self.signal, self._asked, self.held = None, None, None, False
+        self.reason, self.signal, self._asked = None, None, None
+        self.held = self.evaluates = False
 
     @property
     def waiting(self) -> str | None:
         """The reason of a stop that waits until the training may end."""
         return self._asked if self.held else None
 
-    def ask(self, reason: str) -> None:
+    def ask(self, reason: str, *, evaluate: bool = False) -> None:
         """Ask for a stop; the first reason is kept."""
-        self._asked = self._asked or reason
+        if self._asked is None:
+            self._asked, self.evaluates = reason, evaluate
         self._settle()
 
     def wait(self, reason: str) -> None:
@@ -79,7 +83,7 @@ class Stopping:
         """Ask for a stop for a signal: the run ends with its exit code."""
         if self.signal is None and self.held:
             self._asked = None  # a stop that would have to wait
-        self.signal = self.signal or number
+        self.signal, self.evaluates = self.signal or number, False
         self.ask(f"signal {signal.Signals(number).name}")
 
     def _settle(self) -> None:
@@ -95,14 +99,15 @@ class Stopping:
         """
         if self._world.size == 1:
             return
-        asked, number, self.seconds = self._world.maximum(
-            [self._asked is not None, self.signal or 0, seconds]
+        asked, number, self.seconds, evaluates = self._world.maximum(
+            [self._asked is not None, self.signal or 0, seconds, self.evaluates]
         )
         if not asked or self.reason is not None:
             return
         self.signal = int(number) or None
         if self.held and self.signal is None:
             return
+        self.evaluates = bool(evaluates) and self.signal is None
         reasons = self._world.gather(self._asked)
         rank = next(rank for rank, reason in enumerate(reasons) if reason is not None)
         self.reason = f"{reasons[rank]} (rank {rank})"

@@ -447,3 +447,60 @@ def test_a_training_that_was_left_open_changes_no_later_runner() -> None:
 
     assert torch.equal(later.model.weight, expected.model.weight)
     left.__exit__(None, None, None)
+
+
+class Stops(dl.Callback):
+    """Asks for a stop in a step, and notes what is saved before what is evaluated."""
+
+    def __init__(self, step: int, **arguments: Any) -> None:
+        self.step, self.arguments, self.order = step, arguments, list[str]()
+
+    def on_step(self, runner: Any) -> None:
+        if runner.global_step == self.step:
+            runner.stop("its time is up", **self.arguments)
+
+    def on_save(self, runner: Any, path: Any) -> None:
+        self.order.append(path.stem)
+
+    def on_evaluate_start(self, runner: Any, split: str) -> None:
+        self.order.append("evaluation")
+
+
+@pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.parametrize("every", ["1 epoch", "5 steps"])
+def test_a_training_whose_time_is_up_is_saved_and_then_evaluated_if_it_never_was(
+    step: int, every: str
+) -> None:
+    callback = Stops(step, evaluate=True)
+    config = {"max_epochs": 9, "project_root": "runs", "evaluate_every": every}
+    runner = TinyRunner(config, callbacks=[callback], default_callbacks=True)
+    runner.train()
+
+    assert runner.global_step == step
+    assert runner.evaluations == 1
+    assert runner.best_result is not None
+    assert set(runner.best_result["val"]) == {"loss", "accuracy"}
+    assert (runner.checkpoint_dir / "best.pth").exists()
+    if step == 3:
+        assert callback.order.index("latest") < callback.order.index("evaluation")
+
+
+def test_one_that_stops_for_another_reason_is_not_evaluated() -> None:
+    runner = TinyRunner({"max_epochs": 9}, callbacks=[Stops(3)])
+    runner.train()
+
+    assert (runner.global_step, runner.evaluations) == (3, 0)
+
+
+def test_one_that_was_resumed_knows_of_earlier_evaluations() -> None:
+    config = {"max_epochs": 9, "project_root": "runs", "resume": "auto"}
+    first = TinyRunner(config, callbacks=[Stops(6)], default_callbacks=True)
+    first.train()
+    second = TinyRunner(
+        config | {"resume": str(first.dir)},
+        callbacks=[Stops(7, evaluate=True)],
+        default_callbacks=True,
+    )
+    second.train()
+
+    assert (second.global_step, second.evaluations) == (7, 0)
