@@ -8,6 +8,7 @@ Begin with `optimization`. It may import `distributed`, `metrics`, `checkpoint` 
 - `together`: optimizers that step together.
 - `schedules`: `Schedule`, which scheduler moves when, and the schedules that have a name.
 - `movement`: how schedules move with steps, epochs and evaluations.
+- `closures`: steps of optimizers that evaluate the model themselves, as often as they like.
 - `checks`: what is refused where an optimizer or a scheduler is handed over.
 - `deepspeed`: the same where an engine of DeepSpeed holds gradients and weights.
 - `hyperparameters`: what optimizers and schedulers were made with, so that new values win.

@@ -13,7 +13,6 @@ package; no other package imports this one, but `danling.testing`.
 - `stopping`: a stop that any process asks for, and what all of them agree on.
 - `batches`: the batches of an epoch with their accumulation windows.
 - `steps`: what a step returns, and the default steps.
-- `closures`: steps of optimizers that evaluate the model themselves, as often as they like.
 - `habits`: what is handed over or asked by the habits of another library.
 - `evaluation`: the mode of an evaluation, and the outputs of a prediction.
 - `members`: modules and objects with a state besides the model, and what training changes of them.

@@ -51,6 +51,7 @@ from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import all_metrics, check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
+from danling.optimization.closures import MISSING, Evaluation, MicroBatch, WindowClosure
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.models import Models, as_models, begin_training, parts_of
 from danling.optimization.movement import made, read_schedules
@@ -59,7 +60,6 @@ from danling.optimization.together import by_name
 from danling.runner.assigned import OPTIMIZED, Assigned, OfData, Part, leaves
 from danling.runner.base import BaseRunner
 from danling.runner.batches import Tally, Window, until_any_ends, windowed
-from danling.runner.closures import MISSING, Evaluation, MicroBatch, WindowClosure
 from danling.runner.compatibility import (
     config_changes,
 )
@@ -72,6 +72,7 @@ from danling.runner.resume import file_of, find_checkpoint, report, warn_of_newe
 from danling.runner.state import Contents
 from danling.runner.steps import (
     SampleCounter,
+    evaluation,
     forward,
     forward_with_output,
     predict,
@@ -692,13 +693,11 @@ class AccelerateRunner(BaseRunner):
         with self.world.call("train()"), nullcontext() if self.in_run else self:
             self._warn_of_periods()
             self._check_own_steps()
-            evaluates = self.optimization.needs_closure
+            again = self.optimization.needs_closure  # the optimizer evaluates a batch itself
             for _ in self.epochs():
                 for batch in self.batches("train"):
-                    if evaluates:
-                        self.step(closure=partial(self.train_step, batch))
-                    else:
-                        self.step(self.train_step(batch))
+                    output = MISSING if again else self.train_step(batch)
+                    self.step(output, closure=partial(self.train_step, batch) if again else None)
                     self._evaluate_if_due()
                 self._evaluate_if_due()
 
@@ -908,7 +907,8 @@ class AccelerateRunner(BaseRunner):
         optimization, window, hooks = self.optimization, batch.window, self.callbacks
         name, add = optimization.choose(optimizer), self.logbook.meter.add
         parts = optimization.pending.setdefault(name, [])
-        parts.append(MicroBatch(closure, window, self._samples_in(batch.batch)))
+        samples = self._samples_in(batch.batch)
+        parts.append(MicroBatch(partial(evaluation, closure, samples), window))
         batch.has_gradients = True
         if not window.closes:
             return

@@ -17,13 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from danling.errors import RunError
-from danling.runner.steps import read_output
 
 if TYPE_CHECKING:
     from danling.distributed.world import World
     from danling.metrics.logbook import Logbook
     from danling.optimization.optimization import Optimization
-    from danling.runner.batches import Window
 
 __all__ = ["MISSING", "Evaluation", "MicroBatch", "WindowClosure"]
 
@@ -41,14 +39,12 @@ class MicroBatch:
     """A micro-batch of a window.
 
     Attributes:
-        closure: What gives the output of its train step.
-        window: Its place in the window.
-        samples: The number of its samples, unless its output tells.
+        evaluate: What gives its loss, and whatever else its train step returns.
+        window: Its place in the window: it may have a `tally`, and tells whether it `closes`.
     """
 
-    closure: Callable[[], Any]
-    window: Window
-    samples: int
+    evaluate: Callable[[], Evaluation]
+    window: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +127,7 @@ class WindowClosure:
         """Evaluate the window; returns the loss, the same on all processes."""
         if not torch.is_grad_enabled():
             with self._logbook.aside():
-                return self._mean([self._evaluate(part) for part in self._parts])
+                return self._mean([part.evaluate() for part in self._parts])
         optimization, is_first = self._optimization, self._is_first
         optimization.forget(self._name)
         norm = optimization.used_norm
@@ -156,19 +152,9 @@ class WindowClosure:
             with self._logbook.aside():
                 yield
 
-    def _evaluate(self, part: MicroBatch) -> Evaluation:
-        output = part.closure()
-        if output is None:
-            raise RunError(
-                "a closure returned None: a batch of an optimizer that evaluates again cannot be "
-                "skipped; return the loss"
-            )
-        loss, metrics, samples = read_output(output)
-        return Evaluation(output, loss, metrics, part.samples if samples is None else samples)
-
     def _add_gradients(self, part: MicroBatch) -> Evaluation:
         self._optimization.synchronise(self._model, part.window.closes)
-        found, window = self._evaluate(part), part.window
+        found, window = part.evaluate(), part.window
         if window.tally is None:
             self._optimization.backward(found.loss, self._name)
         else:
