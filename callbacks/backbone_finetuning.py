@@ -9,6 +9,7 @@ from torch import nn
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError, did_you_mean
+from danling.optimization.models import awaits_all_gradients
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner as Runner
@@ -104,7 +105,7 @@ class BackboneFinetuning(Callback):
         """Use its learning rate, whatever the schedule made of it."""
         if self.lr is not None:
             _find_group(runner)["lr"] = self.lr
-        elif runner.optimization.replicas.awaits_all_gradients:
+        elif awaits_all_gradients(runner.model):
             for parameter in _find_group(runner)["params"]:
                 parameter.grad = None
 
@@ -124,7 +125,7 @@ class BackboneFinetuning(Callback):
         return modules[self.backbone]
 
     def _freeze(self, runner: Runner, frozen: bool) -> None:
-        if not runner.optimization.replicas.awaits_all_gradients:
+        if not awaits_all_gradients(runner.model):
             for parameter in self._module(runner).parameters():
                 parameter.requires_grad_(not frozen)
 

@@ -120,6 +120,9 @@ class BatchSizeFinder(Callback):
             return
         if len(runner.optimizers) != 1 or runner.distributed:
             raise CallbackError("BatchSizeFinder needs one optimizer, and one process")
+        if runner.optimization.needs_closure:
+            kind = type(runner.optimizers[0]).__name__
+            raise CallbackError(f"BatchSizeFinder tries plain steps; {kind} needs a closure")
         if "train" not in runner.datasets:
             raise CallbackError("BatchSizeFinder needs runner.datasets['train'] to make batches of")
         self.results = []

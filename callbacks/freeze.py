@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from danling.callback import Callback, Priority
 from danling.errors import CallbackError, did_you_mean
+from danling.optimization.models import awaits_all_gradients
 from danling.triggers import Every
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Freeze(Callback):
 
     def on_before_step(self, runner: Runner) -> None:
         """Leave the gradients out, where they had to be computed."""
-        if self._is_frozen and runner.optimization.replicas.awaits_all_gradients:
+        if self._is_frozen and awaits_all_gradients(runner.model):
             for parameter in self._parameters(runner):
                 parameter.grad = None
 
@@ -134,7 +135,7 @@ class Freeze(Callback):
 
     def _set(self, runner: Runner, *, frozen: bool) -> None:
         self._is_frozen = frozen
-        if not runner.optimization.replicas.awaits_all_gradients:
+        if not awaits_all_gradients(runner.model):
             for parameter in self._parameters(runner):
                 parameter.requires_grad_(not frozen)
                 if frozen:

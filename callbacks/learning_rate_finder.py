@@ -116,6 +116,9 @@ class LearningRateFinder(Callback):
             return
         if len(runner.optimizers) != 1 or runner.distributed:
             raise CallbackError("LearningRateFinder needs one optimizer, and one process")
+        if runner.optimization.needs_closure:
+            kind = type(runner.optimizers[0]).__name__
+            raise CallbackError(f"LearningRateFinder tries plain steps; {kind} needs a closure")
         modules = [m for m in (runner.model, runner.criterion) if isinstance(m, nn.Module)]
         undo, logged = Undo(modules, runner.optimizers), runner.logbook.state_dict()
         with isolated_rng():

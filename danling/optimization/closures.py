@@ -24,7 +24,15 @@ if TYPE_CHECKING:
     from danling.optimization.optimization import Optimization
     from danling.optimization.windows import Window
 
-__all__ = ["Evaluation", "MicroBatch", "WindowClosure"]
+__all__ = ["MISSING", "Evaluation", "MicroBatch", "WindowClosure"]
+
+
+class Nothing:
+    """The type of `MISSING`."""
+
+
+MISSING = Nothing()
+"""No output: None skips a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +40,12 @@ class MicroBatch:
     """A micro-batch of a window.
 
     Attributes:
-        closure: What gives the output of its train step.
-        window: Its place in the window.
-        samples: The number of its samples, unless its output tells.
+        evaluate: What gives its loss, and whatever else its train step returns.
+        window: Its place in the window: it may have a `tally`, and tells whether it `closes`.
     """
 
-    closure: Callable[[], Any]
+    evaluate: Callable[[], Evaluation]
     window: Window
-    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,6 @@ class WindowClosure:
         logbook: The values that are logged; what is evaluated again counts for nothing.
         world: The processes; the loss is the mean over all of them.
         model: The model as it is called.
-        read: What takes an output apart: the loss, other metrics, and the number of samples.
         on_first: What to do with the first evaluation, when its gradients are complete.
     """
 
@@ -88,11 +93,9 @@ class WindowClosure:
         logbook: Logbook,
         world: World,
         model: Any,
-        read: Callable[[Any], tuple[Tensor, Mapping[str, Any], Tensor | int | None]],
         on_first: Callable[[Sequence[Evaluation]], object],
     ) -> None:
         self._parts = parts
-        self._read = read
         self._name = name
         self._optimization = optimization
         self._logbook = logbook
@@ -125,7 +128,7 @@ class WindowClosure:
         """Evaluate the window; returns the loss, the same on all processes."""
         if not torch.is_grad_enabled():
             with self._logbook.aside():
-                return self._mean([self._evaluate(part) for part in self._parts])
+                return self._mean([part.evaluate() for part in self._parts])
         optimization, is_first = self._optimization, self._is_first
         optimization.forget(self._name)
         norm = optimization.used_norm
@@ -150,19 +153,9 @@ class WindowClosure:
             with self._logbook.aside():
                 yield
 
-    def _evaluate(self, part: MicroBatch) -> Evaluation:
-        output = part.closure()
-        if output is None:
-            raise RunError(
-                "a closure returned None: a batch of an optimizer that evaluates again cannot be "
-                "skipped; return the loss"
-            )
-        loss, metrics, samples = self._read(output)
-        return Evaluation(output, loss, metrics, part.samples if samples is None else samples)
-
     def _add_gradients(self, part: MicroBatch) -> Evaluation:
         self._optimization.synchronise(self._model, part.window.closes)
-        found, window = self._evaluate(part), part.window
+        found, window = part.evaluate(), part.window
         if window.tally is None:
             self._optimization.backward(found.loss, self._name)
         else:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from danling.errors import ConfigError, RunError
 
-__all__ = ["Models", "as_models", "begin_training", "parts_of"]
+__all__ = ["Models", "as_models", "awaits_all_gradients", "begin_training", "parts_of"]
 
 
 class Models(nn.ModuleDict):
@@ -79,6 +80,15 @@ def parts_of(model: Any) -> list[nn.Module]:
     if isinstance(model, Models):
         return list(model.values())
     return [] if model is None else [model]
+
+
+def awaits_all_gradients(model: Any) -> bool:
+    """Whether each backward must reach the parameters that required a gradient at first.
+
+    A `DistributedDataParallel` waits for them: one that is frozen later has its gradient dropped
+    before the step.
+    """
+    return any(isinstance(part, DistributedDataParallel) for part in parts_of(model))
 
 
 def begin_training(model: Any, trained: Iterable[Any]) -> None:

@@ -31,7 +31,6 @@ class Replicas:
         self.stand_in: StandIn | None = None
         self._several: list[nn.Module] = []  # models of which nobody else shares the buffers
         self._averaged: set[int] | None = None  # parameters that wrappers average
-        self._wrappers: list[nn.Module] = []
         self._uncalled: list[nn.Module] = []  # wrappers of which no forward has been seen yet
 
     def watch(self, model: Any) -> None:
@@ -52,7 +51,6 @@ class Replicas:
             if is_wrapped and self._several:
                 # buffers are shared at each step: between two forwards they would change in place
                 part.require_forward_param_sync = False  # type: ignore[assignment]  # a plain bool
-        self._wrappers = [p for p in parts_of(model) if isinstance(p, DistributedDataParallel)]
         inner = getattr(model, "_orig_mod", model)  # a compiled one
         if isinstance(inner, DistributedDataParallel):
             self.stand_in = StandIn(model)
@@ -66,15 +64,6 @@ class Replicas:
                 handle.remove()
 
         handle = wrapper.register_forward_pre_hook(called)
-
-    @property
-    def awaits_all_gradients(self) -> bool:
-        """Whether each backward must reach the parameters that required a gradient at first.
-
-        A `DistributedDataParallel` waits for them: one that is frozen later has its gradient
-        dropped before the step.
-        """
-        return bool(self._wrappers)
 
     def begin(self) -> None:
         """Let the modules besides the model be equal on all processes; a collective."""

@@ -46,6 +46,7 @@ from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.metrics.metric import check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
+from danling.optimization.closures import MISSING
 from danling.optimization.models import Models, as_models, begin_training, parts_of
 from danling.optimization.movement import made, read_schedules
 from danling.optimization.optimization import Optimization
@@ -54,7 +55,6 @@ from danling.optimization.windows import Tally
 from danling.run.directory import Scratch
 from danling.runner.base import BaseRunner
 from danling.runner.batches import (
-    MISSING,
     no_longer_in_use,
     step_with,
     windows_of,
@@ -578,8 +578,8 @@ class AccelerateRunner(BaseRunner):
             again = self.optimization.needs_closure  # an optimizer evaluates a batch itself
             for _ in self.epochs():
                 for batch in self.batches("train"):
-                    train_step = partial(self.train_step, batch)
-                    self.step(closure=train_step) if again else self.step(train_step())
+                    output = MISSING if again else self.train_step(batch)
+                    self.step(output, closure=partial(self.train_step, batch) if again else None)
                     evaluate_if_due(self)
                 evaluate_if_due(self)
 

@@ -9,10 +9,10 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from danling.errors import RunError
-from danling.optimization.closures import Evaluation, MicroBatch, WindowClosure
+from danling.optimization.closures import MISSING, Evaluation, MicroBatch, WindowClosure
 from danling.optimization.windows import Tally, Window, windowed
 from danling.runner.resume import restore_streams
-from danling.runner.steps import read_output, samples_read
+from danling.runner.steps import evaluation, samples_read
 
 if TYPE_CHECKING:
     from danling.distributed.world import World
@@ -22,20 +22,11 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 __all__ = [
-    "MISSING",
     "no_longer_in_use",
     "step_with",
     "until_any_ends",
     "windows_of",
 ]
-
-
-class Nothing:
-    """The type of `MISSING`."""
-
-
-MISSING = Nothing()
-"""No output: None skips a batch."""
 
 
 def windows_of(
@@ -98,7 +89,8 @@ def step_with(
     optimization, window, hooks = runner.optimization, batch.window, runner.callbacks
     name, add = optimization.choose(optimizer), runner.logbook.meter.add
     parts = optimization.pending.setdefault(name, [])
-    parts.append(MicroBatch(closure, window, runner._samples_in(batch.batch)))
+    samples = runner._samples_in(batch.batch)
+    parts.append(MicroBatch(partial(evaluation, closure, samples), window))
     batch.has_gradients = True
     if not window.closes:
         return
@@ -114,7 +106,7 @@ def step_with(
         hooks("on_before_step", runner)
 
     evaluate = partial(WindowClosure, parts, name, optimization, runner.logbook, runner.world)
-    evaluate(runner.model, read_output, first).step()
+    evaluate(runner.model, first).step()
     runner.counters.global_step += 1
     runner.is_log_step |= runner.counters.global_step % runner._log_interval == 0
     hooks("on_step", runner)

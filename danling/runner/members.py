@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from danling.checkpoint.sharded.state import plain_name
 from danling.errors import ConfigError
@@ -142,13 +143,33 @@ def lost(
 
 
 def stateless(schedulers: Mapping[str, Any]) -> list[str]:
-    """The schedulers that have no state to save: a line for each."""
-    return [
-        f"{f'scheduler {name!r}' if name else 'the scheduler'} ({type(part).__name__}) has no "
-        "state_dict(): a resumed run begins its schedule anew"
-        for name, part in schedulers.items()
-        if not callable(getattr(part, "state_dict", None))
-    ]
+    """What schedulers have and no checkpoint holds: a line for each."""
+    lines = []
+    for name, part in schedulers.items():
+        label = f"scheduler {name!r}" if name else "the scheduler"
+        if not callable(getattr(part, "state_dict", None)):
+            lines.append(
+                f"{label} ({type(part).__name__}) has no state_dict(): a resumed run begins its "
+                "schedule anew"
+            )
+            continue
+        saved = list(_mappings(part.state_dict()))
+        lines += [
+            f"{label} keeps {key} ({type(inner).__name__}), whose state is not in its state_dict()"
+            for key, inner in _listed(vars(part))
+            if isinstance(inner, LRScheduler) and inner.state_dict() not in saved
+        ]
+    return lines
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The mappings in a state, at any depth."""
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _mappings(item)
 
 
 class Watch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Real
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,11 +13,13 @@ from torch.nn.utils.rnn import PackedSequence
 from danling.data.loader import Loader
 from danling.errors import DataError, MetricError, RunError
 from danling.metrics.metric import RESERVED, measure
+from danling.optimization.closures import Evaluation
 
 __all__ = [
     "Output",
     "Read",
     "SampleCounter",
+    "evaluation",
     "forward",
     "forward_with_output",
     "predict",
@@ -85,6 +87,27 @@ def scalars_of(output: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in output.items()
         if name not in RESERVED and is_scalar(value)
     }
+
+
+def evaluation(closure: Callable[[], Any], samples: int) -> Evaluation:
+    """Evaluate a batch for an optimizer that does so again.
+
+    Args:
+        closure: What gives the output of the train step.
+        samples: The number of its samples, unless the output tells.
+
+    Raises:
+        RunError: The batch was skipped.
+        MetricError: There is no loss in the output.
+    """
+    output = closure()
+    if output is None:
+        raise RunError(
+            "a closure returned None: a batch of an optimizer that evaluates again cannot be "
+            "skipped; return the loss"
+        )
+    loss, metrics, told = read_output(output)
+    return Evaluation(output, loss, metrics, samples if told is None else told)
 
 
 def scalar(loss: Any) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD
 
 import danling as dl
-from danling.errors import ConfigError, RunError
+from danling.callbacks import BatchSizeFinder, LearningRateFinder
+from danling.errors import CallbackError, ConfigError, RunError
 from tests.support import closing
 from tests.support.resume_harness import in_process
 
@@ -327,3 +328,11 @@ def test_the_gradient_scaler_is_refused_before_the_first_step() -> None:
     with pytest.raises(ConfigError, match="gradient scaler of fp16 takes no closure"):
         runner.train()
     assert runner.global_step == 0
+
+
+@pytest.mark.parametrize("finder", [LearningRateFinder, BatchSizeFinder])
+def test_callbacks_that_try_plain_steps_refuse_one_that_evaluates_itself(finder: Any) -> None:
+    runner = quiet(lambda m: LBFGS(m.parameters()), callbacks=[finder()])
+
+    with pytest.raises(CallbackError, match="tries plain steps; LBFGS needs a closure"):
+        runner.train()

@@ -353,3 +353,33 @@ def test_a_scheduler_of_the_old_kind_is_given_as_it_was() -> None:
     assert runner.scheduler is scheduler
     assert scheduler.last_epoch == work.STEPS
     assert set(runner.state_dict()) & {"schedules"} == set()
+
+
+def test_a_scheduler_inside_another_is_saved_by_it_or_named() -> None:
+    class Keeping(work.Timm):
+        """Keeps the state of what it asks to itself, as a plateau of timm does."""
+
+        def __init__(self, optimizer: Any) -> None:
+            super().__init__(optimizer, in_epochs=True)
+            self.lr_scheduler = ReduceLROnPlateau(optimizer)
+
+    model = work.make_model()
+    optimizer = work.sgd(model)
+    inner = [ExponentialLR(optimizer, 0.9), StepLR(optimizer, 3)]
+    chained = torch.optim.lr_scheduler.SequentialLR(optimizer, inner, [5])
+    runner = dl.AccelerateRunner(
+        {"seed": 0, "max_epochs": 1, "accelerate": {"cpu": True}},
+        model=model,
+        criterion=nn.functional.mse_loss,
+        optimizer=optimizer,
+        scheduler=[Keeping(optimizer), chained],
+        dataloaders={"train": work.make_batches()},
+        default_callbacks=False,
+    )
+    runner.prepare()
+
+    lines = runner.state_dict()["run"]["lost"]
+    assert lines == [
+        "scheduler '0' keeps lr_scheduler (ReduceLROnPlateau), whose state is not in its "
+        "state_dict()"
+    ]
