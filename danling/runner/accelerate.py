@@ -56,6 +56,7 @@ from danling.run.directory import Scratch
 from danling.runner.base import BaseRunner
 from danling.runner.batches import (
     no_longer_in_use,
+    nothing_to_train_on,
     step_with,
     windows_of,
 )
@@ -687,8 +688,7 @@ class AccelerateRunner(BaseRunner):
             if window.closes and self._is_cut() and epoch.place(self.batch_index) != epoch.length:
                 return
         if epoch.place(self.batch_index) == 0:
-            named = " and ".join(map(repr, splits))
-            raise DataError(f"the split {named} has no batches: there is nothing to train on")
+            raise nothing_to_train_on(splits)
         epoch.ended_by = "last batch"
 
     def step(  # noqa: C901  # a call more in every step would be dear

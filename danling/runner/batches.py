@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from danling.errors import RunError
+from danling.errors import DataError, RunError
 from danling.optimization.closures import MISSING, Evaluation, MicroBatch, WindowClosure
 from danling.optimization.windows import Tally, Window, windowed
 from danling.runner.resume import restore_streams
@@ -23,6 +23,7 @@ _logger = logging.getLogger(__name__)
 
 __all__ = [
     "no_longer_in_use",
+    "nothing_to_train_on",
     "step_with",
     "until_any_ends",
     "windows_of",
@@ -143,3 +144,9 @@ def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
         "knows its place: read them one after the other, or together, with "
         'runner.batches("labelled", "unlabelled")'
     )
+
+
+def nothing_to_train_on(splits: Sequence[str]) -> DataError:
+    """What is raised where an epoch ends before its first batch."""
+    named = " and ".join(map(repr, splits))
+    return DataError(f"the split {named} has no batches: there is nothing to train on")
