@@ -50,9 +50,23 @@ def test_adversaries_are_equal_on_both_and_go_on_exactly_after_a_kill(tmp_path: 
 # Other pairs
 
 
+class Scaled(nn.Module):
+    """Multiplies by a buffer, which a backward needs as it was in the forward."""
+
+    scale: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.full((1,), 0.9))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * self.scale
+
+
 def teacher_of(student: nn.Module) -> nn.Module:
     torch.manual_seed(11)
-    teacher = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 1))
+    layers = [nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), Scaled(), nn.Linear(8, 1)]
+    teacher = nn.Sequential(*layers)
     return teacher.requires_grad_(False)
 
 

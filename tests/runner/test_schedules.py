@@ -249,6 +249,16 @@ def test_a_monitor_of_no_split_is_refused_before_the_first_step(tmp_path: Path) 
     assert runner.global_step == 0
 
 
+class Used(dl.Callback):
+    """Writes down the learning rate that each step uses."""
+
+    def __init__(self, rates: list[float]) -> None:
+        self.rates = rates
+
+    def on_before_step(self, runner: dl.AccelerateRunner) -> None:
+        self.rates.append(runner.optimizer.param_groups[0]["lr"])
+
+
 def test_a_longer_training_is_followed_by_the_schedule_that_has_its_length(tmp_path: Path) -> None:
     model = work.make_model()
     parts = work.sgd(model), "linear"
@@ -257,25 +267,20 @@ def test_a_longer_training_is_followed_by_the_schedule_that_has_its_length(tmp_p
     assert runner.scheduler.get_last_lr() == [0.0]
 
     runner.config.max_epochs = 4
-    rates: list[Any] = []
-    runner.callbacks.append(work.Rates(rates))
+    rates: list[float] = []
+    runner.callbacks.append(Used(rates))
     runner.train()
 
     total = 4 * work.STEPS
-    assert rates == [[0.1 * (1 - n / total)] for n in range(2 * work.STEPS + 1, total + 1)]
+    assert rates == [0.1 * (1 - n / total) for n in range(2 * work.STEPS, total)]
 
 
 def test_a_resume_with_another_length_follows_it_at_once(tmp_path: Path) -> None:
     def run(epochs: int) -> None:
         model = work.make_model()
         runner = work.make_runner(tmp_path, (work.sgd(model), "linear"), model, max_epochs=epochs)
-        rates: list[Any] = []
-
-        class Used(dl.Callback):
-            def on_before_step(self, runner: dl.AccelerateRunner) -> None:
-                rates.append(runner.optimizer.param_groups[0]["lr"])
-
-        runner.callbacks.append(Used())
+        rates: list[float] = []
+        runner.callbacks.append(Used(rates))
         if epochs == 4:
             (path,) = tmp_path.glob("*/checkpoints/latest.pth")
             runner.load_checkpoint(path)
