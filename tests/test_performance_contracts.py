@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from collections import Counter
+import time
+from collections import Counter, deque
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from types import FrameType
@@ -15,10 +17,26 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import danling as dl
 from danling.callbacks import TensorBoard
 from danling.optimization import optimization
+
+BARE, EVERYTHING = 740, 1090  # bytecodes of a step, without callbacks and with the default ones
+EVALUATION = {
+    "a list": (8, 340),
+    "a loader": (26, 770),
+    "TensorDataset": (12, 440),
+    "a plain dataset": (25, 740),
+}
+READING = {
+    "a list": (0, 0),
+    "a loader": (18, 425),
+    "TensorDataset": (5, 172),
+    "a plain dataset": (18, 470),
+}
+"""The most calls and bytecodes of this library for a batch, by the kind of data."""
 
 STEPS = 256  # a whole number of the windows in which values are folded on the device
 
@@ -105,6 +123,28 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 # What a step calls
 
 
+class Bytecodes:
+    """Counts the bytecodes of this library that run: what it costs, and no clock."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def __enter__(self) -> Bytecodes:
+        sys.settrace(self._see)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _see(self, frame: FrameType, event: str, _: object) -> Any:
+        path = frame.f_code.co_filename
+        if event == "call" and "/danling/" not in path and "/callbacks/" not in path:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self.total += event == "opcode"
+        return self._see
+
+
 class Calls:
     """Counts the calls of Python functions of this library."""
 
@@ -143,6 +183,108 @@ def test_a_step_without_callbacks_makes_few_calls(tmp_path: Path):
 
 def test_a_step_with_the_default_callbacks_makes_few_more(tmp_path: Path):
     assert calls_per_step(tmp_path, default=True) <= 48
+
+
+def bytecodes_per_step(tmp_path: Path, *, default: bool) -> float:
+    """The bytecodes of a step more, in an epoch that is otherwise the same."""
+    totals = []
+    for steps in (STEPS - 1, STEPS, 2 * STEPS):  # the first one imports, too
+        config = {"project_root": str(tmp_path / str(steps)), "log_interval": 10**6}
+        extra = [TensorBoard()] if default else []
+        runner = make_runner(steps, default=default, config=config, callbacks=extra)
+        with Bytecodes() as bytecodes:
+            runner.train()
+        totals.append(bytecodes.total)
+    return (totals[2] - totals[1]) / STEPS
+
+
+@pytest.mark.parametrize(("default", "most"), [(False, BARE), (True, EVERYTHING)])
+def test_a_step_is_few_bytecodes(default: bool, most: int, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)  # what is drawn by the clock is no step
+
+    assert bytecodes_per_step(tmp_path, default=default) <= most
+
+
+# What an evaluation and a batch that is read call
+
+
+class Whole(Dataset[Any]):
+    """Batches behind an index."""
+
+    deterministic = True
+
+    def __init__(self, amount: int) -> None:
+        self.batches = make_batches(amount)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches[index]
+
+
+class Plain(Dataset[Any]):
+    """Samples, as everybody writes a dataset."""
+
+    def __init__(self, amount: int) -> None:
+        self.inputs, self.targets = torch.zeros(8 * amount, 16), torch.zeros(8 * amount).long()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.inputs[index], self.targets[index]
+
+
+KINDS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "a list": lambda n: {"dataloaders": {"val": make_batches(n)}},
+    "a loader": lambda n: {"dataloaders": {"val": DataLoader(Whole(n), batch_size=None)}},
+    "TensorDataset": lambda n: {
+        "datasets": {"val": TensorDataset(torch.zeros(8 * n, 16), torch.zeros(8 * n).long())}
+    },
+    "a plain dataset": lambda n: {"datasets": {"val": Plain(n)}},
+}
+
+
+def evaluator(parts: dict[str, Any]) -> dl.AccelerateRunner:
+    return dl.AccelerateRunner(
+        {"seed": 0, "accelerate": {"cpu": True}, "dataloader": {"batch_size": 8}},
+        model=make_model(),
+        criterion=nn.CrossEntropyLoss(),
+        default_callbacks=False,
+        **parts,
+    )
+
+
+def cost_per_batch(kind: str, work: Callable[[dl.AccelerateRunner], object]) -> tuple[float, float]:
+    """The calls and the bytecodes of a batch more, from the second time on."""
+    calls, bytecodes = [], []
+    for amount in (STEPS, 2 * STEPS):
+        runner = evaluator(KINDS[kind](amount))
+        work(runner)
+        with Calls() as counted:
+            work(runner)
+        calls.append(counted.total())
+        with Bytecodes() as executed:
+            work(runner)
+        bytecodes.append(executed.total)
+    return (calls[1] - calls[0]) / STEPS, (bytecodes[1] - bytecodes[0]) / STEPS
+
+
+@pytest.mark.parametrize(("kind", "most"), list(EVALUATION.items()))
+def test_a_batch_is_evaluated_with_few_calls(kind: str, most: tuple[int, int]):
+    cost = cost_per_batch(kind, lambda runner: runner.evaluate("val"))
+
+    assert cost[0] <= most[0]
+    assert cost[1] <= most[1]
+
+
+@pytest.mark.parametrize(("kind", "most"), list(READING.items()))
+def test_a_batch_is_read_with_few_calls(kind: str, most: tuple[int, int]):
+    cost = cost_per_batch(kind, lambda runner: deque(runner.loader("val").iterate(0), 0))
+
+    assert cost[0] <= most[0]
+    assert cost[1] <= most[1]
 
 
 def test_a_hook_that_nobody_overrides_is_not_called():

@@ -811,7 +811,7 @@ class AccelerateRunner(BaseRunner):
             What a train step returns, and `"output"`, which hooks get. One of your own may return
             a mapping without a loss, or None where all there is to know is in the metrics.
         """
-        metrics = self.metrics_of(self.evaluating or "val")
+        metrics = self.logbook.metrics_of(self.logbook.evaluating or "val")
         return forward_with_output(self.model, self.criterion, batch, metrics)
 
     def predict_step(self, batch: Any) -> Any:

@@ -62,26 +62,32 @@ def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
     Raises:
         DataError: There is no such split, or it is empty.
     """
-    hooks, logbook = runner.callbacks, runner.logbook
+    hooks, heard, logbook = runner.callbacks, runner.callbacks.heard, runner.logbook
     loader = runner.loader(split, evaluating=True)
     with logbook.evaluation(split) as averages:
         runner.data.check_samples(loader)
         hooks("on_evaluate_start", runner, split)
         batches = _in_step(runner, loader)
         read = samples_read(loader, loader.length)
+        is_told = True
         index = -1
         for index, batch in enumerate(batches):
-            hooks("on_evaluate_batch_start", runner, batch)
+            if "on_evaluate_batch_start" in heard:
+                hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
             values, samples = read_evaluation(output)
             if samples is not None:
                 count = samples
+            elif read is not None:
+                count = read.of(index)
             else:
-                known = loader.samples_of(index) if read is None else read.of(index)
+                known = loader.samples_of(index) if is_told else None
+                is_told = known is not None  # else the user made the batches
                 count = known or runner.count_samples(batch, runner.logger)
             for name, value in values.items():
                 averages.add(f"{split}/{name}", value, count)
-            hooks("on_evaluate_batch_end", runner, batch, output)
+            if "on_evaluate_batch_end" in heard:
+                hooks("on_evaluate_batch_end", runner, batch, output)
         result = logbook.evaluation_result(split, averages, batches=index + 1)
         if result is None:
             raise DataError(f"the split {split!r} has no batches: there is nothing to evaluate")

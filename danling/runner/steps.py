@@ -72,6 +72,11 @@ def read_evaluation(output: Any) -> tuple[dict[str, Any], Tensor | int | None]:
         >>> read_evaluation({"bleu": 0.25, "n": 4}), read_evaluation(None)
         (({'bleu': 0.25}, 4), ({}, None))
     """
+    if type(output) is dict and type(loss := output.get("loss")) is Tensor and not loss.ndim:
+        found: dict[str, Any] = {"loss": (loss.detach() if loss.requires_grad else loss).clone()}
+        if len(output) == 1 + ("output" in output):  # as the default step returns it
+            return found, None
+        return found | scalars_of(output), count_of(output.get("n"))
     if output is None:
         return {}, None
     if isinstance(output, Mapping) and output.get("loss") is None:
@@ -333,7 +338,7 @@ def forward_with_output(
     """The default step of an evaluation: as `forward`, with the output of the model beside it."""
     if model is None:
         raise no_model()
-    if isinstance(batch, Mapping):
+    if type(batch) is not tuple and isinstance(batch, Mapping):
         result, target = model(**batch), batch.get("labels")
         (loss, _, _), output = read_output(result), logits_of(result)
     elif not isinstance(batch, (list, tuple)) or len(batch) != 2:
@@ -344,7 +349,8 @@ def forward_with_output(
         input, target = batch
         output = model(input)
         loss = criterion(output, target)
-    return {"loss": loss, "output": output, **measure(metrics, output, target)}
+    values = {"loss": loss, "output": output}
+    return values | measure(metrics, output, target) if metrics else values
 
 
 def no_model() -> RunError:
