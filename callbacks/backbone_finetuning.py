@@ -32,9 +32,12 @@ class BackboneFinetuning(Callback):
     Args:
         unfreeze_backbone_at_epoch: The epoch, counted from 0, from which on it is trained.
         lambda_func: The factor for the learning rate of the backbone in an epoch.
-        backbone_initial_ratio_lr: Its first learning rate, as a share of that of the first group.
-        backbone_initial_lr: The same as a number.
-        should_align: Whether it never exceeds the learning rate of the first group.
+        backbone_initial_ratio_lr: The first learning rate of the backbone, as a share of that of
+            the first group.
+        backbone_initial_lr: The first learning rate of the backbone as a number, in place of a
+            share.
+        should_align: Whether the learning rate of the backbone never exceeds that of the first
+            group.
         backbone: The name of the module.
 
     Raises:

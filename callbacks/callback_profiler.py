@@ -25,8 +25,8 @@ class CallbackProfiler(Callback):
     around the hooks is removed at the end of the run.
 
     Attributes:
-        calls: How often each hook was called, by the name of the callback and the hook.
-        seconds: The time it took in all, likewise.
+        calls: The number of calls of each hook, by the name of the callback and the hook.
+        seconds: The seconds that the calls took in all, by the same names.
 
     Example:
         >>> CallbackProfiler().table()

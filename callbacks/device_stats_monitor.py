@@ -31,7 +31,7 @@ class DeviceStatsMonitor(Callback):
     means over the processes.
 
     Args:
-        host: Whether to log the host too.
+        host: Whether memory and load of the host are logged, too.
 
     Example:
         >>> DeviceStatsMonitor().name

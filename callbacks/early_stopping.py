@@ -33,23 +33,23 @@ class EarlyStopping(Monitor):
         monitor: The value, as `"val/loss"`; None for the monitor of the runner.
         mode: Whether lower (`"min"`) or higher (`"max"`) is better; None for the mode of the
             runner.
-        patience: How many checks without improvement in a row stop the training; with 1 the first
-            one does.
-        min_delta: How much better a score must be than the best to count as an improvement.
+        patience: The number of checks without improvement in a row that stop the training; with 1
+            the first one does.
+        min_delta: The difference to the best that a score must have to count as an improvement.
         min_delta_mode: Whether `min_delta` is a difference (`"abs"`) or a share of the best score
             (`"rel"`): 0.01 is then one per cent.
-        baseline: A score that must be beaten, too, for the count of checks to begin again: a
+        baseline: The score that must be beaten, too, for the count of checks to begin again: a
             training that does not get better than this stops after `patience` checks.
         check_on: Whether a check is a `"result"`, or a `"log"` of the value as well.
-        stopping_threshold: Stop as soon as the score is better than this: it is good enough.
-        divergence_threshold: Stop as soon as the score is worse than this: it will not recover.
-        check_finite: Whether to stop when the score is NaN or infinite. Else it is a check that
-            did not improve.
-        start_from_epoch: Do not check during this many epochs, while the training warms up.
-        restore_best_weights: Leave the model with the weights of the best check after the run. They
-            are kept on the CPU, and in checkpoints, which grow by as much. Checkpoints hold the
-            weights of the training.
-        name: Another name, to have several of different monitors in a runner.
+        stopping_threshold: The score that is good enough: a better one stops the training.
+        divergence_threshold: The score from which no training recovers: a worse one stops it.
+        check_finite: Whether a score that is NaN or infinite stops the training. Else it is a check
+            that did not improve.
+        start_from_epoch: The number of epochs without a check, while the training warms up.
+        restore_best_weights: Whether the model has the weights of the best check after the run.
+            They are kept on the CPU, and in checkpoints, which grow by as much. Checkpoints hold
+            the weights of the training.
+        name: The name, to have several of different monitors in a runner.
 
     Raises:
         CallbackError: An argument cannot be meant, or `restore_best_weights` is asked of a model

@@ -21,10 +21,10 @@ class EMAWeightAveraging(WeightAveraging):
 
     Args:
         decay: The share of the average that stays, between 0 and 1.
-        every: When the weights join the average: a number of steps, or of epochs.
-        start: From when on, as `"1000 steps"` or `"5 epochs"`; None: from the beginning.
+        every: The time from one update of the average to the next, in steps or epochs.
+        start: The time of the first update, as `"1000 steps"` or `"5 epochs"`; None: the beginning.
         use_buffers: Whether buffers are averaged too; else those of the last update are used.
-        device: Where the average is kept; None: beside the weights.
+        device: The device on which the average is kept; None: that of the weights.
 
     Raises:
         CallbackError: An argument cannot be meant; or the weights are spread over processes.

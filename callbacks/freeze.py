@@ -32,10 +32,11 @@ class Freeze(Callback):
     comparison.
 
     Args:
-        patterns: Names of parameters or modules, as `"backbone"` or `"encoder.layer.[0-5].*"`.
-        until: When they are trained, as `"3 epochs"` or `"1000 steps"`; None: never.
+        patterns: The names of parameters or modules, as `"backbone"` or `"encoder.layer.[0-5].*"`.
+        until: The time from which on they are trained, as `"3 epochs"` or `"1000 steps"`; None:
+            they never are.
         train_bn: Whether frozen batch normalisation goes on with its running statistics.
-        name: Another name, to have several in a runner.
+        name: The name, to have several in a runner.
 
     Raises:
         CallbackError: A pattern matches nothing, or `until` is not in steps or epochs.

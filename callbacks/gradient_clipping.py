@@ -34,9 +34,9 @@ class GradientClipping(Callback):
     device, and there is no state.
 
     Args:
-        clipping_type: `"norm"`, `"value"` or `"adaptive"`.
+        clipping_type: The kind of the bound: `"norm"`, `"value"` or `"adaptive"`.
         threshold: The largest norm, the largest magnitude, or the largest ratio.
-        norm_type: Which norm is bounded, for `"norm"`.
+        norm_type: The order of the norm that is bounded, for `"norm"`.
 
     Raises:
         CallbackError: An argument cannot be meant, or the configuration clips as well.

@@ -25,7 +25,7 @@ class GradientNormMonitor(Callback):
     the host before the log.
 
     Args:
-        per_layer: Whether to log the norm of each module that has parameters of its own.
+        per_layer: Whether the norm of each module that has parameters of its own is logged.
 
     Example:
         >>> GradientNormMonitor(per_layer=True).name

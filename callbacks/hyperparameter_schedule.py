@@ -25,7 +25,7 @@ class HyperparameterSchedule(Callback):
     logged as `optim/<name>`. It costs a call of the function per step.
 
     Args:
-        parameter: What to set.
+        parameter: The name of the number that is set.
         schedule: The value at a step or epoch, counted from 0: a function, or a mapping of points
             to the values that hold from there on.
         interval: Whether steps or epochs are counted.

@@ -16,8 +16,8 @@ class LambdaCallback(Callback):
     """Call a function at a hook, where a class of your own would be too much.
 
     Args:
-        name: Another name, to have several in a runner.
-        **hooks: A function for each hook, with the arguments of the hook: `on_epoch_end=lambda
+        name: The name, to have several in a runner.
+        **hooks: The function of each hook, with the arguments of the hook: `on_epoch_end=lambda
             runner: ...`.
 
     Raises:

@@ -40,10 +40,10 @@ class LearningRateFinder(Callback):
     Args:
         min_lr: The first learning rate.
         max_lr: The last one.
-        num_training_steps: How many are tried.
+        num_training_steps: The number of learning rates that are tried.
         mode: Whether they rise by a factor (`"exponential"`) or by a difference (`"linear"`).
-        early_stop_threshold: How many times as large as the best the loss may become before the
-            search ends; None: any.
+        early_stop_threshold: The multiple of the best loss at which the search ends; None: it goes
+            on.
         update_attr: Whether the training uses what was suggested.
 
     Attributes:

@@ -24,8 +24,8 @@ class LearningRateMonitor(Callback):
     are several.
 
     Args:
-        momentum: Whether to log the momentum.
-        weight_decay: Whether to log the weight decay.
+        momentum: Whether the momentum is logged.
+        weight_decay: Whether the weight decay is logged.
 
     Example:
         >>> LearningRateMonitor(momentum=False).name

@@ -35,12 +35,15 @@ class ModelCheckpoint(Monitor):
     and numbered files of their own, as `{name}-epoch-10.pth`.
 
     Args:
-        every: When `latest.pth` is saved, besides the end; None: only then.
-        monitor: What `best.pth` follows, as `"val/accuracy"`; by default the monitor of the run.
+        every: The time from one save of `latest.pth` to the next; it is saved at the end as well,
+            and with None only there.
+        monitor: The value that `best.pth` follows, as `"val/accuracy"`; None: the monitor of the
+            run.
         mode: Whether lower (`"min"`) or higher (`"max"`) is better.
         save_top_k: The number of the best that are kept: 1 is `best.pth`, 0 none, more are numbered
             files besides; -1 keeps every evaluation's.
-        keep_every: When a numbered file, `epoch-10.pth` or `step-1200.pth`, is saved as well.
+        keep_every: The time from one numbered file, `epoch-10.pth` or `step-1200.pth`, to the next;
+            None: there are none.
         keep_last: The number of those that are kept, the newest ones; None: all.
         save_weights_only: Whether all but `latest.pth` hold only weights and configuration.
         save_on_exception: Whether a failing run leaves `crash/step-N.pth`. It may be of the middle

@@ -22,7 +22,7 @@ class ModelSummary(Callback):
     Shows at once that the right model is trained, and the right part of it.
 
     Args:
-        max_depth: How deep into the modules to go; 1 for the children of the model, -1 for all.
+        max_depth: The depth of the modules in the table: 1 is the children of the model, -1 all.
 
     Raises:
         CallbackError: The depth is not -1 or a positive integer.
@@ -53,7 +53,7 @@ def summarize(model: nn.Module, max_depth: int = 1) -> str:
 
     Args:
         model: The model.
-        max_depth: How deep to go; -1 for all levels.
+        max_depth: The depth of the modules in the table; -1 for all.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -20,7 +20,7 @@ class Monitor(Callback):
         monitor: The value, as `"val/loss"`; None for the monitor of the runner.
         mode: Whether lower (`"min"`) or higher (`"max"`) is better; None for the mode of the
             runner, which needs a `mode` when `monitor` is another value than the runner's.
-        min_delta: How much better a score must be than the best to count; not negative.
+        min_delta: The difference to the best that a score must have to count; not negative.
 
     Raises:
         CallbackError: An argument cannot be meant.

@@ -43,9 +43,9 @@ class NaNGuard(Callback):
     Its state is the number of steps that it caught.
 
     Args:
-        action: Whether to `"raise"` an error, `"stop"` the training, `"skip"` the step, or
+        action: The answer: to `"raise"` an error, `"stop"` the training, `"skip"` the step, or
             `"restore"` the last good checkpoint.
-        max_times: After how many times `"skip"` and `"restore"` give up with an error.
+        max_times: The number of times after which `"skip"` and `"restore"` give up with an error.
 
     Raises:
         CallbackError: An argument cannot be meant; or no checkpoint can be restored in this run.

@@ -28,8 +28,8 @@ class OptunaPruning(Monitor):
 
     Args:
         trial: The trial; None for that of the sweep.
-        monitor: What is reported, as `"val/accuracy"`; by default what the sweep optimises, else
-            the monitor of the run.
+        monitor: The value that is reported, as `"val/accuracy"`; None: what the sweep optimises,
+            else the monitor of the run.
 
     Raises:
         CallbackError: Optuna is not installed, or this is no trial.

@@ -29,7 +29,7 @@ class PredictionWriter(Callback):
     A batch costs a copy of its output to the host, a piece the writing of a file. It has no state.
 
     Args:
-        output_dir: Where the folders of the splits are made.
+        output_dir: The folder in which those of the splits are made.
         batches_per_piece: The number of batches in a file.
 
     Raises:

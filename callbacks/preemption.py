@@ -54,8 +54,8 @@ class Preemption(Callback):
     that takes half as long again as the longest so far.
 
     Args:
-        max_time: Stop, with status `stopped`, in time for a save before this launch has taken this
-            long: seconds, a timedelta, or text as `"1h30m"`. The run is unfinished: with
+        max_time: The time that this launch may take: seconds, a timedelta, or text as `"1h30m"`.
+            The run stops, with status `stopped`, in time for a save. It is unfinished: with
             `resume="auto"` the same command goes on with it.
 
     Raises:
@@ -216,8 +216,8 @@ class _Budget:
     """A time by which a run must have saved.
 
     Args:
-        what: Its name, for messages.
-        seconds: How long it is from now.
+        what: The name of the limit, for messages.
+        seconds: The number of seconds from now to the limit.
         number: The signal that the run acts as if it got; None for a plain stop.
     """
 

@@ -23,9 +23,9 @@ class Profiler(Callback):
     It has no state: a resumed run records again.
 
     Args:
-        wait: Steps of a cycle before it warms up.
-        warmup: Steps whose record is thrown away.
-        active: Steps that are recorded.
+        wait: The number of steps of a cycle before it warms up.
+        warmup: The number of steps whose record is thrown away.
+        active: The number of steps that are recorded.
         repeat: The number of cycles.
         record_shapes: Whether shapes of inputs are recorded.
         profile_memory: Whether memory is recorded.

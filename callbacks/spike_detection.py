@@ -35,12 +35,12 @@ class SpikeDetection(Callback):
 
     Args:
         mode: Whether lower (`"min"`) or higher (`"max"`) values are better.
-        window: Of how many losses the mean is taken.
-        warmup: How many batches pass before the first one can be a spike.
-        atol: By how much a spike differs from the mean at least; None: by any amount.
-        rtol: The same as a share of the mean.
+        window: The number of losses that the mean is taken of.
+        warmup: The number of batches that pass before one can be a spike.
+        atol: The difference to the mean that a spike has at least; None: any.
+        rtol: The least difference of a spike as a share of the mean.
         finite_only: Whether a loss that is not finite is a spike.
-        action: Whether to `"raise"` an error, to `"stop"` the training or to `"warn"`.
+        action: The answer: to `"raise"` an error, to `"stop"` the training or to `"warn"`.
 
     Raises:
         CallbackError: An argument cannot be meant.

@@ -31,11 +31,11 @@ class StochasticWeightAveraging(WeightAveraging):
 
     Args:
         swa_lrs: The learning rate, or one for each parameter group.
-        swa_epoch_start: After how many epochs it begins; a number below 1 is a share of
-            `max_epochs`.
-        annealing_epochs: How many epochs the learning rate takes to get there.
+        swa_epoch_start: The number of epochs after which the averaging begins; a number below 1 is
+            a share of `max_epochs`.
+        annealing_epochs: The number of epochs in which the learning rate gets to `swa_lrs`.
         annealing_strategy: Whether it gets there along a cosine (`"cos"`) or a line (`"linear"`).
-        device: Where the average is kept; None: beside the weights.
+        device: The device on which the average is kept; None: that of the weights.
 
     Raises:
         CallbackError: An argument cannot be meant; or the weights are spread over processes.

@@ -56,7 +56,7 @@ class TensorBoard(Callback):
         epoch_axis: Whether results are also written against the epoch, as `epoch/val/loss`.
         histograms: The period of histograms of parameters and gradients, `"1 epoch"` or
             `"500 steps"`; the first ones are those of the first step. None for no histograms.
-        graph: Whether to write the graph of the model, traced with the first batch.
+        graph: Whether the graph of the model, traced with the first batch, is written.
         flush_seconds: The longest time in seconds that a value waits in memory.
 
     Raises:

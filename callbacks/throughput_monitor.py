@@ -47,10 +47,11 @@ class ThroughputMonitor(Callback):
     device is known, `perf/mfu` (0 to 1). Nothing waits for the device.
 
     Args:
-        count_tokens: How many tokens a batch has, as `lambda batch: batch["input_ids"].numel()`.
-        flops_per_sample: Floating point operations of forward and backward for one sample; about 6
-            per parameter and token in a transformer.
-        peak_tflops: Peak of one device in TFLOP/s, where it is not in the table.
+        count_tokens: The function that gives the number of tokens of a batch, as `lambda batch:
+            batch["input_ids"].numel()`.
+        flops_per_sample: The floating point operations of forward and backward for one sample;
+            about 6 per parameter and token in a transformer.
+        peak_tflops: The peak of one device in TFLOP/s, where it is not in the table.
 
     Raises:
         CallbackError: A number is not positive.

@@ -30,7 +30,8 @@ class Timer(Callback):
     It costs one look at the clock per step, and it has no state: the runner keeps the clock.
 
     Args:
-        duration: `"DD:HH:MM:SS"`, text as `"30 min"`, a timedelta, or a mapping of its arguments.
+        duration: The time of training: `"DD:HH:MM:SS"`, text as `"30 min"`, a timedelta, or a
+            mapping of its arguments.
         interval: Whether the time is looked at after each step or at the end of each epoch.
 
     Raises:

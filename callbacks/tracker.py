@@ -55,8 +55,8 @@ class Tracker(Callback):
     cannot be taken back from any of them.
 
     Args:
-        tracker: `"wandb"`, `"mlflow"`, `"aim"`, `"comet_ml"`, `"clearml"`, `"dvclive"`, `"swanlab"`
-            or `"trackio"`; or a `GeneralTracker` of Accelerate's of your own.
+        tracker: The name of the tracker, `"wandb"`, `"mlflow"`, `"aim"`, `"comet_ml"`, `"clearml"`,
+            `"dvclive"`, `"swanlab"` or `"trackio"`; or a `GeneralTracker` of Accelerate's.
         project: The name of the group of runs; None for the `experiment_name` of the configuration.
         options: The arguments of Accelerate's tracker, as `{"entity": "team"}` for wandb.
         strict: Whether a failure of the tracker ends the training.

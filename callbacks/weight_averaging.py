@@ -36,12 +36,12 @@ class WeightAveraging(Callback):
     of weights and average, twice. The average needs the memory of the weights once more.
 
     Args:
-        every: When the weights join the average: a number of steps, or of epochs (then at their
-            last batch, before the evaluation).
-        start: From when on, as `"1000 steps"` or `"5 epochs"`; None: from the beginning.
+        every: The time from one update of the average to the next, in steps, or in epochs (then at
+            their last batch, before the evaluation).
+        start: The time of the first update, as `"1000 steps"` or `"5 epochs"`; None: the beginning.
         use_buffers: Whether buffers, as those of batch normalisation, are averaged too; else those
             of the last update are used.
-        device: Where the average is kept; None: beside the weights.
+        device: The device on which the average is kept; None: that of the weights.
         multi_avg_fn: The function that moves the average; equal weights by default.
 
     Raises:

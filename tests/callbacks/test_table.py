@@ -82,6 +82,18 @@ def test_the_hooks_and_the_cost_of_a_row_are_those_of_the_class(row: Row):
     assert row.cost
 
 
+@pytest.mark.parametrize("name", danling.callbacks.__all__)
+def test_arguments_are_told_in_sentences_with_a_subject(name: str):
+    """ "The number of steps.", never "How many."."""
+    kind = getattr(danling.callbacks, name)
+    text = inspect.getdoc(kind) or ""
+    section = re.search(r"^Args:\n((?:    .*\n|\n(?=    ))+)", f"{text}\n", re.MULTILINE)
+    told = re.findall(r"^    \*{0,2}(\w+): (\w+|`)", section[1] if section else "", re.MULTILINE)
+
+    assert [argument for argument, _ in told] == list(inspect.signature(kind).parameters)
+    assert [each for each in told if each[1] not in ("The", "A", "An", "Whether")] == []
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_is_replaced_exists_where_the_library_is_installed(library, monkeypatch):
