@@ -91,6 +91,12 @@ class Alone(Callback):
         assert not runner.distributed
 
 
+class Loner(Callback):
+    def on_setup(self, runner):
+        if runner.distributed:
+            raise CallbackError("one process, please")
+
+
 class Onlooker(Callback):
     only_watches = True
 
@@ -157,6 +163,16 @@ def test_one_that_says_it_changes_the_training_must(tmp_path: Path):
     contract.make = Counter
     with pytest.raises(AssertionError):
         contract.test_changes_the_training_only_where_it_says_so(tmp_path)
+
+
+def test_one_that_needs_one_process_must_say_so_and_refuse_several(tmp_path: Path):
+    contract = contract_of(Loner)
+    with pytest.raises(AssertionError, match=r"two processes left with \[1, 1\]"):
+        contract.test_works_in_two_processes(tmp_path)
+
+    contract.needs_one_process = True
+    (tmp_path / "again").mkdir()
+    contract.test_works_in_two_processes(tmp_path / "again")
 
 
 def test_the_cost_of_a_step_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

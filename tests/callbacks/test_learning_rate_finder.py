@@ -18,6 +18,7 @@ def wrong(value: Any) -> Any:
 
 
 class TestContract(CallbackContract):
+    needs_one_process = True
     changes_training = True
     syncs_every_step = True  # of its search
 
@@ -26,6 +27,7 @@ class TestContract(CallbackContract):
 
 
 class TestContractOfLookingOnly(CallbackContract):
+    needs_one_process = True
     syncs_every_step = True  # of its search
 
     def make(self):

@@ -636,6 +636,7 @@ def test_a_run_that_dies_in_a_background_save_goes_on_exactly(place: str):
 
 class TestContract(CallbackContract):
     default_callbacks = True
+    keeps_times = True  # when was saved last: a period may be one of seconds
 
     def make(self):
         return ModelCheckpoint("2 steps", save_top_k=2)

@@ -203,7 +203,7 @@ def read_comet() -> Shown:
                 shown.params[param["paramName"]] = param["paramValue"]
             if content.get("key") == "status":
                 shown.status = content["value"]
-            shown.images += content.get("additional_params", {}).get("type") == "image"
+            shown.images += content.get("upload_type") == "visualization"
     shown.runs = len(ids)
     return shown
 
