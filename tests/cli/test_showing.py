@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from danling.cli.main import main
-from tests.support.runs import make_run
+from tests.support.runs import RECORD, make_run
 
 
 @pytest.fixture
@@ -35,6 +35,36 @@ def test_everything_is_on_one_screen(root: Path, capsys: pytest.CaptureFixture[s
         "resume       python train.py --resume",
     ):
         assert text in printed
+
+
+def test_every_launch_says_where_it_was_and_why_it_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    first = {**RECORD["launches"][0], "start_step": 0, "end_step": 14}
+    slurm = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
+    launches = [
+        {**first, "slurm": slurm, "exit_reason": "signal SIGTERM"},
+        {
+            **first,
+            "slurm": {**slurm, "SLURM_RESTART_COUNT": "1"},
+            "start_step": 14,
+            "end_step": 40,
+            "exit_reason": "finished",
+        },
+        {**first, "slurm": 3, "start_step": None, "end_step": None, "exit_reason": None},
+    ]
+    make_run(tmp_path / "experiments", launches=launches)
+
+    assert main(["show", "@1"]) == 0
+
+    printed = capsys.readouterr().out
+    table = printed[printed.index("launch  host") :].splitlines()[:4]
+    assert [line.split(None, 2)[2] for line in table] == [
+        "slurm          steps     ended",
+        "7_1            0 to 14   signal SIGTERM",
+        "7_1 restart 1  14 to 40  finished",
+        "running",
+    ]
 
 
 @pytest.mark.parametrize(
