@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: The words after `danling`; those of this process if None.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _with_orders(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["__complete"]:
         return _complete(words[1:])
     parser = build_parser(words)
@@ -98,6 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _with_orders(words: Sequence[str]) -> list[str]:
+    """The words, with `-s -val.loss` as one: argparse takes its end for an option."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in ("-s", "--sort") and word.startswith("-"):
+            found[-1] += word if found[-1] == "-s" else f"={word}"
+        else:
+            found.append(word)
+    return found
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:

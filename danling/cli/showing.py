@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from danling.cli.choosing import add_run, chosen_run
@@ -107,6 +108,10 @@ def _overview(run: Run, output: Output) -> None:
         output.line(f"note         {one_line(note.time)}  {one_line(note.text)}")
     output.line("\nconfig")
     _print(output, run.all_settings, indent="  ")
+    if len(run.launches) > 1:
+        output.line()
+        head = ["launch", "host", "slurm", "steps", "ended"]
+        output.table(head, [_launch(number, each) for number, each in enumerate(run.launches, 1)])
     files = [
         [f.name, f"epoch {f.epoch}", str(f.global_step), size_text(f.size)] for f in run.checkpoints
     ]
@@ -117,6 +122,23 @@ def _overview(run: Run, output: Output) -> None:
         output.line(f"\nresume       {one_line(str(resumed(run)))}")
     except RunDirectoryError as error:
         output.line(f"\nresume       {one_line(str(error))}")
+
+
+def _launch(number: int, launch: Mapping[str, Any]) -> list[str]:
+    """A launch in a row: where it worked, on which steps, and why it ended."""
+    slurm = launch.get("slurm")
+    job = slurm if isinstance(slurm, Mapping) else {}
+    array = [job.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK")]
+    name = "_".join(map(str, array)) if all(array) else str(job.get("SLURM_JOB_ID") or "")
+    restart = job.get("SLURM_RESTART_COUNT")
+    steps = [value_text(launch.get(key)) for key in ("start_step", "end_step")]
+    return [
+        str(number),
+        value_text(launch.get("host")),
+        f"{name} restart {restart}" if restart else name,
+        " to ".join(filter(None, steps)),
+        value_text(launch.get("exit_reason")) or "running",
+    ]
 
 
 def _score(run: Run) -> str:
