@@ -24,6 +24,7 @@ REPOSITORY = PROJECT["urls"]["Repository"]
 SECTIONS = {
     "Tutorials": [
         "tutorials/first_run.md",
+        "tutorials/configure.md",
         "tutorials/own_callback.md",
         "tutorials/own_loop.md",
         "tutorials/resume.md",
