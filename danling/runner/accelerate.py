@@ -447,13 +447,15 @@ class AccelerateRunner(BaseRunner):
     @property
     def batch_size(self) -> int | None:
         """The samples of a training batch of one process; None where several loaders make it."""
-        return self.data.whole("train").batch_size
+        return self.data.whole("train").batch_size if self.data.can_train else None
 
     # How long it trains
 
     @property
     def batches_per_epoch(self) -> int | None:
         """The batches of this epoch on this process; None where they are unknown."""
+        if not self.data.can_train:
+            return None
         epoch, loader = self._epoch, self.data.whole("train")
         if epoch is not None and epoch.loader is loader:
             return epoch.length
