@@ -23,13 +23,14 @@ from danling.metrics.history import split_of
 from danling.metrics.logbook import Logbook
 from danling.optimization.optimization import Optimization
 from danling.runner.callbacks import Callbacks
+from danling.runner.progress import OpenEpoch
 from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
 from danling.triggers import Moment
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner
-    from danling.runner.progress import OpenEpoch, OpenTraining
+    from danling.runner.progress import OpenTraining
 
 __all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_host"]
 
