@@ -13,7 +13,7 @@ from danling.optimization.movement import COUNTING, WATCHING, argument_of
 from danling.optimization.schedules import Schedule, check_name
 from danling.optimization.together import listed, numbered
 
-__all__ = ["check_optimizers", "check_schedulers", "needs_closure"]
+__all__ = ["check_lists", "check_optimizers", "check_schedulers", "needs_closure"]
 
 
 def check_optimizers(optimizers: Mapping[str, Any]) -> None:
@@ -82,6 +82,25 @@ def _check_optimizer(what: str, optimizer: Any) -> None:
         raise ConfigError(
             f"{what}, {type(optimizer).__name__}, needs more than a closure for its step()"
         )
+
+
+def check_lists(optimizers: Mapping[str, Any]) -> None:
+    """Refuse an optimizer with a list of parameters that are not those of its groups any more.
+
+    Raises:
+        ConfigError: One would move what nobody uses.
+    """
+    for name, optimizer in optimizers.items():
+        kept = getattr(optimizer, "_params", None)  # of torch.optim.LBFGS, since it was made
+        if not isinstance(kept, list):
+            continue
+        own = {id(parameter) for parameter in _parameters(optimizer)}
+        if any(id(parameter) not in own for parameter in kept):
+            raise ConfigError(
+                f"{_called('optimizer', name)}, {type(optimizer).__name__}, keeps a list of its "
+                "parameters, which were replaced by parts of them (FSDP): it would move none; "
+                "train it on replicas (DDP)"
+            )
 
 
 def needs_closure(optimizer: Any) -> bool:

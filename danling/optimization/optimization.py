@@ -18,7 +18,12 @@ from danling.checkpoint.encoding import named, unnamed
 from danling.checkpoint.sharded.state import ModelState
 from danling.errors import ConfigError, MetricError, RunError, did_you_mean
 from danling.metrics.history import split_of
-from danling.optimization.checks import check_optimizers, check_schedulers, needs_closure
+from danling.optimization.checks import (
+    check_lists,
+    check_optimizers,
+    check_schedulers,
+    needs_closure,
+)
 from danling.optimization.models import Models, parts_of
 from danling.optimization.movement import moving, read_schedules, state_of
 from danling.optimization.replicas import Replicas
@@ -182,15 +187,19 @@ class Optimization:
                 "the gradient scaler of fp16 takes no closure: use bf16 or full precision for an "
                 "optimizer that evaluates the model again"
             )
-        models = dict(model) if isinstance(model, Models) else {"": model} if model else {}
+        several = isinstance(model, Models)
+        models: dict[str, nn.Module] = {} if model is None else {"": model}
+        if isinstance(model, Models):
+            models = dict(model)
         if not models and not self.optimizers:
             return None
-        wrapped = self._place(models, several=isinstance(model, Models))
-        if isinstance(model, Models):
+        wrapped = self._place(models, several=several)
+        if several:
             self._model = Models(wrapped, self._accelerator.unwrap_model)
         else:
             self._model = wrapped.get("")
         check_schedulers(self._given, self._listed())  # Accelerate has made groups anew
+        check_lists(self.optimizers)  # and may have replaced parameters
         if self._accelerator.num_processes > 1 and self.readable:
             self._averages = True
             self.replicas.watch(self._model)

@@ -49,7 +49,7 @@ class Replicas:
             if is_wrapped:
                 self._await_call(part)
             if is_wrapped and self._several:
-                # buffers are shared at each step: a backward finds them as its forward has left them
+                # buffers are shared at each step: a backward finds them as its forward left them
                 part.require_forward_param_sync = False  # type: ignore[assignment]  # a plain bool
         inner = getattr(model, "_orig_mod", model)  # a compiled one
         if isinstance(inner, DistributedDataParallel):

@@ -20,6 +20,7 @@ from danling.callbacks import ModelCheckpoint
 from danling.checkpoint.reading import read_checkpoint
 from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import At, Regression, die, network, normalised_network
+from tests.support.closing import SAM
 
 pytestmark = pytest.mark.distributed
 
@@ -217,6 +218,48 @@ def test_batch_norm_is_evaluated_with_the_statistics_that_are_saved(tmp_path: Pa
     (alone,) = results(tmp_path, 1)
     for found in several:
         assert_close(found, alone)
+
+
+def keeping(folder: Path) -> None:
+    runner = ByAccelerate(folder, {})
+    runner.optimizer = torch.optim.LBFGS(runner.model.parameters())
+    runner.train()
+
+
+def test_an_optimizer_that_keeps_the_whole_parameters_is_refused(tmp_path: Path) -> None:
+    ended = together(2, keeping, tmp_path, folder=tmp_path)
+
+    assert 0 not in ended.codes
+    assert "the optimizer, LBFGS, keeps a list of its parameters, which were" in ended.output
+
+
+class Climbing(ByAccelerate):
+    """Evaluates each batch twice."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        super().__init__(folder, config, samples={"train": 32})
+        self.optimizer = SAM(self.model.parameters(), lr=0.05, momentum=0.9)
+
+
+def climbing(folder: Path, batch_size: int) -> None:
+    runner = Climbing(folder, {"dataloader": {"batch_size": batch_size}, "evaluate_every": None})
+    runner.train()
+    weights = [p.detach() for p in runner.unwrapped_model.parameters()]
+    whole = [w.full_tensor() if isinstance(w, DTensor) else w for w in weights]
+    leave(folder, [isinstance(weights[0], DTensor), [w.tolist() for w in whole]])
+
+
+def test_a_step_with_two_backward_passes_is_as_on_one_process(tmp_path: Path) -> None:
+    found = []
+    for size in (1, 2):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        succeed(size, climbing, folder, 8 // size, folder=folder)
+        found.append(results(folder, size)[0])
+
+    assert [sharded for sharded, _ in found] == [False, True]
+    for alone, several in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(torch.tensor(alone), torch.tensor(several), rtol=1e-4, atol=1e-6)
 
 
 class OfTheFirstVersion(ByAccelerate):

@@ -378,3 +378,14 @@ def test_accelerate_wraps_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimization, "accelerate_adds_nothing", lambda _: False)
 
     assert all(map(torch.equal, direct, weights()))
+
+
+def test_an_empty_container_is_a_model_too() -> None:
+    empty = nn.Sequential()
+    data = TensorDataset(torch.randn(8, 2), torch.randn(8, 2))
+    runner = dl.AccelerateRunner(
+        QUIET, model=empty, criterion=nn.MSELoss(), datasets={"val": data}, default_callbacks=False
+    )
+
+    assert runner.evaluate("val")["loss"] > 0
+    assert runner.unwrapped_model is empty
