@@ -107,7 +107,7 @@ from danling.runner.steps import (
     read_output,
 )
 from danling.runner.stopping import Limits
-from danling.seed import Flags, seed_everything
+from danling.seed import Flags, ask_for_determinism, has_seeded, seed_everything
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
@@ -207,7 +207,7 @@ class AccelerateRunner(BaseRunner):
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
-        self._settle_seed()
+        self._settle_seed(config)
         if self.distributed:
             _ = self.uuid  # agreed now, so that any process may read it alone
         self.model, self.criterion = as_models(model), criterion
@@ -267,9 +267,16 @@ class AccelerateRunner(BaseRunner):
                 f"config.accelerate does not fit accelerate.Accelerator: {error}"
             ) from error
 
-    def _settle_seed(self) -> None:
-        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+    def _settle_seed(self, given: Any) -> None:
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew.
+
+        What `seed_everything(config)` has seeded with the same config is not seeded again.
+        """
         set_streams_aside()
+        if has_seeded(given):
+            ask_for_determinism(self.config)
+            self._flags = Flags()
+            return
         drawn = seed_everything(self.config)
         self._flags = Flags()
         if self.distributed and self.config.drawn_seed:
