@@ -31,8 +31,10 @@ from danling.errors import ConfigError
 __all__ = [
     "Flags",
     "GeneratorState",
+    "ask_for_determinism",
     "derive",
     "generator_state",
+    "has_seeded",
     "isolated_rng",
     "noted_flags",
     "process_generators",
@@ -97,14 +99,16 @@ def seed_everything(config: int | SeededConfig, rank: int = 0) -> int:
         >>> torch.equal(first, torch.rand(1))
         True
     """
+    global _last_seeding
+    _last_seeding = None
     if isinstance(config, int):
         seed = config
     else:
         seed = _seed_of(config)
         put_flags_back()
-        if getattr(config, "deterministic", False):
-            with noted_flags():
-                _be_deterministic()
+        ask_for_determinism(config)
+        with suppress(TypeError):  # of an object that cannot be referred to nobody will ask
+            _last_seeding = weakref.ref(config), seed
     stream = seed if rank == 0 else derive(seed, "rank", rank)
     random.seed(stream)
     numpy = sys.modules.get("numpy")
@@ -112,6 +116,31 @@ def seed_everything(config: int | SeededConfig, rank: int = 0) -> int:
         numpy.random.seed(stream % 2**32)
     torch.manual_seed(stream)
     return seed
+
+
+_last_seeding: tuple[weakref.ref[Any], int] | None = None
+"""The config that `seed_everything` was called with last, and the seed that it had."""
+
+
+def has_seeded(config: Any) -> bool:
+    """Whether the streams go on from a seeding by this very config; it is told once.
+
+    A runner that is made with it need not seed again, which would give its dropout the numbers that
+    have made the weights. The next one does.
+
+    Example:
+        >>> from danling import Config
+        >>> config = Config(seed=3)
+        >>> seed_everything(config)
+        3
+        >>> has_seeded(config), has_seeded(config)
+        (True, False)
+    """
+    global _last_seeding
+    last, _last_seeding = _last_seeding, None
+    return (
+        last is not None and config is not None and last[0]() is config and last[1] == config.seed
+    )
 
 
 def seed_streams(key: int) -> None:
@@ -459,6 +488,13 @@ def _seed_of(config: SeededConfig) -> int:
         )
     config.record_drawn_seed(drawn[0])
     return drawn[0]
+
+
+def ask_for_determinism(config: SeededConfig) -> None:
+    """Ask torch for algorithms that give the same bits every time, if the config says so."""
+    if getattr(config, "deterministic", False):
+        with noted_flags():
+            _be_deterministic()
 
 
 def _be_deterministic() -> None:

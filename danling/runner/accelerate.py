@@ -70,7 +70,7 @@ from danling.runner.evaluation import (
     predict_split,
     warn_of_periods,
 )
-from danling.runner.habits import check_mappings, check_steps
+from danling.runner.habits import check_mappings, check_steps, tell_unread
 from danling.runner.length import accum_steps_in, count_steps, moves_of_schedules, progress_of
 from danling.runner.members import tell_what_is_saved, warn_of_lost, watch_members, with_names
 from danling.runner.parts import (
@@ -107,7 +107,7 @@ from danling.runner.steps import (
     read_output,
 )
 from danling.runner.stopping import Limits
-from danling.seed import Flags, seed_everything
+from danling.seed import Flags, ask_for_determinism, has_seeded, seed_everything
 from danling.triggers import Every
 
 __all__ = ["AccelerateRunner"]
@@ -207,7 +207,7 @@ class AccelerateRunner(BaseRunner):
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
-        self._settle_seed()
+        self._settle_seed(config)
         if self.distributed:
             _ = self.uuid  # agreed now, so that any process may read it alone
         self.model, self.criterion = as_models(model), criterion
@@ -267,9 +267,16 @@ class AccelerateRunner(BaseRunner):
                 f"config.accelerate does not fit accelerate.Accelerator: {error}"
             ) from error
 
-    def _settle_seed(self) -> None:
-        """Give all processes one seed: the one that is set, or the one that rank 0 drew."""
+    def _settle_seed(self, given: Any) -> None:
+        """Give all processes one seed: the one that is set, or the one that rank 0 drew.
+
+        What `seed_everything(config)` has seeded with the same config is not seeded again.
+        """
         set_streams_aside()
+        if has_seeded(given):
+            ask_for_determinism(self.config)
+            self._flags = Flags()
+            return
         drawn = seed_everything(self.config)
         self._flags = Flags()
         if self.distributed and self.config.drawn_seed:
@@ -969,19 +976,9 @@ class AccelerateRunner(BaseRunner):
         training.total_steps = count_steps(self)
         return training
 
-    def _tell_unread(self, *, meant: bool = False) -> None:
-        """Name once the keys that nobody has read: all, or those like a well-known one alone."""
-        told = self._told_unread
-        unread = {key: o for key, o in self.config.unread_keys().items() if key not in told}
-        found = {key: other for key, other in unread.items() if other or not meant}
-        self._told_unread |= found.keys()
-        if found and self.is_main_process:
-            lines = (f"{key} (did you mean {o!r}?)" if o else key for key, o in found.items())
-            self.logger.warning("nobody has read config.%s", ", config.".join(lines))
-
     def _start_clock(self) -> None:
         tell_what_is_saved(self)
-        self._tell_unread(meant=True)
+        tell_unread(self, meant=True)
         self.clock.start()
         self.agree()  # on what was asked for until now: a stop, the time
         if self.is_ending:
@@ -1065,7 +1062,7 @@ class AccelerateRunner(BaseRunner):
         self._hold_stops()
         self.agree()
         training.busy = None
-        self._tell_unread()  # by now a step has read what it needs
+        tell_unread(self)  # by now a step has read what it needs
 
     def _complete_batch(self) -> None:
         """Count the batch in hand, whose end hook follows."""

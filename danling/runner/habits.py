@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from danling.errors import ConfigError, DataError, MetricError, did_you_mean
 
 if TYPE_CHECKING:
-    pass
+    from danling.runner.accelerate import AccelerateRunner
 
-__all__ = ["check_mappings", "check_overridden", "check_steps", "no_attribute"]
+__all__ = ["check_mappings", "check_overridden", "check_steps", "no_attribute", "tell_unread"]
 
 STEPS: Final = {
     "training_step": "train_step(self, batch)",
@@ -104,3 +104,19 @@ def no_attribute(runner: object, name: str) -> AttributeError:
     else:
         hint = did_you_mean(name, [known for known in dir(runner) if not known.startswith("_")])
     return AttributeError(f"{type(runner).__name__!r} has no attribute {name!r}: {hint}")
+
+
+def tell_unread(runner: AccelerateRunner, *, meant: bool = False) -> None:
+    """Name once in the log the keys of the configuration that nobody has read.
+
+    Args:
+        runner: The runner.
+        meant: Whether those are named that may be meant for well-known keys, and no others.
+    """
+    told = runner._told_unread
+    unread = {key: other for key, other in runner.config.unread_keys().items() if key not in told}
+    found = {key: other for key, other in unread.items() if other or not meant}
+    runner._told_unread = told | found.keys()
+    if found and runner.is_main_process:
+        lines = (f"{key} (did you mean {o!r}?)" if o else key for key, o in found.items())
+        runner.logger.warning("nobody has read config.%s", ", config.".join(lines))

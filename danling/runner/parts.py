@@ -195,8 +195,8 @@ def prepare_again(runner: AccelerateRunner, *, anew: bool) -> None:
         )
     if not anew and not runner.optimization.direct:
         runner.model = runner._given_model
-    for part in parts_of(as_models(runner.model)):  # without Accelerate's precision
-        runner.accelerator.unwrap_model(part, keep_fp32_wrapper=False)
+        for part in parts_of(as_models(runner.model)):  # Accelerate gives it precision again
+            runner.accelerator.unwrap_model(part, keep_fp32_wrapper=False)
     runner.optimization = Optimization(runner.accelerator, {}, {})
     runner.accelerator.free_memory()  # with the wrapper goes what it does in a backward
     runner._prepared = False
