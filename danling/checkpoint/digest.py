@@ -24,6 +24,7 @@ Piece = bytes | bytearray | memoryview
 _SMALL = 1 << 18  # bytes that are hashed at once: handing them over would take as long
 _BUFFER = 1 << 20  # bytes gathered before a write: torch.save writes eight times per tensor
 _WRITEBACK = 1 << 23  # bytes that are sent to the disk together
+_CACHED = 1 << 24  # bytes of a file that may be in memory on their way
 _AHEAD = 4  # pieces that may wait for the thread: more would be a second copy of small tensors
 
 
@@ -174,7 +175,9 @@ class HashedFile:
         filesystem.write(self._descriptor, data)
         written = self.size + len(data)
         if written - self._sent >= _WRITEBACK:
-            filesystem.begin_writeback(self._descriptor, self._sent, written - self._sent)
+            # what lies further back is on the disk by now, and its memory is used again
+            start = max(0, self._sent - _CACHED)
+            filesystem.begin_writeback(self._descriptor, start, written - start)
             self._sent = written
 
 

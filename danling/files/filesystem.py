@@ -80,7 +80,8 @@ def write(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 def begin_writeback(descriptor: int, start: int, length: int) -> None:
     """Asks the system to write a range of a file to the disk now, so that `fsync_file` waits less.
 
-    It is advice: where the system does not know it, nothing happens.
+    What of the range is on the disk already leaves the memory of the system. It is advice: where
+    the system does not know it, nothing happens.
     """
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):

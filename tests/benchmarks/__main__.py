@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 import torch
 
 from tests.benchmarks import bench_save, bench_tensorboard, breakdown, growth, reading, resuming
-from tests.benchmarks.race import race, table
+from tests.benchmarks.race import race, summary, table
 from tests.benchmarks.tasks import REALISTIC, SMALL, Task
 
 KINDS = {"bare": "bare", "everything": "with bar, TensorBoard, validation and two checkpoints"}
@@ -49,16 +49,18 @@ def main() -> None:
 def steps(quick: bool) -> dict[str, Any]:
     """A step of the smallest work on each kind of data."""
     options = {"rounds": 2, "steps": 200, "epochs": 1} if quick else {}
-    return raced(SMALL, **{"rounds": 7, "steps": 1000, "epochs": 3} | options)
+    return raced("A step", SMALL, **{"rounds": 7, "steps": 1000, "epochs": 3} | options)
 
 
 def realistic(quick: bool) -> dict[str, Any]:
     """A step of work of a usual size, read by two workers."""
     options = {"rounds": 1, "steps": 3, "epochs": 1} if quick else {}
-    return raced(REALISTIC, **{"rounds": 3, "steps": 20, "epochs": 2} | options)
+    return raced(
+        "Work of a usual size", REALISTIC, **{"rounds": 3, "steps": 20, "epochs": 2} | options
+    )
 
 
-def raced(tasks: list[Task], **options: int) -> dict[str, Any]:
+def raced(name: str, tasks: list[Task], **options: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind, title in KINDS.items():
         found[kind] = {}
@@ -66,6 +68,7 @@ def raced(tasks: list[Task], **options: int) -> dict[str, Any]:
             rows = race(task, features=kind == "everything", **options)
             found[kind][task.name] = rows
             print(table(f"{task.name}, {title}", rows), flush=True)
+        print(summary(f"{name}, {title}", found[kind]), flush=True)
     return found
 
 

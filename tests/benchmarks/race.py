@@ -106,6 +106,20 @@ def table(title: str, rows: dict[str, dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def summary(title: str, lines: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """One row for each line: the loop by hand, and how many times that everybody else takes."""
+    names = list(dict.fromkeys(name for rows in lines.values() for name in rows))[1:]
+    text = io.StringIO()
+    print(f"\n### {title}\n\n| | by hand | {' | '.join(names)} |", file=text)
+    print(f"| --- |{' --- |' * (len(names) + 1)}", file=text)
+    for line, rows in lines.items():
+        first = next(iter(rows.values()))["us_per_step"]["median"]
+        ratios = [rows.get(name, {}).get("times_by_hand") for name in names]
+        cells = [f"{ratio['median']:.2f}" if ratio else "-" for ratio in ratios]
+        print(f"| {line} | {first:.0f} µs | {' | '.join(cells)} |", file=text)
+    return text.getvalue()
+
+
 def _ratios(times: Sequence[float], others: Sequence[float]) -> list[float]:
     return [time / other for time, other in zip(times, others, strict=True)]
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import threading
+from contextlib import closing
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,8 @@ import pytest
 import torch
 
 from danling.checkpoint.background import addresses
-from danling.checkpoint.digest import StreamDigest
+from danling.checkpoint.digest import HashedFile, StreamDigest
+from danling.files import filesystem
 
 LARGE = 1 << 20
 
@@ -135,3 +140,38 @@ def test_addresses_are_those_that_torch_writes_from(tmp_path):
 
     assert len(seen) == 2
     assert seen <= known
+
+
+def test_a_file_is_sent_to_the_disk_while_it_is_written(tmp_path, monkeypatch):
+    """Each byte of a large file, in order, and none before it is written."""
+    path = tmp_path / "file"
+    asked: list[tuple[int, int, int]] = []
+
+    def note(descriptor: int, start: int, length: int) -> None:
+        asked.append((start, start + length, os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(filesystem, "begin_writeback", note)
+    descriptor = filesystem.open_new(path)
+    with closing(HashedFile(descriptor)) as file:
+        for number in range(40):
+            file.write(bytes([number]) * LARGE)
+        size, digest = file.finish()
+    filesystem.close(descriptor)
+
+    assert (size, digest) == (40 * LARGE, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert len(asked) >= 4
+    assert all(end <= there for _, end, there in asked)
+    assert all(later[0] <= earlier[1] for earlier, later in pairwise(asked))
+    assert size - asked[-1][1] < 9 << 20
+
+
+def test_advice_that_the_system_does_not_know_is_left_out(tmp_path, monkeypatch):
+    def unknown(*arguments: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", unknown, raising=False)
+    descriptor = filesystem.open_new(tmp_path / "file")
+
+    filesystem.begin_writeback(descriptor, 0, 1)
+
+    filesystem.close(descriptor)
