@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from danling.callbacks import ConfusionMatrix
 from danling.callbacks.confusion_matrix import count, shares
 from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner
+from tests.distributed.processes import leave, results, succeed
+from tests.distributed.runners import Regression
 
 pytest.importorskip("matplotlib")
 
@@ -81,6 +84,37 @@ def test_a_single_output_is_of_two_classes():
     assert torch.equal(confusion.matrix, expected)
     labels = confusion.draw(expected).axes[0].get_xticklabels()
     assert [label.get_text() for label in labels] == ["no", "yes"]
+
+
+class Classifier(Regression):
+    """Two classes: whether the second input is positive."""
+
+    def __init__(self, folder: Path, *args: Any, **parts: Any) -> None:
+        super().__init__(folder, *args, **parts)
+        self.model = nn.Linear(4, 2)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.criterion = nn.functional.cross_entropy
+        for data in self.datasets.values():
+            data.targets = (data.inputs[:, 1] > 0).long()
+
+
+def count_together(folder: Path) -> None:
+    confusion = ConfusionMatrix()
+    runner = Classifier(folder, {"max_epochs": 1}, callbacks=[confusion])
+    runner.train()
+    data = runner.datasets["val"]
+    predicted = runner.unwrapped_model(data.inputs).argmax(1)
+    assert confusion.matrix is not None
+    leave(folder, [confusion.matrix.tolist(), count(predicted, data.targets, 2).tolist()])
+
+
+@pytest.mark.distributed
+def test_two_processes_count_each_sample_once(tmp_path):
+    succeed(2, count_together, tmp_path, folder=tmp_path)
+
+    for counted, expected in results(tmp_path, 2):
+        assert counted == expected
+        assert sum(map(sum, counted)) == 13
 
 
 def test_an_evaluation_that_fails_leaves_no_hook_on_the_model():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from torch.nn.utils import prune
 from danling.callbacks import LambdaCallback, ModelPruning
 from danling.errors import CallbackError
 from danling.testing import CallbackContract, TinyRunner, is_equal
+from tests.distributed.processes import leave, results, succeed
+from tests.distributed.runners import Regression
 
 
 class TestContract(CallbackContract):
@@ -43,8 +46,9 @@ def zeros(tensor: torch.Tensor) -> int:
     return int((tensor == 0).sum())
 
 
+@pytest.mark.parametrize("max_norm", [None, 0.3])
 @pytest.mark.parametrize("globally", [True, False])
-def test_the_training_is_that_of_torch_s_own_pruning(globally: bool):
+def test_the_training_is_that_of_torch_s_own_pruning(globally: bool, max_norm: float | None):
     """Torch keeps `weight_orig` and a mask, and multiplies in each forward."""
 
     def prune_by_torch(runner: Any) -> None:
@@ -57,10 +61,13 @@ def test_the_training_is_that_of_torch_s_own_pruning(globally: bool):
             for layer, name in layers:
                 prune.l1_unstructured(layer, name, amount=0.4)
 
-    theirs = Deep({"max_epochs": 3}, callbacks=[LambdaCallback(on_epoch_start=prune_by_torch)])
+    theirs = Deep(
+        {"max_epochs": 3, "max_grad_norm": max_norm},
+        callbacks=[LambdaCallback(on_epoch_start=prune_by_torch)],
+    )
     theirs.train()
     pruning = ModelPruning("l1_unstructured", 0.4, use_global_unstructured=globally)
-    ours = trained(pruning)
+    ours = trained(pruning, max_grad_norm=max_norm)
 
     for index in (0, 2):
         assert torch.equal(ours.model[index].weight == 0, theirs.model[index].weight_mask == 0)
@@ -131,6 +138,22 @@ def test_the_checkpoint_s_model_is_pruned_and_loads_without_it(tmp_path):
     model.load_state_dict(runner.checkpoints.load()[0]["model"])
     assert is_equal(model.state_dict(), runner.model.state_dict())
     assert zeros(model[0].weight) + zeros(model[2].weight) == 28
+
+
+def prune_at_random(folder: Path) -> None:
+    pruning = ModelPruning("random_unstructured", 0.3)
+    runner = Regression(folder, {"max_epochs": 3}, callbacks=[pruning])
+    runner.train()
+    leave(folder, [runner.model.module[0].weight.tolist(), pruning.sparsity])
+
+
+@pytest.mark.distributed
+def test_two_processes_prune_the_same_weights(tmp_path):
+    succeed(2, prune_at_random, tmp_path, folder=tmp_path)
+
+    one, other = results(tmp_path, 2)
+    assert one == other
+    assert one[1] == pytest.approx(1 - 0.7**2, abs=0.03)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_the_hooks_and_the_cost_of_a_row_are_those_of_the_class(row: Row):
 
 @pytest.mark.parametrize("name", danling.callbacks.__all__)
 def test_arguments_are_told_in_sentences_with_a_subject(name: str):
-    """ "The number of steps.", never "How many."."""
+    """Each begins as "The number of steps.", and none as "How many."."""
     kind = getattr(danling.callbacks, name)
     text = inspect.getdoc(kind) or ""
     section = re.search(r"^Args:\n((?:    .*\n|\n(?=    ))+)", f"{text}\n", re.MULTILINE)
