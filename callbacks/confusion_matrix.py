@@ -58,6 +58,7 @@ class ConfusionMatrix(Callback):
     """
 
     name = "confusion_matrix"
+    only_watches = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class GenerationSamples(Callback):
     """
 
     name = "generation_samples"
+    only_watches = True
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class HubPush(Callback):
 
     name = "hub_push"
     priority = Priority.LOWEST + 1  # after the checkpoint
+    only_watches = True
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ class ImageSamples(Callback):
     """
 
     name = "image_samples"
+    only_watches = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class MemorySnapshot(Callback):
     """
 
     name = "memory_snapshot"
+    only_watches = True
 
     def __init__(
         self, *, every: str | Every | None = None, max_entries: int = 100_000, rows: int = 30

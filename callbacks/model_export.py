@@ -55,6 +55,7 @@ class ModelExport(Callback):
 
     name = "model_export"
     priority = Priority.LOWEST + 1  # after the checkpoint
+    only_watches = True
 
     def __init__(
         self,

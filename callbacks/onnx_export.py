@@ -56,6 +56,7 @@ class ONNXExport(Callback):
 
     name = "onnx_export"
     priority = Priority.LOWEST + 1  # after the checkpoint
+    only_watches = True
 
     def __init__(
         self,

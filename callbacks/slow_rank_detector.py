@@ -51,6 +51,7 @@ class SlowRankDetector(Callback):
     """
 
     name = "slow_rank_detector"
+    only_watches = True
 
     def __init__(self, every: str | Every = "100 steps", *, threshold: float = 1.5) -> None:
         self.every = Every(every)

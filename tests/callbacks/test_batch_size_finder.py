@@ -13,6 +13,7 @@ from danling.testing import CallbackContract, TinyRunner, is_equal, outcome
 
 
 class TestContract(CallbackContract):
+    needs_one_process = True
     syncs_every_step = True  # the table is of as many sizes as there are samples
 
     def make(self):
