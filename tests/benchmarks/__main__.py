@@ -20,11 +20,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import torch
 
-from tests.benchmarks import bench_save, bench_tensorboard, breakdown, growth
+from tests.benchmarks import bench_runs, bench_save, bench_tensorboard, breakdown, growth
 from tests.benchmarks.race import race, table
 
 STEPS = 1000
-ROWS = [breakdown.rows, *growth.ALL, bench_save.rows, bench_tensorboard.rows]
+ROWS = [breakdown.rows, *growth.ALL, bench_save.rows, bench_tensorboard.rows, bench_runs.rows]
 
 
 def main() -> None:
