@@ -116,7 +116,7 @@ def _accelerate() -> dict[str, str]:
     except ImportError as error:
         return {"accelerate": f"cannot be imported: {error}"}
     path = Path(default_config_file)
-    found = {"config file": str(path) if path.is_file() else f"none ({path})"}
+    found = {"config file": str(path) if os.path.isfile(path) else f"none ({path})"}
     found["order"] = "config keys, then ACCELERATE_* variables, then accelerate launch's file"
     variables = sorted(name for name in os.environ if name.startswith("ACCELERATE_"))
     return found | {name: os.environ[name] for name in variables}

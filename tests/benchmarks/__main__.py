@@ -22,7 +22,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import torch
 
-from tests.benchmarks import bench_save, bench_tensorboard, breakdown, growth, reading, resuming
+from tests.benchmarks import (
+    bench_runs,
+    bench_save,
+    bench_tensorboard,
+    breakdown,
+    growth,
+    reading,
+    resuming,
+)
 from tests.benchmarks.race import race, summary, table
 from tests.benchmarks.tasks import REALISTIC, SMALL, Task
 
@@ -109,6 +117,7 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "reads": reads,
     "saves": listed("Saves", bench_save.rows),
     "resume": listed("Resume: time and memory", resuming.rows),
+    "runs": listed("The command over many runs", bench_runs.rows),
     "growth": listed("Everything else", breakdown.rows, *growth.ALL, bench_tensorboard.rows),
 }
 

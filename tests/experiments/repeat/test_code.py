@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from danling.experiments.repeat.code import (
 )
 from danling.identity.worktree import WorkingTree
 from tests.support.runs import make_run
+from tests.support.week import copy_week
 
 TRAIN = """\
 import helper
@@ -27,16 +29,23 @@ TinyRunner({"max_epochs": 1}, default_callbacks=True).train()
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A repository with an edit and an untracked module, and a run of them."""
-    (tmp_path / "train.py").write_text("first = True\n")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "project"
+    folder.mkdir()
+    (folder / "train.py").write_text("first = True\n")
     for command in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "first"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "helper.py").write_text("width = 1\n")
-    subprocess.run(["python", "train.py"], cwd=tmp_path, check=True, capture_output=True)
-    return tmp_path
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    (folder / "train.py").write_text(TRAIN)
+    (folder / "helper.py").write_text("width = 1\n")
+    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def project(made: Path, tmp_path: Path) -> Path:
+    """A repository with an edit and an untracked module, and a run of them."""
+    return copy_week(made, tmp_path / "project")
 
 
 def run_of(project: Path) -> Run:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.py").write_text(TRAIN)
     for command in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "first"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
-    subprocess.run(["python", "train.py"], cwd=folder, check=True, capture_output=True)
+    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
     return folder
 
 

@@ -36,4 +36,8 @@ def test_a_process_that_inherits_it_holds_it_after_its_maker_has_ended(tmp_path:
     assert locked(path) is None
     os.write(writing, b"x")
     child.wait()
-    assert locked(path) is not None
+    again = locked(path)
+    assert again is not None
+    again.close()
+    os.close(reading)
+    os.close(writing)
