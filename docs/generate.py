@@ -28,6 +28,8 @@ DATALOADER = {
     "drop_last": "whether an incomplete last batch of the training is left out",
     "keyed": "whether what a dataset draws at random is a function of (seed, epoch, batch), which "
     "an exact resume needs (default: true)",
+    "mode": "how several loaders of one split are read together: min_size (default), max_size, "
+    "max_size_cycle or sequential",
     "multiprocessing_context": "how workers are started: fork, spawn or forkserver",
     "num_workers": "processes that read batches ahead (default: 0)",
     "persistent_workers": "whether workers live on from epoch to epoch",
