@@ -138,9 +138,10 @@ def has_seeded(config: Any) -> bool:
     """
     global _last_seeding
     last, _last_seeding = _last_seeding, None
-    return (
-        last is not None and config is not None and last[0]() is config and last[1] == config.seed
-    )
+    if last is None or config is None:
+        return False
+    seeded, seed = last[0](), last[1]
+    return seeded is not None and seeded is config and bool(seed == seeded.seed)
 
 
 def seed_streams(key: int) -> None:

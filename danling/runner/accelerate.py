@@ -588,8 +588,8 @@ class AccelerateRunner(BaseRunner):
             again = self.optimization.needs_closure  # an optimizer evaluates a batch itself
             for _ in self.epochs():
                 for batch in self.batches("train"):
-                    output = MISSING if again else self.train_step(batch)
-                    self.step(output, closure=partial(self.train_step, batch) if again else None)
+                    train_step = partial(self.train_step, batch)
+                    self.step(closure=train_step) if again else self.step(train_step())
                     evaluate_if_due(self)
                 evaluate_if_due(self)
 

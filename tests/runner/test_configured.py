@@ -221,10 +221,10 @@ def test_false_leaves_out_whoever_brings_it():
 
 
 def test_without_the_key_nothing_is_looked_up(monkeypatch: pytest.MonkeyPatch):
-    from danling.runner import configured
+    from danling.runner import callbacks
 
     asked: list[str] = []
-    monkeypatch.setattr(configured, "callback_class", lambda name, where: asked.append(name))
+    monkeypatch.setattr(callbacks, "callback_class", lambda name, where: asked.append(name))
     runner = TinyRunner()
 
     assert asked == []
