@@ -68,6 +68,24 @@ def test_so_they_do_of_a_model_that_makes_its_own_loss() -> None:
     assert torch.equal(output["output"], model.layer(batch["inputs"]))
 
 
+@pytest.mark.parametrize("metrics", [{}, {"accuracy": accuracy}])
+def test_what_a_model_measures_itself_stays_beside_the_metrics(metrics: dict[str, Any]) -> None:
+    def model(inputs: Tensor, labels: Tensor) -> Any:
+        loss = inputs.mean()
+        return {"loss": loss, "bits": loss * 2, "n": torch.tensor(3), "logits": inputs}
+
+    batch = {"inputs": torch.randn(5, 4), "labels": torch.arange(5) % 3}
+    evaluated = forward_with_output(model, None, batch, metrics)
+    trained = forward(model, None, batch, metrics)
+
+    for output in (evaluated, trained):
+        assert float(output["bits"]) == 2 * float(output["loss"])
+        assert int(output["n"]) == 3
+        assert set(metrics) <= set(output)
+    assert torch.equal(evaluated["output"], batch["inputs"])
+    assert set(evaluated) == {"loss", "bits", "n", "output", *metrics}
+
+
 def test_an_output_of_one_number_is_no_metric() -> None:
     runner = TinyRunner()
     runner.model, runner.metrics = nn.Linear(4, 1), {}
