@@ -275,8 +275,22 @@ def add_evaluation(
         for split, result in results.items()
         for name, value in result.items()
     }
+    if runner.evaluations == 1 and runner.config.monitor is None and metrics:
+        warn_of_no_score(runner, results, metrics)
     runner.callbacks("on_log", runner, metrics)
     runner.agree()
+
+
+def warn_of_no_score(
+    runner: AccelerateRunner, results: Mapping[str, Any], metrics: Mapping[str, float]
+) -> None:
+    """Say so where no result is the best, since the evaluation has no loss."""
+    if split_of(runner.monitor, results) is not None and runner.monitor not in metrics:
+        runner.logger.warning(
+            "%s is not in the result, so that none is the best: set monitor to one of %s",
+            runner.monitor,
+            ", ".join(metrics),
+        )
 
 
 def warn_of_periods(runner: AccelerateRunner) -> None:

@@ -328,8 +328,7 @@ def forward(model: Any, criterion: Any, batch: Any, metrics: Mapping[str, Any]) 
     result = model(**batch)
     if not metrics:
         return result
-    loss, _, _ = read_output(result)
-    return {"loss": loss} | measure(metrics, logits_of(result), batch.get("labels"))
+    return own_values(result) | measure(metrics, logits_of(result), batch.get("labels"))
 
 
 def forward_with_output(
@@ -340,7 +339,7 @@ def forward_with_output(
         raise no_model()
     if type(batch) is not tuple and isinstance(batch, Mapping):
         result, target = model(**batch), batch.get("labels")
-        (loss, _, _), output = read_output(result), logits_of(result)
+        values, output = own_values(result), logits_of(result)
     elif not isinstance(batch, (list, tuple)) or len(batch) != 2:
         raise no_pair(batch)
     elif criterion is None:
@@ -348,9 +347,15 @@ def forward_with_output(
     else:
         input, target = batch
         output = model(input)
-        loss = criterion(output, target)
-    values = {"loss": loss, "output": output}
+        values = {"loss": criterion(output, target)}
+    values["output"] = output
     return values | measure(metrics, output, target) if metrics else values
+
+
+def own_values(result: Any) -> dict[str, Any]:
+    """The loss of what a model returned, the metrics beside it, and the number of samples."""
+    loss, values, samples = read_output(result)
+    return {**values, "loss": loss} | ({} if samples is None else {"n": samples})
 
 
 def no_model() -> RunError:

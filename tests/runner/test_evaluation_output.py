@@ -68,6 +68,24 @@ def test_so_they_do_of_a_model_that_makes_its_own_loss() -> None:
     assert torch.equal(output["output"], model.layer(batch["inputs"]))
 
 
+@pytest.mark.parametrize("metrics", [{}, {"accuracy": accuracy}])
+def test_what_a_model_measures_itself_stays_beside_the_metrics(metrics: dict[str, Any]) -> None:
+    def model(inputs: Tensor, labels: Tensor) -> Any:
+        loss = inputs.mean()
+        return {"loss": loss, "bits": loss * 2, "n": torch.tensor(3), "logits": inputs}
+
+    batch = {"inputs": torch.randn(5, 4), "labels": torch.arange(5) % 3}
+    evaluated = forward_with_output(model, None, batch, metrics)
+    trained = forward(model, None, batch, metrics)
+
+    for output in (evaluated, trained):
+        assert float(output["bits"]) == 2 * float(output["loss"])
+        assert int(output["n"]) == 3
+        assert set(metrics) <= set(output)
+    assert torch.equal(evaluated["output"], batch["inputs"])
+    assert set(evaluated) == {"loss", "bits", "n", "output", *metrics}
+
+
 def test_an_output_of_one_number_is_no_metric() -> None:
     runner = TinyRunner()
     runner.model, runner.metrics = nn.Linear(4, 1), {}
@@ -107,6 +125,20 @@ def test_an_evaluate_step_may_have_no_loss(case: str) -> None:
         assert all("output" in output for output in outputs.seen)
 
 
+def test_that_there_is_no_best_then_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Own(TinyRunner):
+        def evaluate_step(self, batch: Any) -> Any:
+            return {"f1": accuracy(self.model(batch[0]), batch[1])}
+
+    Own().train()
+    told = "val/loss is not in the result, so that none is the best: set monitor to one of val/f1"
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+    caplog.clear()
+    Own({"monitor": "val/f1"}).train()
+    TinyRunner().train()
+    assert "none is the best" not in caplog.text
+
+
 def test_the_default_step_of_an_evaluation_still_needs_a_loss() -> None:
     batch = {"inputs": torch.randn(2, 4)}
 
@@ -135,7 +167,7 @@ class Apart(TinyRunner):
     def train_step(self, batch: Any) -> Any:
         return dict.fromkeys(self.optimizer, 1.0 + self.batch_index)
 
-    def step(self, output: Any, optimizer: str | None = None) -> None:
+    def step(self, output: Any = None, optimizer: str | None = None, closure: Any = None) -> None:
         for name, loss in output.items():
             scale = {"weight": 1, "bias": 10}[name]
             zero = 0 * dict(self.model.named_parameters())[name].sum()
