@@ -119,7 +119,6 @@ PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
     "resume": listed("Resume: time and memory", resuming.rows),
     "runs": listed("The command over many runs", bench_runs.rows),
     "growth": listed("Everything else", breakdown.rows, *growth.ALL, bench_tensorboard.rows),
-    "runs": listed("The command over many runs", bench_runs.rows),
 }
 
 
