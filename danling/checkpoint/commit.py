@@ -197,7 +197,7 @@ class CheckpointDirectory:
     def _new_file(self, name: str) -> Iterator[tuple[Path, int]]:
         """A temporary file that is durable when the block ends, and gone when it fails."""
         temporary = self._temporary(name)
-        descriptor = filesystem.open_new(temporary)
+        descriptor = filesystem.open_new(temporary, private=True)  # it holds the configuration
         try:
             try:
                 yield temporary, descriptor

@@ -116,10 +116,8 @@ def _is_special(path: Path) -> bool:
 
 
 def _create(path: Path, data: bytes, fsync: bool, private: bool) -> None:
-    descriptor = filesystem.open_new(path)
+    descriptor = filesystem.open_new(path, private=private)
     try:
-        if private:  # before there is anything to read in it
-            os.chmod(path, 0o600)
         filesystem.write(descriptor, data)
         if fsync:
             durable.fsync_file(descriptor, path.parent)

@@ -37,15 +37,18 @@ UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOT
 """What a file system answers that does not know a call: the call is left out, with a warning."""
 
 
-def open_new(path: Path) -> int:
+def open_new(path: Path, *, private: bool = False) -> int:
     """Creates a file and opens it for writing; never opens one that is there, nor a link.
 
-    The permissions follow the umask: `tempfile` would give 0600 and shut a group out.
+    Args:
+        path: The file.
+        private: Whether its owner alone may read it, from its first byte on. Else the permissions
+            follow the umask: `tempfile` would give 0600 and shut a group out.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"):  # not all on every platform
         flags |= getattr(os, name, 0)
-    return os.open(path, flags, 0o666)
+    return os.open(path, flags, 0o600 if private else 0o666)
 
 
 def open_existing(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,25 @@ def test_a_best_result_that_is_no_longer_one_goes():
     assert again.dir == first.dir
     assert again.best_result is None
     assert not (again.dir / "best.json").exists()
+
+
+# Secrets
+
+
+def test_files_with_the_configuration_are_their_owner_s_alone():
+    before = os.umask(0o022)
+    try:
+        runner = trained([ModelCheckpoint("1 step", save_top_k=2)], token="hunter2")
+    finally:
+        os.umask(before)
+
+    holding = {
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in runner.dir.rglob("*")
+        if path.is_file() and b"hunter2" in path.read_bytes()
+    }
+    assert {"runner.yaml", "latest.pth", "previous.pth", "best.pth"} <= holding.keys()
+    assert set(holding.values()) == {0o600}
 
 
 # Identity
