@@ -80,7 +80,8 @@ def test_a_tracker_shows_a_run_that_failed_and_was_resumed(kind: str):
     assert then.points == expected[:4]
     assert shown.status in FINISHED
     assert shown.points == expected
-    assert shown.images == 4
+    # Comet puts a new archive in the place of the old one: with all points, without old pictures
+    assert shown.images == (2 if kind == "comet_ml" else 4)
     assert str(shown.params["optim.betas"]) == "[0.9, 0.99]"
     assert str(shown.params["max_epochs"]) in {"4", "4.0"}
 
