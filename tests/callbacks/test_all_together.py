@@ -139,7 +139,7 @@ def bits(value: Any) -> Any:
 def states(runner: TinyRunner, *, without: str = "") -> dict[str, Any]:
     """The states of the callbacks, but for the seconds of training, which no two runs share."""
     found = {c.name: bits(c.state_dict()) for c in runner.callbacks if c.name != without}
-    for checkpoint in {"model_checkpoint", "own"} - {without}:
+    for checkpoint in found.keys() & {"model_checkpoint", "own"}:
         for moment in found[checkpoint].values():
             del moment[2]
     return found
