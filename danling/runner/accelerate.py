@@ -84,6 +84,7 @@ from danling.runner.parts import (
     take_assigned,
 )
 from danling.runner.progress import (
+    DISPLACED,
     OPEN,
     OpenBatch,
     OpenEpoch,
@@ -105,6 +106,7 @@ from danling.runner.steps import (
     no_batch,
     predict,
     read_output,
+    shared_size,
 )
 from danling.runner.stopping import Limits
 from danling.seed import Flags, ask_for_determinism, has_seeded, seed_everything
@@ -481,7 +483,7 @@ class AccelerateRunner(BaseRunner):
         They are counted when an epoch begins: those that were taken, and those that are left.
         """
         training = self._training
-        if training is None or self._epoch is None:
+        if training is None or (self._epoch is None and not training.failed):
             return count_steps(self)
         return training.total_steps
 
@@ -667,11 +669,10 @@ class AccelerateRunner(BaseRunner):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
-            if training.streams is not None:
+            if DISPLACED:
                 put_back_streams(training)
             if "on_batch_start" in heard:
                 hooks("on_batch_start", self, data)
-            if training.streams is not None:
                 put_back_streams(training)
             try:
                 yield data
@@ -682,7 +683,8 @@ class AccelerateRunner(BaseRunner):
             if epoch.iterator is not iterator:
                 raise RunError(no_longer_in_use(splits, is_open=self._epoch is epoch))
             if self._batch is batch:  # else an evaluation has closed it
-                self._complete_batch()
+                self._batch = None
+                self.counters.batch_index += 1
                 if "on_batch_end" in heard:
                     training.busy = "in the middle of a step"
                     hooks("on_batch_end", self, data, batch.output)
@@ -764,7 +766,7 @@ class AccelerateRunner(BaseRunner):
             add("optim/grad_norm", optimization.used_norm)
         optimization.zero_grad()
         batch.stepped, batch.has_gradients = True, False
-        if self._training is not None and self._training.streams is not None:
+        if DISPLACED and self._training is not None:
             put_back_streams(self._training)
 
     def skip_step(self) -> None:
@@ -795,7 +797,7 @@ class AccelerateRunner(BaseRunner):
         """The samples of the batch in hand: as many as were read, or as it says itself."""
         epoch = self._epoch
         if epoch is None or epoch.loader is None:
-            return self.count_samples(batch, self.logger)
+            return shared_size(batch) or self.count_samples(batch, self.logger)
         index = epoch.place(self.counters.batch_index)
         read = epoch.read
         if read is not None:
@@ -1064,31 +1066,26 @@ class AccelerateRunner(BaseRunner):
         training.busy = None
         tell_unread(self)  # by now a step has read what it needs
 
-    def _complete_batch(self) -> None:
-        """Count the batch in hand, whose end hook follows."""
-        self._batch = None
-        self.counters.batch_index += 1
-
     def _leave_batch(self, training: OpenTraining, batch: OpenBatch) -> None:
         """Log and agree after a step, when the batch has ended."""
-        training.has_gradients = not batch.stepped and (
-            training.has_gradients or batch.has_gradients
-        )
-        if batch.stepped:
-            training.at_safe_point = True
-            if self.stopping.held:
-                self._hold_stops()
-            if self.is_log_step:
-                self._log_window()
-                self.is_log_step = False
-            if self.counters.global_step % self._poll_interval == 0:
-                self.agree()
-        elif batch.window.closes:
-            self._drop_window(training)
+        if not batch.stepped:
+            training.has_gradients |= batch.has_gradients
+            if batch.window.closes:
+                self._drop_window(training)
+            return
+        training.has_gradients, training.at_safe_point = False, True
+        if self.stopping.held:
+            self._hold_stops()
+        if self.is_log_step:
+            self._log_window()
+            self.is_log_step = False
+        if self.counters.global_step % self._poll_interval == 0:
+            self.agree()
 
     def _close_batch(self, training: OpenTraining, batch: OpenBatch) -> None:
         """End the batch in hand early, as before an evaluation or a save in the loop's body."""
-        self._complete_batch()
+        self._batch = None
+        self.counters.batch_index += 1
         if "on_batch_end" in self.callbacks.heard:
             training.busy = "in the middle of a step"
             self.callbacks("on_batch_end", self, batch.batch, batch.output)

@@ -26,7 +26,7 @@ from danling.runner.callbacks import Callbacks
 from danling.runner.progress import OpenEpoch
 from danling.runner.steps import SampleCounter, read_evaluation, samples_read
 from danling.seed import isolated_rng
-from danling.triggers import Moment
+from danling.triggers import Every, Moment
 
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner
@@ -219,26 +219,42 @@ def evaluate_if_due(runner: AccelerateRunner) -> None:
     every, epoch = runner._evaluate_every, runner._epoch
     if every is None or epoch is None:
         return
+    is_last = runner.counters.global_step >= runner._limits.max_steps
+    if every.is_of_epochs and epoch.ended_by is None and not (is_last or runner.stopping.evaluates):
+        return  # as after most steps
     timed = runner.stopping.evaluates and runner.should_stop
-    ends = timed or runner.counters.global_step >= runner._limits.max_steps
-    never = ends and not runner.evaluations and runner.last_evaluation == Moment()
-    if epoch.ended_by is None and every.is_of_epochs and not never:
-        return
-    if not runner.evaluation_splits:
+    never = (timed or is_last) and not runner.evaluations and runner.last_evaluation == Moment()
+    if not runner.evaluation_splits or not evaluates_here(runner, every, epoch, timed, never):
         return
     now = runner.now()
     if epoch.ended_by == "last batch":
         now = replace(now, epoch=now.epoch + 1, fraction=0.0)
-    elif runner._batch is None:
-        if not (timed and never):
-            return
-    elif timed or not runner._batch.stepped or epoch.is_last(runner.batch_index):
-        return  # one at the last step is that of the epoch
     if never or every.is_due(now, runner.last_evaluation):
         runner.last_evaluation = now
         runner.evaluate()
         if timed and runner._training is not None:
             runner._training.at_safe_point = True  # for the best, after what was saved before
+
+
+def evaluates_here(
+    runner: AccelerateRunner, every: Every, epoch: OpenEpoch, timed: bool, never: bool
+) -> bool:
+    """Whether this is a point at which a training evaluates: one at the last step is the epoch's.
+
+    Args:
+        runner: The runner.
+        every: The period of evaluations.
+        epoch: The epoch that is open.
+        timed: Whether the time of the training is up.
+        never: Whether it ends here, and nothing was evaluated.
+    """
+    if epoch.ended_by == "last batch":
+        return True
+    if epoch.ended_by is None and every.is_of_epochs and not never:
+        return False
+    if runner._batch is None:
+        return timed and never
+    return not timed and runner._batch.stepped and not epoch.is_last(runner.batch_index)
 
 
 def evaluate_at_start(runner: AccelerateRunner, training: OpenTraining) -> None:

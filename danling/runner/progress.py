@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from danling.seed import Flags
 
 __all__ = [
+    "DISPLACED",
     "OPEN",
     "Clock",
     "Counters",
@@ -189,6 +190,9 @@ class OpenBatch:
 OPEN: WeakSet[OpenTraining] = WeakSet()
 """The trainings that are open in this process."""
 
+DISPLACED: WeakSet[OpenTraining] = WeakSet()
+"""Those of them whose random streams are set aside."""
+
 
 def set_streams_aside() -> None:
     """Keep the random streams of the trainings that are open: another runner seeds and draws."""
@@ -197,12 +201,16 @@ def set_streams_aside() -> None:
     for training in OPEN:
         if training.streams is None:
             training.streams = rng_state()
+            DISPLACED.add(training)
 
 
 def put_back_streams(training: OpenTraining) -> None:
     """Go on with the random streams of a training, whatever another runner drew meanwhile."""
     from danling.seed import set_rng_state
 
+    if training not in DISPLACED:
+        return
+    DISPLACED.discard(training)
     streams, training.streams = training.streams, None
     set_rng_state(streams or {})
     if training.flags is not None:

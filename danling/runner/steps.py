@@ -208,16 +208,17 @@ def samples_read(loader: Loader, length: int | None) -> Read | None:
 
 def shared_size(batch: Any) -> int:
     """The size 0 that the tensors of a tuple or a mapping share; 0 where it is not as simple."""
-    size = 0
-    if not isinstance(batch, (list, tuple)):
-        if type(batch) is not dict:
-            return 0
-        batch = batch.values()
-    for part in batch:
-        if type(part) is not Tensor or not part.ndim or (size and part.shape[0] != size):
-            return 0
-        size = part.shape[0]
-    return size
+    kind = type(batch)
+    if (kind is tuple or kind is list) and len(batch) == 2:  # as nearly all are, in every step
+        first, second = batch
+        if type(first) is Tensor and type(second) is Tensor and first.ndim and second.ndim:
+            size = int(first.shape[0])
+            return size if second.shape[0] == size else 0
+    if kind is not dict and not isinstance(batch, (list, tuple)):
+        return 0
+    parts = batch.values() if kind is dict else batch
+    sizes = {part.shape[0] if type(part) is Tensor and part.ndim else 0 for part in parts}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def sample_count(batch: Any) -> int:
