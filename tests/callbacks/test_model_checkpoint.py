@@ -495,8 +495,7 @@ def test_a_checkpoint_directory_that_vanishes_is_made_again_and_a_run_that_vanis
 REAL = """
     import os, subprocess, sys
     from pathlib import Path
-    from danling.callback import Callback
-from danling.callbacks import LambdaCallback, ModelCheckpoint
+    from danling.callbacks import LambdaCallback
     from danling.errors import CheckpointError
     from tests.support.resume_runs import make_runner
 
