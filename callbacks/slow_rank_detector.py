@@ -47,7 +47,7 @@ class SlowRankDetector(Callback):
 
     Example:
         >>> slow_ranks([0.10, 0.11, 0.25, 0.10], threshold=1.5)
-        {2: 2.38...}
+        {2: 2.5}
     """
 
     name = "slow_rank_detector"

@@ -84,6 +84,7 @@ def test_the_first_batches_are_never_spikes():
     assert [detection.check(loss) for loss in (1, 99, 9999)] == [False] * 3
 
 
+@pytest.mark.filterwarnings("ignore:The `srun` command")  # of Lightning, where SLURM is
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_the_same_batches_are_spikes_as_for_lightning(mode):
     pytest.importorskip("lightning.fabric")
