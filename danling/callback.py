@@ -63,7 +63,7 @@ class Callback:
     Attributes:
         name: Unique in a runner; the key of this callback's state in checkpoints, and what
             `runner.callbacks["..."]` finds it by. Without one: the class in snake case.
-        priority: When to run among the callbacks of one hook, see `Priority`.
+        priority: The place among the callbacks of one hook, see `Priority`.
         only_watches: Whether it changes nothing of what a run computes: what the configuration says
             of it is then no part of the `run_id`.
 
@@ -212,7 +212,7 @@ class Callback:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume, in plain values and tensors; saved under `name`."""
+        """The state that must survive a resume, in plain values and tensors; saved under `name`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -292,7 +292,7 @@ class TypedMapping(Section):
         """Refuse keys that cannot be set."""
 
     def _unset(self, key: str) -> Any:
-        """What reading a key gives that is not set."""
+        """The result of reading a key that is not set."""
         raise MissingKeyError(self._unknown(key))
 
     def _known_keys(self) -> set[str]:

@@ -87,7 +87,7 @@ def in_step(
     Args:
         world: The processes.
         batches: The batches of this process.
-        forward: What runs the model on a batch.
+        forward: The function that runs the model on a batch.
         device: The device of this process.
     """
     spare = _END

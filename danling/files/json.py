@@ -57,7 +57,7 @@ def to_jsonable(value: Any, path: str = "") -> Any:
     JSON lacks the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 
     Args:
-        value: What to copy; it is not changed.
+        value: The value to copy; it is not changed.
         path: Name of the value in messages, such as `"config"`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much the code has changed between two launches of a run, in numbers."""
+"""The change of the code between two launches of a run, in numbers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def describe_change(
     exclude: Sequence[Path] = (),
     timeout: float = 60.0,
 ) -> str:
-    """What has changed in the code, uncommitted changes included; never fails.
+    """Describe what has changed in the code, uncommitted changes included; never fails.
 
     Args:
         then: The code of the first launch, as it stands in run.json.
         now: The code of this one.
         start: A folder in the working tree, as for `danling.identity.code.read_code`.
-        patch: What was not committed then; it need not exist.
-        left_out: What that patch does not hold, which makes the numbers approximate.
+        patch: The patch of what was not committed then; it need not exist.
+        left_out: The files that this patch does not hold, which makes the numbers approximate.
         exclude: Folders that are output and not code.
         timeout: Seconds after which the lines are not counted.
 
@@ -106,7 +106,7 @@ def _patched(tree: WorkingTree, before: str, patch: Path) -> str | None:
 
 
 def _changed_files(then: Iterable[str], now: Iterable[str]) -> str:
-    """Which of the described files differ; a line is `path size digest`."""
+    """The described files that differ; a line is `path size digest`."""
     changed = {line.rsplit(" ", 2)[0] for line in set(then) ^ set(now)}
     if not changed:
         return ""

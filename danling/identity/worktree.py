@@ -37,7 +37,7 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Status:
-    """How the working tree differs from the commit, in paths relative to its root."""
+    """The differences of the working tree from the commit, in paths relative to its root."""
 
     commit: str | None
     branch: str | None
@@ -126,7 +126,7 @@ class WorkingTree:
         return replace(status, changed=changed)
 
     def untracked(self, files: Iterable[Path], exclude: Sequence[Path] = ()) -> list[str]:
-        """Which of these files git neither tracks nor ignores, relative to the root and sorted.
+        """The files that git neither tracks nor ignores, relative to the root and sorted.
 
         Files of submodules, under `exclude` and this process's own output files are left out.
         """
@@ -153,7 +153,7 @@ class WorkingTree:
 
         Args:
             loaded: Files of modules; what else is untracked does not count.
-            exclude: As for `status`.
+            exclude: The paths to leave out, as for `status`.
             skip: The end of the names of tracked files whose changes do not count.
         """
         loaded = list(loaded)

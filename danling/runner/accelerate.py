@@ -133,11 +133,11 @@ class AccelerateRunner(BaseRunner):
         datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
         collate_fn: The function that makes a batch of a list of samples, or one by split.
-        sampler: What yields the indices of `train`, or a sampler by split.
-        batch_sampler: What yields the indices of a batch of `train`, or one by split.
+        sampler: The iterable of the indices of `train`, or one by split.
+        batch_sampler: The iterable of the lists of indices of `train`, or one by split.
         worker_init_fn: The function that each worker of a loader calls first, or one by split.
-        metrics: By name, a function of (output, target) or an object with `update`, `compute` and
-            `reset`; under the name of a split, a mapping of those that are for it alone.
+        metrics: Functions of (output, target), or objects with `update`, `compute` and
+            `reset`, by name; under the name of a split, a mapping of the metrics of it alone.
         callbacks: The callbacks besides the default ones; one of the same name takes a default
             one's place.
         default_callbacks: Whether there are default ones: without any callback nothing at all is
@@ -331,7 +331,7 @@ class AccelerateRunner(BaseRunner):
         that the class names in `not_saved`.
 
         Args:
-            **objects: What has `state_dict()` and `load_state_dict()`.
+            **objects: The objects, each with `state_dict()` and `load_state_dict()`.
 
         Raises:
             ConfigError: One has not, or its name is taken.
@@ -716,7 +716,7 @@ class AccelerateRunner(BaseRunner):
         one, its step moves nothing, as one that was vetoed.
 
         Args:
-            output: What the train step gave: a scalar loss, a mapping with `"loss"`, or an object
+            output: The train step's output: a scalar loss, a mapping with `"loss"`, or an object
                 with `.loss`; None skips the batch.
             optimizer: The name of the optimizer, where there are several; each of their steps
                 counts in `global_step`.
@@ -915,7 +915,7 @@ class AccelerateRunner(BaseRunner):
             name: The name, or several values by name.
             value: A scalar of this process; what is logged is of all of them.
             n: The number of samples that the value is the mean of: it weighs so much.
-            reduce: What becomes of the values of steps and processes: `"mean"`, `"sum"`, `"max"`,
+            reduce: The reduction of the values of steps and processes: `"mean"`, `"sum"`, `"max"`,
                 `"min"` or `"last"`, which is that of the lowest rank that has logged.
             on: `"step"`: with the steps, and in the result of the epoch. `"epoch"`: at the end of
                 the epoch alone.

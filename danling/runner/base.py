@@ -1,4 +1,4 @@
-"""What every runner has: identity, directory, results, hooks, and the run that opens and closes."""
+"""The base of all runners: identity, directory, results, hooks, and how a run opens and closes."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class BaseRunner:
         scheduler: The scheduler, or several of them.
         device: The device on which the model is.
         precision: The precision of a forward: "no" is that of the weights.
-        distributed_type: How the model is spread over processes, in Accelerate's words.
+        distributed_type: The kind of distribution over processes, in Accelerate's words.
         evaluations: The number of evaluations of this run so far.
         is_log_step: Whether the values of this step are logged: a hook may read tensors then.
         epoch_complete: Whether the last epoch was not cut by a stop, a limit or a `break`.
-        resume_report: What a resumed run knows about how exactly it goes on; None where it began.
+        resume_report: The report on how exactly a resumed run goes on; None where it began.
 
     Raises:
         ConfigError: A value in the configuration is wrong or cannot be written as JSON.
@@ -312,7 +312,7 @@ class BaseRunner:
         return f"{type(self).__name__}(status={self.status!r}, {counts}{place})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of the runner: its state, the best value and the directory."""
+        """The HTML of the runner for a notebook: its state, the best value and the directory."""
         done = f"{self.status or 'not started'}: epoch {self.epoch}, step {self.global_step}"
         rows = {"state": done, "best": "none yet", "directory": "none yet"}
         if self.best_result is not None and self.best_score is not None:
@@ -472,7 +472,7 @@ class BaseRunner:
 
         Args:
             hook: The name of the hook, with or without `on_`.
-            priority: When to run among the callbacks of the hook, see `Priority`.
+            priority: The place among the callbacks of the hook, see `Priority`.
 
         Raises:
             CallbackError: There is no such hook, the function does not take its arguments, or one
@@ -613,7 +613,7 @@ class BaseRunner:
 
         Args:
             names: The names of the file.
-            contents: What `state_dict` gave, or a part of it.
+            contents: The state that `state_dict` gave, or a part of it.
             reasons: Numbers that say why the file is kept.
         """
         from danling.checkpoint.saving import Save

@@ -135,7 +135,7 @@ def until_any_ends(world: World, source: Iterator[Any]) -> Iterator[Any]:
 
 
 def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
-    """What is said of an iterator of batches that is asked for more when it is not its turn."""
+    """The message for an iterator of batches that is asked for more when it is not its turn."""
     if not is_open:
         return "these batches are of an epoch that is over: ask runner.batches() for new ones"
     return (
@@ -147,6 +147,6 @@ def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
 
 
 def nothing_to_train_on(splits: Sequence[str]) -> DataError:
-    """What is raised where an epoch ends before its first batch."""
+    """The error for an epoch that ends before its first batch."""
     named = " and ".join(map(repr, splits))
     return DataError(f"the split {named} has no batches: there is nothing to train on")

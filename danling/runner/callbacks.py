@@ -43,7 +43,7 @@ class Callbacks:
 
     Args:
         callbacks: The user's.
-        defaults: Those that are there unless the user brings one of the same name.
+        defaults: The callbacks that are there unless the user brings one of the same name.
 
     Raises:
         CallbackError: Something is not a callback, or two have one name.
@@ -192,7 +192,7 @@ class Callbacks:
         """Give each callback its state by name.
 
         Returns:
-            Which states did not load, where `strict` is not set; and a line on which callbacks came
+            The states that did not load, if `strict` is not set; and a line on which callbacks came
             and went, empty where they are the same.
 
         Raises:
@@ -256,13 +256,13 @@ _CLASS = "callback"  # the argument that tells the class of an entry with a name
 
 @dataclass(frozen=True)
 class Configured:
-    """What a configuration says of callbacks.
+    """The callbacks that a configuration names.
 
     Attributes:
         callbacks: New instances, in the order of the configuration.
         left_out: The names of those that shall not be there.
         watching: The entries, by their names, that change nothing of what a run computes.
-        entries: What was read, in its full form.
+        entries: The entries that were read, in their full form.
     """
 
     callbacks: tuple[Callback, ...] = ()

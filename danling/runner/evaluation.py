@@ -36,7 +36,7 @@ __all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_h
 
 
 class Evaluating(Protocol):
-    """What an evaluation uses of a runner."""
+    """The attributes of a runner that an evaluation uses."""
 
     callbacks: Callbacks
     count_samples: SampleCounter
@@ -51,10 +51,10 @@ class Evaluating(Protocol):
         """The loader of a split."""
 
     def evaluate_step(self, batch: Any) -> Any:
-        """What the model does with a batch of an evaluation."""
+        """Run the model on a batch of an evaluation."""
 
     def predict_step(self, batch: Any) -> Any:
-        """What the model does with a batch of a prediction."""
+        """Run the model on a batch of a prediction."""
 
 
 def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:

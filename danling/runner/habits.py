@@ -98,7 +98,7 @@ def check_overridden(steps: Mapping[str, Any], defaults: type, models: list[str]
 
 
 def no_attribute(runner: object, name: str) -> AttributeError:
-    """What is raised for a name that a runner does not have."""
+    """The error for a name that a runner does not have."""
     if name in MEMBERS:
         hint = f"here it is {MEMBERS[name]}"
     else:

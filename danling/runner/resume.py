@@ -299,7 +299,7 @@ def check_model(
     """Compare names, shapes and types of weights.
 
     Returns:
-        What does not fit and is left out, where `strict` is not set.
+        The problems that are left out, where `strict` is not set.
 
     Raises:
         CheckpointError: Something does not fit; nothing was changed.
@@ -315,7 +315,7 @@ def check_parts(
     """Compare the optimizers and their groups, and the schedulers.
 
     Returns:
-        What does not fit and is left out, where `strict` is not set.
+        The problems that are left out, where `strict` is not set.
 
     Raises:
         CheckpointError: Something does not fit.
@@ -349,7 +349,7 @@ def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> li
 
 
 def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> list[str]:
-    """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
+    """The optimizers and schedulers that do not fit; none where there is no optimizer."""
     recorded, now = checkpoint["run"].get("kinds", {}), kinds(optimization)
     problems: list[str] = []
     if now["optimizer"]:
@@ -371,7 +371,7 @@ def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> 
 
 
 def obstacles(run: Mapping[str, Any], now: Mapping[str, int]) -> list[str]:
-    """What of the run itself makes an exact continuation impossible.
+    """The reasons in the run itself that make an exact continuation impossible.
 
     Args:
         run: The part `run` of the checkpoint.

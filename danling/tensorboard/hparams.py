@@ -82,7 +82,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | flo
 
 
 def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | float | str], str]:
-    """What the table shows of a configuration, and the row of its finished runs.
+    """The columns of the table for a configuration, and the row of its finished runs.
 
     The table shows what was set and is part of the run's identity, so that there are no columns of
     paths and untouched defaults; secrets are masked. TensorBoard sorts columns by name, those whose

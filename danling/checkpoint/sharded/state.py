@@ -161,7 +161,7 @@ class ModelState:
         return {} if self.plain is None else plain_names(deepspeed.described(self.plain))
 
     def layout(self) -> dict[str, int] | None:
-        """What must be the same for the shards to be read; None where nothing must."""
+        """The values that must be the same for the shards to be read; None where none must."""
         return None
 
     def _engine(self, fits: bool) -> Any:
@@ -222,7 +222,7 @@ class ShardedState(ModelState):
     def _like(
         self, optimizers: Mapping[str, Optimizer]
     ) -> Callable[[tuple[Any, ...]], Tensor | None]:
-        """Which of its parameters a tensor in a checkpoint is for."""
+        """The parameter that a tensor in a checkpoint is for."""
         from torch.distributed.tensor import DTensor
 
         weights = self.state(whole=False) or {}
@@ -366,7 +366,7 @@ def _gathered(value: Any) -> Any:
 
 
 def _part(value: Any, parameter: Tensor | None) -> Any:
-    """What of a value goes with the part of a parameter that this process holds."""
+    """The share of a value that goes with this process's part of a parameter."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(value, DTensor) or not isinstance(parameter, DTensor):

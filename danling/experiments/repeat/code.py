@@ -75,7 +75,7 @@ def find_repository(run: StoredRun, start: Path | None = None) -> Repository:
 
 
 def git(repository: Repository, *arguments: str, stdin: bytes = b"", **variables: str) -> str:
-    """What git prints, without its hooks."""
+    """Return the output of git, without its hooks."""
     extra: dict[str, Any] = dict(variables)
     output = repository.run(*arguments, stdin=stdin, config=_CONFIG, **extra)
     return output.decode("utf-8", "replace")
@@ -122,7 +122,7 @@ def rebuild(run: StoredRun, folder: Path) -> Rebuilt:
 
     Args:
         run: The run.
-        folder: Where worktrees are made; each has the name of its code.
+        folder: The folder in which worktrees are made; each has the name of its code.
 
     Raises:
         RunError: There is no repository that has the code, or git cannot bring it back.
@@ -164,7 +164,7 @@ def has_changed(run: StoredRun, root: Path) -> bool:
 
 
 def _untracked_lines(run: StoredRun) -> list[str]:
-    """What is recorded of the untracked modules of a run: path, size and digest of each."""
+    """The record of the untracked modules of a run: path, size and digest of each."""
     extra, names = run.code.get("extra"), _untracked(run)
     lines = [line for line in extra if isinstance(line, str)] if isinstance(extra, list) else []
     return [line for line in lines if line.rsplit(" ", 2)[0] in names]

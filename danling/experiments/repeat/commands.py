@@ -187,7 +187,7 @@ def _without_own(arguments: Sequence[str]) -> list[str]:
 
 
 def _launched(run: StoredRun, parts: Parts) -> Command:
-    """On as many processes as the run had."""
+    """The command on as many processes as the run had."""
     size = run.launches[-1].get("world_size")
     if not isinstance(size, int) or size < 2:
         return Command(parts.argv)

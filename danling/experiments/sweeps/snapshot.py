@@ -32,7 +32,7 @@ def snapshot(script: Path, root: Path, folder: Path) -> Path:
     Args:
         script: The script.
         root: The folder of the runs, which is no code.
-        folder: Where copies are made.
+        folder: The folder in which copies are made.
 
     Returns:
         The copy of the script.
