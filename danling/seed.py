@@ -246,7 +246,7 @@ class GeneratorState(Protocol):
         """Whether the state is another one than this: then something was drawn."""
 
     def put_back(self, state: Any) -> None:
-        """Set the state to this one."""
+        """Set the state of the generator to this one."""
 
     def seed(self, seed: int) -> None:
         """Seed the generator with a number of 63 bits."""
@@ -454,7 +454,7 @@ def _index_in_random() -> int | None:
 
 @cache
 def _gauss_in_random_state() -> tuple[int, int] | None:
-    """Where a `RandomState` keeps the second number of a gaussian pair, and how many bytes it has.
+    """The offset of a gaussian pair's second number in a `RandomState`, and the state's size.
 
     It is a flag and a double. None where they are not found.
     """

@@ -1,4 +1,4 @@
-"""For the tests of callbacks: a recorder of hooks, a tiny runner, a contract."""
+"""Tools for the tests of callbacks: a recorder of hooks, a tiny runner, a contract."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ class CallbackContract:
         assert not callback.only_watches or is_equal(outcome(observed), outcome(plain))
 
     def test_does_not_wait_for_the_device_on_every_step(self, tmp_path: Path) -> None:
-        """Between two logs no value is asked of the device: more steps, no more waits."""
+        """No value is asked of the device between two logs: more steps, no more waits."""
         few, many = self._waits(tmp_path, 16), self._waits(tmp_path, 64)
 
         assert self.syncs_every_step or many == few

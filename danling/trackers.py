@@ -147,7 +147,7 @@ def _leveldb_files(folder: Path, pattern: str) -> Iterator[bytes]:
 
 
 def _last_steps_wandb(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the files of the offline runs; what is on a server cannot be told from here."""
+    """Read the files of the offline runs; a server is not asked."""
     if not getattr(tracker.run.settings, "_offline", False):
         return None
     record_class = import_module("wandb.proto.wandb_internal_pb2").Record
@@ -250,7 +250,7 @@ def _comet(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_comet(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the archives of the offline experiments; what is on a server cannot be told from here.
+    """Read the archives of the offline experiments; a server is not asked.
 
     The archive of a killed process is empty: its points are sent once more, and are there once.
     """
@@ -294,7 +294,7 @@ def _clearml(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_clearml(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the folder of the offline session; what is on a server cannot be told from here."""
+    """Read the folder of the offline session; a server is not asked."""
     if not tracker.task.is_offline():
         return None
     path = Path(tracker.task.get_offline_mode_folder()) / "metrics.jsonl"
@@ -358,7 +358,7 @@ def _swanlab(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_swanlab(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the files of the offline runs; what is on a server cannot be told from here."""
+    """Read the files of the offline runs; a server is not asked."""
     if tracker.run.mode not in ("offline", "local"):
         return None
     record_class = import_module("swanlab.proto.swanlab.record.v1.record_pb2").Record
@@ -386,7 +386,7 @@ def _trackio(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_trackio(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the database on this machine; what is in a space cannot be told from here."""
+    """Read the database on this machine; a space is not asked."""
     if getattr(tracker.run, "_space_id", None):
         return None
     storage = import_module("trackio.sqlite_storage").SQLiteStorage

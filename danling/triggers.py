@@ -1,4 +1,4 @@
-"""When to do something: one value type for evaluation, checkpoints, logs and profiles."""
+"""Triggers say when to do something: one type for evaluation, checkpoints, logs and profiles."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class AsyncWriter(Generic[T]):
         """The results of jobs since the last call, once the one under way has ended.
 
         Raises:
-            Exception: As `drain`.
+            Exception: The errors that `drain` raises.
         """
         self.drain()
         return self.completed()

@@ -151,11 +151,11 @@ class TypedMapping(Section):
         return self._plain()
 
     def resolved(self) -> dict[str, Any]:
-        """As `to_dict`, with the defaults of keys that are not set."""
+        """Return `to_dict` with the defaults of keys that are not set."""
         return self.to_dict()
 
     def flatten(self) -> dict[str, Any]:
-        """All values by dotted key; lists, dicts and empty sections are values.
+        """Return all values by dotted key; lists, dicts and empty sections are values.
 
         Example:
             >>> from danling import Config

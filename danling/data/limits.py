@@ -167,7 +167,7 @@ class Nothing:
         self.sharding = sharding
 
     def items_in(self, epoch: int) -> None:
-        """None: there is no end of it."""
+        """Return None: there is no end of it."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -183,8 +183,8 @@ class Nothing:
         """Do nothing: there is one way to read nothing."""
 
     def samples_at(self, epoch: int, offset: int) -> None:
-        """None: there are no samples."""
+        """Return None: there are no samples."""
 
     def batches(self, epoch: int, offset: int) -> Iterator[None]:
-        """None, again and again."""
+        """Yield None, again and again."""
         return repeat(None)

@@ -93,7 +93,7 @@ class Loader:
         """Read so much of each epoch; returns itself.
 
         Args:
-            amount: The number of batches of an epoch that are read.
+            amount: The number of batches that are read.
             training: Whether a stream that is limited is read on from epoch to epoch.
 
         Raises:

@@ -274,7 +274,7 @@ class ListSource:
         """Do nothing: there is one way to read a list."""
 
     def samples_at(self, epoch: int, offset: int) -> None:
-        """None: the user made the batches."""
+        """Return None: the user made the batches."""
 
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from number `offset` on."""

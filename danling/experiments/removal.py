@@ -116,7 +116,7 @@ def restore(run: Run, root: Path) -> Path:
     """Bring a run back from the trash.
 
     Raises:
-        RunDirectoryError: Its name is taken, or it cannot be moved.
+        RunDirectoryError: The name of the run is taken, or it cannot be moved.
     """
     target = root / run.path.name
     if os.path.lexists(target):

@@ -89,7 +89,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     r"""JSON text of a value, from which `loads` makes the plain form of the value again.
 
     Raises:
-        ConfigError: As `to_plain`.
+        ConfigError: The errors of `to_plain`.
 
     Example:
         >>> print(dumps({"loss": float("nan"), "comment": "NaN"}))

@@ -639,7 +639,7 @@ class AccelerateRunner(BaseRunner):
 
         Args:
             splits: The splits; by default `train`, which may be a mapping of several loaders.
-            mode: How several are read: `"min_size"` (the default) ends with the first that ends,
+            mode: The order of several: `"min_size"` (the default) ends with the first that ends,
                 `"max_size"` goes on to the last, with None for those that have ended,
                 `"max_size_cycle"` lets these begin anew, and `"sequential"` gives the batches of
                 one split after those of another. The words are those of Lightning's
@@ -720,7 +720,7 @@ class AccelerateRunner(BaseRunner):
                 with `.loss`; None skips the batch.
             optimizer: The name of the optimizer, where there are several; each of their steps
                 counts in `global_step`.
-            closure: In place of the output, what gives it, for an optimizer that evaluates the
+            closure: The function that gives the output, for an optimizer that evaluates the
                 model itself, as `torch.optim.LBFGS`: `lambda: runner.train_step(batch)`. All
                 batches of the window are evaluated each time.
 
@@ -816,10 +816,10 @@ class AccelerateRunner(BaseRunner):
         return forward(self.model, self.criterion, batch, metrics)
 
     def evaluate_step(self, batch: Any) -> Any:
-        """The same for evaluation; metrics are updated for the split that is evaluated.
+        """Forward and loss in an evaluation; metrics are updated for the split that is evaluated.
 
         Returns:
-            What a train step returns, and `"output"`, which hooks get. One of your own may return
+            The output of a train step with `"output"` for hooks. One of your own may return
             a mapping without a loss, or None where all there is to know is in the metrics.
         """
         metrics = self.logbook.metrics_of(self.logbook.evaluating or "val")

@@ -324,7 +324,7 @@ class BaseRunner:
         return f"<table><caption>{type(self).__name__}</caption>{cells}</table>"
 
     def now(self) -> Moment:
-        """This point of the run, for triggers."""
+        """The point that the run has reached, for triggers."""
         counters, several = self.counters, self.world.size > 1
         seconds = self.stopping.seconds if several else self.clock.seconds
         return Moment(
@@ -370,7 +370,7 @@ class BaseRunner:
 
     @property
     def optimizers(self) -> list[Any]:
-        """All optimizers, as a list."""
+        """The optimizers, as a list."""
         given = self.optimizer
         parts = list(given.values()) if isinstance(given, Mapping) else [given]
         return [
@@ -554,7 +554,7 @@ class BaseRunner:
         return self._checkpoints
 
     def state_dict(self, *, alone: bool = False) -> dict[str, Any]:
-        """What the run needs to go on from here; a platform adds model, optimizers and streams.
+        """The state that a run goes on from; a platform adds model, optimizers and streams.
 
         Args:
             alone: Whether only this process takes part, as where another one is gone.
@@ -579,7 +579,7 @@ class BaseRunner:
         """Take what `state_dict` gave.
 
         Returns:
-            What could not be taken, where `strict` is not set.
+            The problems with what could not be loaded, where `strict` is not set.
 
         Raises:
             CheckpointError: The state of a callback does not load, and `strict` is set.

@@ -53,7 +53,7 @@ def windows_of(
 
 
 def tally_of(runner: AccelerateRunner) -> Tally | None:
-    """What counts what windows hold, where it is not the same for all that are whole."""
+    """The tally of what windows hold; None where all whole windows hold the same."""
     by_samples = runner.config.accumulate == "samples"
     if not (by_samples or runner.distributed or runner.accum_steps > 1):
         return None

@@ -1,4 +1,4 @@
-"""What is handed to a runner, or asked of it, by the habits of another library."""
+"""Habits of other libraries: arguments and attributes of theirs that a runner refuses."""
 
 from __future__ import annotations
 

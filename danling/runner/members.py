@@ -173,7 +173,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 class Watch:
-    """What of modules no state dict holds, and which of it has changed since it was first seen.
+    """The values of modules that no state dict holds, watched for changes since first seen.
 
     Modes of modules, `requires_grad` of parameters, buffers that are not persistent, generators,
     and attributes that are numbers, strings, tensors or short lists of such. What a script sets
@@ -327,7 +327,7 @@ def _drawn(value: Any) -> bool:
 
 
 def _mark(value: Any) -> Any:
-    """What to know a value by later."""
+    """The mark by which a value is recognised later."""
     if isinstance(value, Tensor):
         return weakref.ref(value), _version(value)
     return None if _drawn(value) else repr(value)

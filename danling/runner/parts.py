@@ -113,7 +113,7 @@ class Assigned:
         """Go on with what a checkpoint says; returns which parts may not be those of then.
 
         Args:
-            saved: What `since` was.
+            saved: The `since` of the run that is resumed.
             sure: The fingerprints that parts have, by name: they are compared with the data.
         """
         missing = [name for name in saved if name not in self.since and not sure.get(name)]
@@ -133,7 +133,7 @@ class Assigned:
 
 
 def _reference(part: Any) -> Callable[[], Any]:
-    """What gives the part back, and keeps it alive only where there is no other way."""
+    """A function that returns the part, and keeps it alive only where there is no other way."""
     try:
         return weakref.ref(part)
     except TypeError:
@@ -148,7 +148,7 @@ def _line(name: str, epoch: int) -> str:
 
 
 def parts_of_runner(runner: AccelerateRunner) -> dict[str, Any]:
-    """All that may be assigned, by name; a wrapper around the model is the model."""
+    """The parts that may be assigned, by name; a wrapper around the model is the model."""
     runner.model = as_models(runner.model)
     names = ("criterion", "optimizer", "scheduler", "metrics")
     parts = {"model": runner.unwrapped_model} | {name: getattr(runner, name) for name in names}

@@ -262,7 +262,7 @@ def kinds(optimization: Optimization) -> dict[str, dict[str, str]]:
 
 
 def surroundings(accelerator: Accelerator) -> dict[str, str]:
-    """What else decides about the last bits of a computation."""
+    """The other things that decide about the last bits of a computation."""
     return {
         "torch": str(torch.__version__),
         "mixed_precision": str(accelerator.mixed_precision),
@@ -271,7 +271,7 @@ def surroundings(accelerator: Accelerator) -> dict[str, str]:
 
 
 def surrounding_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of the surroundings is other than it was."""
+    """The surroundings that have changed."""
     return [
         f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]
     ]
@@ -397,7 +397,7 @@ def config_changes(config: Config, saved: Mapping[str, Any]) -> list[str]:
 def _model_problems(
     model: ModelState, state: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str]]:
-    """What cannot be loaded at all, and what can be left out."""
+    """The weights that cannot be loaded at all, and those that can be left out."""
     if model.plain is None or state is None:
         return [], []
     own, state = model.describe(), {plain_name(name): value for name, value in state.items()}

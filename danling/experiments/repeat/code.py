@@ -85,7 +85,7 @@ def recorded_tree(tree: WorkingTree, run: StoredRun) -> str:
     """The id of the git tree of a run's code, built in the temporary objects of `tree`.
 
     Raises:
-        GitError: Its patch cannot be applied.
+        GitError: The patch of the run cannot be applied.
     """
     tree.run("read-tree", str(run.commit))
     patch = _patch_bytes(run)
@@ -98,7 +98,7 @@ def code_problem(tree: WorkingTree, run: StoredRun) -> str | None:
     """Why commit and patch of a run do not give its code; None where they do.
 
     Raises:
-        GitError: Its patch cannot be applied.
+        GitError: The patch of the run cannot be applied.
     """
     recorded_tree(tree, run)  # its index is looked at now
     for line in _untracked_lines(run):
