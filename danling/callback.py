@@ -131,7 +131,7 @@ class Callback:
         """Fires before a batch (or micro-batch) is used. May change it in place."""
 
     def on_before_step(self, runner: Runner) -> None:
-        """Fires before an optimizer step. May change the gradients: complete, unscaled, unclipped."""
+        """Fires before an optimizer step. May change the gradients, unscaled and unclipped."""
 
     def on_step(self, runner: Runner) -> None:
         """Fires after an optimizer step; `runner.global_step` counts it, gradients are still there.

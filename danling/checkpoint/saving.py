@@ -16,7 +16,7 @@ from danling.distributed.world import World
 from danling.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from danling.checkpoint.sharded.shards import Parts
+    from danling.checkpoint.sharded.shards import ShardedTensors
     from danling.checkpoint.store import CheckpointStore
 
 __all__ = ["Save", "Saver"]
@@ -39,7 +39,7 @@ class Save:
 
     names: tuple[str, ...]
     contents: Any
-    parts: Parts | None
+    parts: ShardedTensors | None
     global_step: int
     epoch: int
     metrics: dict[str, float]

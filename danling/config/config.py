@@ -212,7 +212,7 @@ class Config(TypedMapping, Settings):
             >>> print(caught[0].message)
             nobody has read config.batch_size (did you mean 'dataloader.batch_size'?)
         """
-        if found := [self._told(key, meant) for key, meant in self.unread_keys().items()]:
+        if found := [self._hinted(key, meant) for key, meant in self.unread_keys().items()]:
             warnings.warn(f"nobody has read {', '.join(found)}", UserWarning, stacklevel=2)
 
     def unread_keys(self) -> dict[str, str | None]:
@@ -224,7 +224,7 @@ class Config(TypedMapping, Settings):
         """
         return {key: key_of_other_libraries(key) or near_miss(key) for key in self.unread()}
 
-    def _told(self, key: str, meant: str | None) -> str:
+    def _hinted(self, key: str, meant: str | None) -> str:
         return self._where(key) + (f" (did you mean {meant!r}?)" if meant else "")
 
     # files and the command line

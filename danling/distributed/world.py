@@ -34,7 +34,7 @@ T = TypeVar("T")
 _NUMBERS = 4
 _HEADER = struct.Struct(f"<q{_NUMBERS}d64s")  # bytes that follow, numbers, name of the call
 _LOOK_AROUND = timedelta(seconds=0.5)  # how long a collective waits before it asks where others are
-_FAREWELL = 20.0  # seconds for the process that failed to close its files
+_REPORT_TIMEOUT = 20.0  # seconds for the process that failed to close its files
 _PRINTING = 0.5  # seconds for Python to print a traceback
 
 
@@ -185,7 +185,7 @@ class World:
                 error.__dict__["failed_rank"] = rank
                 raise error
 
-    def take_leave(self, error: BaseException) -> None:
+    def let_failed_rank_report(self, error: BaseException) -> None:
         """Wait before an error leaves, so that the failed process prints its traceback first."""
         if self.size == 1:
             return
@@ -196,7 +196,7 @@ class World:
             if rank == self.rank:
                 self._store.set(f"left/{rank}", "")
                 return
-            self._store.wait([f"left/{rank}"], timedelta(seconds=_FAREWELL))
+            self._store.wait([f"left/{rank}"], timedelta(seconds=_REPORT_TIMEOUT))
             time.sleep(_PRINTING)
 
     # Calls

@@ -122,7 +122,7 @@ def _from_git(repository: Repository, exclude: Sequence[Path]) -> Code:
     # of a notebook the cells that ran are the code; its file changes with every output
     skip = ".ipynb" if "<cells>" in (typed_code() or ()) else None
     with WorkingTree.of(repository) as tree:
-        snapshot = tree.snapshot(loaded, exclude, skip=skip)
+        snapshot = tree.capture(loaded, exclude, skip=skip)
         folders = {path.parent for path in loaded}
         beside = tree.untracked(_sources_in(folders, loaded), exclude)
     return Code(

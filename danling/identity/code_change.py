@@ -44,25 +44,25 @@ def describe_change(
     files = _changed_files(then.get("extra", ()), now.extra)
     if "git" not in (now.source, then.get("source")):
         return files or "no file is known to have changed"
-    told = [_commits(then, now)]
+    phrases = [_commits(then, now)]
     try:
-        told.append(_lines(then, now, start, patch, left_out, exclude, timeout))
+        phrases.append(_lines(then, now, start, patch, left_out, exclude, timeout))
     except (GitError, OSError) as error:
-        told.append(f"the lines were not counted ({error})")
+        phrases.append(f"the lines were not counted ({error})")
     if files:
-        told.append(f"of what is not tracked {files}")
-    return "; ".join(told)
+        phrases.append(f"of what is not tracked {files}")
+    return "; ".join(phrases)
 
 
 def _commits(then: Mapping[str, Any], now: Code) -> str:
-    told = []
+    phrases = []
     for commit, dirty, when in (
         (then.get("commit"), then.get("dirty"), "then"),
         (now.commit, now.dirty, "now"),
     ):
         changes = " with uncommitted changes" if dirty else ""
-        told.append(f"{f'commit {commit}' if commit else 'no commit'}{changes} {when}")
-    return ", ".join(told)
+        phrases.append(f"{f'commit {commit}' if commit else 'no commit'}{changes} {when}")
+    return ", ".join(phrases)
 
 
 def _lines(

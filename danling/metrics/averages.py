@@ -262,7 +262,7 @@ class Meter:
         self._totals: dict[str, dict[str, Total]] = {"epoch": {}, "window": {}, "epoch only": {}}
         self.add = self.of_window.add
 
-    def end_window(self) -> dict[str, Total]:
+    def end_interval(self) -> dict[str, Total]:
         """Totals since the last call."""
         self._collect()
         window, self._totals["window"] = self._totals["window"], {}

@@ -146,9 +146,9 @@ class Logbook:
         }
         return result, news
 
-    def end_window(self) -> dict[str, Total]:
+    def end_interval(self) -> dict[str, Total]:
         """The totals since the last call by tag, over all processes; a collective."""
-        return reduce_totals(self.meter.end_window(), self._world.gather)
+        return reduce_totals(self.meter.end_interval(), self._world.gather)
 
     @contextmanager
     def aside(self) -> Iterator[None]:

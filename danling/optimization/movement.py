@@ -13,7 +13,15 @@ from danling.metrics.history import flatten, split_of
 from danling.optimization.schedules import Factor, Schedule, make_scheduler
 from danling.optimization.together import by_name, is_named, listed, numbered
 
-__all__ = ["Moving", "argument_of", "closed_form", "made", "moving", "read_schedules", "state_of"]
+__all__ = [
+    "Moving",
+    "argument_of",
+    "closed_form",
+    "make_schedulers",
+    "moving",
+    "read_schedules",
+    "state_of",
+]
 
 
 WATCHING: Final = ("metrics", "metric", "score", "value")
@@ -243,7 +251,7 @@ def moving(schedules: Mapping[str, Mapping[str, Schedule]], interval: str) -> di
     }
 
 
-def made(
+def make_schedulers(
     scheduler: Any,
     optimizers: Mapping[str, Any],
     length: Callable[[str], int | None],

@@ -739,12 +739,12 @@ class BaseRunner:
         if error is None and others:
             error = others.pop(0)
             attach(error, others)
-            self.world.take_leave(error)
+            self.world.let_failed_rank_report(error)
             raise error
         if error is not None:
             attach(error, others)
             if not self._was_leaving(error):
-                self.world.take_leave(error)
+                self.world.let_failed_rank_report(error)
 
     def _was_leaving(self, error: BaseException | None) -> bool:
         """Whether the run had agreed to leave for a signal, and only its save failed.

@@ -46,7 +46,7 @@ def windows_of(
     if runner.distributed and not reading.is_exact:
         batches = until_any_ends(runner.world, batches)
     windows = windowed(batches, length, runner.accum_steps, done, tally_of(runner))
-    if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.heard:
+    if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.active:
         windows = announced(runner, windows)
     restore_streams(runner)  # last of all: making an iterator may draw
     return windows if length is None else islice(windows, length - done)

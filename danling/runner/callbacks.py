@@ -39,7 +39,7 @@ class Callbacks:
     It may change before and between runs, not during one.
 
     Attributes:
-        heard: The hooks that any callback overrides; what happens in every step looks here first.
+        active: The hooks that any callback overrides; what happens in every step looks here first.
 
     Args:
         callbacks: The user's.
@@ -62,7 +62,7 @@ class Callbacks:
         self._all: list[Callback] = []
         self._defaults: list[Callback] = list(defaults)
         self._tables: dict[str, tuple[Listener, ...]] = {}
-        self.heard: set[str] = set()
+        self.active: set[str] = set()
         self._unclaimed: dict[str, dict[str, Any]] = {}
         self._left_out: Collection[str] = ()
         self.in_run = False
@@ -131,7 +131,7 @@ class Callbacks:
                 if getattr(method, "__func__", method) is not base
             )
 
-        self.heard = {hook for hook, listeners in self._tables.items() if listeners}
+        self.active = {hook for hook, listeners in self._tables.items() if listeners}
 
     def __call__(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it; an error is raised with a note."""
@@ -142,7 +142,7 @@ class Callbacks:
                 add_note(error, callback, hook, args[0])
                 raise
 
-    def hears(self, hook: str) -> bool:
+    def is_active(self, hook: str) -> bool:
         """Whether any callback overrides a hook."""
         return bool(self._tables[hook])
 

@@ -139,17 +139,17 @@ def check_own(store: CheckpointStore, checkpoint: Mapping[str, Any], path: Path)
         )
 
 
-def report(logger: logging.Logger, told: Mapping[str, Any], path: Path) -> None:
+def report(logger: logging.Logger, found: Mapping[str, Any], path: Path) -> None:
     """Log where the run goes on, how exactly, and what is other than it was."""
-    for change in told["changes"]:
+    for change in found["changes"]:
         logger.info("%s", change)
     logger.log(
-        logging.WARNING if told["reasons"] else logging.INFO,
+        logging.WARNING if found["reasons"] else logging.INFO,
         "resumed from %s at epoch %d, global step %d: %s",
         path,
-        told["epoch"],
-        told["global_step"],
-        f"not exactly, since {'; '.join(told['reasons'])}" if told["reasons"] else "exactly",
+        found["epoch"],
+        found["global_step"],
+        f"not exactly, since {'; '.join(found['reasons'])}" if found["reasons"] else "exactly",
     )
 
 
@@ -241,10 +241,10 @@ def take_modes(runner: AccelerateRunner) -> None:
 def restore_streams(runner: AccelerateRunner) -> None:
     """Put the random streams back, once, right before the first batch after a resume."""
     state, runner._loaded_rng = runner._loaded_rng, None
-    told = runner.resume_report
-    if state is None or not (problems := set_rng_state(state)) or told is None:
+    found = runner.resume_report
+    if state is None or not (problems := set_rng_state(state)) or found is None:
         return
-    runner.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
+    runner.resume_report = found | {"exact": False, "reasons": found["reasons"] + problems}
     runner.logger.warning("the random streams are not exactly restored: %s", problems)
 
 
@@ -419,7 +419,7 @@ def _model_problems(
 
 
 def _engine_problems(model: ModelState, then: Mapping[str, int] | None) -> list[str]:
-    now = model.layout()
+    now = model.partitioning()
     if then == now:
         return []
     if then is None or now is None:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineFiles",
     "described",
-    "layout",
     "load_engine",
     "load_weights",
+    "partitioning",
     "places",
     "read",
     "split",
@@ -107,10 +107,10 @@ def split(
     """The head of a checkpoint, and what writes the rest; of weights alone there is no rest."""
     if "optimizer" not in checkpoint:
         return {**checkpoint, "model": weights_of(engine)}, None
-    return {**checkpoint, "engine": layout(engine)}, EngineFiles(engine)
+    return {**checkpoint, "engine": partitioning(engine)}, EngineFiles(engine)
 
 
-def layout(engine: Any) -> dict[str, int]:
+def partitioning(engine: Any) -> dict[str, int]:
     """The values that must be the same for an engine to read its files."""
     return {"stage": engine.zero_optimization_stage(), "size": dist.get_world_size()}
 

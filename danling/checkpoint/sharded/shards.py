@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_WRITTEN",
     "Manifest",
-    "Parts",
+    "ShardedTensors",
     "Written",
     "damage",
     "directories",
@@ -67,7 +67,7 @@ class Written(dict[str, tuple[int, str]]):
     """Files that a process has written, each with its size and the SHA-256 of what was written."""
 
 
-class Parts(Protocol):
+class ShardedTensors(Protocol):
     """The tensors of a checkpoint that are spread over processes: each writes its part.
 
     Attributes:
@@ -82,7 +82,7 @@ class Parts(Protocol):
         They are `Written` where they need not be read again to be known.
         """
 
-    def copied(self) -> Parts:
+    def copied(self) -> ShardedTensors:
         """A copy in memory of the host that training does not change."""
 
 
@@ -120,7 +120,7 @@ def seal(directory: Path, names: Iterable[str]) -> Files:
 
     Args:
         directory: The directory of the shards.
-        names: The result of `Parts.write`: files of which nothing is known are read.
+        names: The result of `ShardedTensors.write`: files of which nothing is known are read.
 
     Raises:
         CheckpointError: The disk refuses.

@@ -180,7 +180,7 @@ def _is_code_of(tree: WorkingTree, run: StoredRun, exclude: Sequence[Path] = ())
     lines = _untracked_lines(run)
     names = [line.rsplit(" ", 2)[0] for line in lines]
     return (
-        tree.snapshot(exclude=exclude).tree == run.code.get("tree")
+        tree.capture(exclude=exclude).tree == run.code.get("tree")
         and all((tree.root / name).is_file() for name in names)
         and [tree.describe(name) for name in names] == lines
     )
