@@ -14,7 +14,7 @@ from danling.identity.redaction import mask_values
 from danling.logs import Attempts
 from danling.run.metrics_file import read_metrics
 from danling.tensorboard import media
-from danling.tensorboard.hparams import flatten
+from danling.tensorboard.hparams import table_values
 from danling.trackers import KINDS, Identity, check_kind, show_image, start_tracker
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Tracker(Callback):
                 listing.parent.mkdir(exist_ok=True)
                 write_json(listing, known | {self.kind: drawn})
         if identity.known_id is None:  # MLflow takes no second value of a parameter
-            values = flatten(mask_values(runner.config.to_dict()))
+            values = table_values(mask_values(runner.config.to_dict()))
             self._tracker.store_init_configuration(values)
 
     def _catch_up(self, runner: Runner, identity: Identity) -> None:

@@ -89,7 +89,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]
 
     Args:
         package: The full name of the package.
-        modules: For each name, the module below the package that has it; a module that is named
+        modules: The module of each name, below the package that has it; a module that is named
             itself is given whole.
     """
 

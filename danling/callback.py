@@ -61,9 +61,9 @@ class Callback:
     Only hooks that a class (or an instance) overrides are called: the others cost nothing.
 
     Attributes:
-        name: Unique in a runner; the key of this callback's state in checkpoints, and what
-            `runner.callbacks["..."]` finds it by. Without one: the class in snake case.
-        priority: When to run among the callbacks of one hook, see `Priority`.
+        name: The name, unique in a runner: the key of this callback's state in checkpoints and of
+            `runner.callbacks["..."]`. By default it is the class in snake case.
+        priority: The place among the callbacks of one hook, see `Priority`.
         only_watches: Whether it changes nothing of what a run computes: what the configuration says
             of it is then no part of the `run_id`.
 
@@ -103,116 +103,116 @@ class Callback:
     # The run
 
     def on_setup(self, runner: Runner) -> None:
-        """When the run opens, before anything is loaded or trained.
+        """Fires when the run opens, before anything is loaded or trained.
 
         The run directory exists once `RunDirectory`, the first, has run. May open files. Must not
         train.
         """
 
     def on_train_start(self, runner: Runner) -> None:
-        """Before the first epoch of a `train()` or `epochs()`; a checkpoint is loaded by then."""
+        """Fires before the first epoch of `train()` or `epochs()`; a checkpoint is loaded then."""
 
     def on_epoch_start(self, runner: Runner) -> None:
-        """Before the first batch of an epoch; `runner.epoch` counts the epochs completed before it.
+        """Fires before the first batch of an epoch; `runner.epoch` counts the epochs before it.
 
         Does not fire again when a run is resumed in the middle of an epoch: `on_load` does.
         """
 
     def on_fetch_start(self, runner: Runner) -> None:
-        """Before a batch is asked of the loader: with `on_fetch_end` it measures the wait.
+        """Fires before a batch is asked of the loader: with `on_fetch_end` it measures the wait.
 
         At the end of a stream whose length nobody knows it fires once more, without `on_fetch_end`.
         """
 
     def on_fetch_end(self, runner: Runner, batch: Any) -> None:
-        """After the loader gave a batch."""
+        """Fires after the loader gave a batch."""
 
     def on_batch_start(self, runner: Runner, batch: Any) -> None:
-        """Before a batch (under accumulation a micro-batch) is used. May change it in place."""
+        """Fires before a batch (or micro-batch) is used. May change it in place."""
 
     def on_before_step(self, runner: Runner) -> None:
-        """Before an optimizer step: gradients complete, unscaled and unclipped; may change them."""
+        """Fires before an optimizer step. May change the gradients, unscaled and unclipped."""
 
     def on_step(self, runner: Runner) -> None:
-        """After an optimizer step; `runner.global_step` counts it, the gradients are still there.
+        """Fires after an optimizer step; `runner.global_step` counts it, gradients are still there.
 
         Must not move values to the host on every step: `runner.is_log_step` says when it is cheap.
         """
 
     def on_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
-        """After a batch; `output` is what the train step returned."""
+        """Fires after a batch; `output` is what the train step returned."""
 
     # Evaluation
 
     def on_evaluate_start(self, runner: Runner, split: str) -> None:
-        """Before a split is evaluated."""
+        """Fires before a split is evaluated."""
 
     def on_evaluate_batch_start(self, runner: Runner, batch: Any) -> None:
-        """Before a batch is evaluated."""
+        """Fires before a batch is evaluated."""
 
     def on_evaluate_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
-        """After a batch was evaluated; `output` is what the evaluate step returned.
+        """Fires after a batch was evaluated; `output` is what the evaluate step returned.
 
         That of the runner's own step is a mapping with `"loss"`, the model's `"output"` and the
         metrics that are functions.
         """
 
     def on_evaluate_end(self, runner: Runner, split: str, result: Mapping[str, float]) -> None:
-        """After a split was evaluated; `result` holds its means on the host, over all processes."""
+        """Fires after a split was evaluated; `result` has its means over all processes."""
 
     # The ends of epoch, training and run
 
     def on_epoch_end(self, runner: Runner) -> None:
-        """After an epoch and its evaluation; `runner.epoch` counts it, `latest_result` is complete.
+        """Fires after an epoch and its evaluation: `runner.epoch` and `latest_result` have it.
 
         `runner.epoch_complete` is False for an epoch cut by `stop()`, `max_steps` or a `break`.
         """
 
     def on_checkpoint(self, runner: Runner) -> None:
-        """At every safe point, of a step or of an epoch: every other hook of it has run.
+        """Fires at every safe point, of a step or of an epoch: every other hook of it has run.
 
         The place to save: all state, that of the callbacks too, is of one moment.
         """
 
     def on_train_end(self, runner: Runner) -> None:
-        """After the last epoch, also when training was stopped; not after an exception."""
+        """Fires after the last epoch, also when training was stopped; not after an exception."""
 
     def on_teardown(self, runner: Runner) -> None:
-        """Always the last, in reverse order, once for each callback whose `on_setup` was called."""
+        """Fires last, in reverse order, once for each callback whose `on_setup` was called."""
 
     # Things that happen
 
     def on_log(self, runner: Runner, metrics: Mapping[str, float]) -> None:
-        """At the log interval and after an evaluation; `metrics` are host numbers with full tags.
+        """Fires at the log interval and after an evaluation; `metrics` are numbers with full tags.
 
         A value is the mean since the last time its tag was logged, over all processes:
             `train/loss`.
         """
 
     def on_save(self, runner: Runner, path: Path) -> None:
-        """After a checkpoint was committed: it is durable on disk."""
+        """Fires after a checkpoint was committed: it is durable on disk."""
 
     def on_load(self, runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-        """After a checkpoint was loaded; this callback's own state has been restored."""
+        """Fires after a checkpoint was loaded; this callback's own state has been restored."""
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
-        """While an exception leaves the run, before teardown. Must not use collectives."""
+        """Fires while an exception leaves the run, before teardown. Must not use collectives."""
 
     # Prediction
 
     def on_predict_start(self, runner: Runner, split: str) -> None:
-        """Before a split is predicted."""
+        """Fires before a split is predicted."""
 
     def on_predict_batch_end(self, runner: Runner, batch: Any, output: Any) -> None:
-        """After a batch was predicted."""
+        """Fires after a batch was predicted."""
 
     def on_predict_end(self, runner: Runner, split: str) -> None:
-        """After a split was predicted."""
+        """Fires after a split was predicted."""
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume, in plain values and tensors; saved under `name`."""
+        """The state that must survive a resume, in plain values and tensors; saved under `name`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Every error that DanLing raises on purpose.
+"""The errors that DanLing raises on purpose.
 
 DanLingError
 ├── ConfigError          a key, a value or a file of a configuration is wrong

@@ -214,7 +214,7 @@ class Attempts:
     in full; `report` logs the number of all.
 
     Args:
-        what: What is attempted, for the messages.
+        what: The name of the attempted operation, for the messages.
         strict: Whether failures are raised all the same.
 
     Attributes:

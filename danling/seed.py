@@ -47,7 +47,7 @@ __all__ = [
 
 
 class SeededConfig(Protocol):
-    """What `seed_everything` needs of a config."""
+    """The keys of a config that `seed_everything` needs."""
 
     @property
     def seed(self) -> Any:
@@ -246,7 +246,7 @@ class GeneratorState(Protocol):
         """Whether the state is another one than this: then something was drawn."""
 
     def put_back(self, state: Any) -> None:
-        """Set the state to this one."""
+        """Set the state of the generator to this one."""
 
     def seed(self, seed: int) -> None:
         """Seed the generator with a number of 63 bits."""
@@ -442,7 +442,7 @@ def _memory(address: int, size: int) -> memoryview:
 
 @cache
 def _index_in_random() -> int | None:
-    """Where the Mersenne Twister is in a `random.Random`; None where it is not found."""
+    """The place of the Mersenne Twister in a `random.Random`; None where it is not found."""
     if sys.implementation.name != "cpython":
         return None
     probe = random.Random(1)
@@ -454,7 +454,7 @@ def _index_in_random() -> int | None:
 
 @cache
 def _gauss_in_random_state() -> tuple[int, int] | None:
-    """Where a `RandomState` keeps the second number of a gaussian pair, and how many bytes it has.
+    """The offset of a gaussian pair's second number in a `RandomState`, and the state's size.
 
     It is a flag and a double. None where they are not found.
     """
@@ -529,7 +529,7 @@ def torch_flags() -> dict[str, Any]:
 
 
 def set_torch_flags(flags: Mapping[str, Any]) -> None:
-    """Set those of the flags that are others now."""
+    """Set the flags whose values are different now."""
     now = torch_flags()
     for name in now.keys() & flags.keys():
         if now[name] == flags[name]:

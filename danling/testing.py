@@ -1,4 +1,4 @@
-"""For the tests of callbacks: what records hooks, what trains in milliseconds, what must hold."""
+"""Tools for the tests of callbacks: a recorder of hooks, a tiny runner, a contract."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class RecordingCallback(Callback):
     """Records which hooks fire, in which order, and what the counters are then.
 
     Args:
-        hooks: Those to record; all without any.
-        name: Under which it is attached, where a runner has several.
+        hooks: The hooks to record; all of them if none is given.
+        name: The name under which it is attached, where a runner has several.
 
     Attributes:
         events: One `Event` per hook that fired.
@@ -104,7 +104,7 @@ class RecordingCallback(Callback):
         return not begun
 
     def count(self, hook: str) -> int:
-        """How often a hook fired."""
+        """The number of times that a hook fired."""
         return self.hooks.count(hook)
 
     def _record(self, hook: str, runner: AccelerateRunner, *_: Any) -> None:
@@ -120,8 +120,8 @@ class TinyRunner(AccelerateRunner):
 
     Args:
         config: Keys besides those, or instead of them.
-        samples: Of each split.
-        callbacks: Those to test.
+        samples: The number of samples of each split.
+        callbacks: The callbacks to test.
         default_callbacks: Whether the default ones are there: without them nothing is written.
 
     Example:
@@ -165,7 +165,7 @@ def accuracy(output: Tensor, target: Tensor) -> Tensor:
 
 
 class CallbackContract:
-    """What every callback must keep to, as tests that a class of yours inherits.
+    """The rules that every callback must keep, as tests that a class of yours inherits.
 
     Override `make`. What a callback is meant to do besides is said by the attributes.
 
@@ -175,7 +175,7 @@ class CallbackContract:
         syncs_every_step: Whether it may wait for the device on every step.
         needs_one_process: Whether it refuses several processes, with a `CallbackError`.
         keeps_times: Whether its state has seconds in it, which no two trainings have in common.
-        runner_class: What trains, where the callback needs another model or other data.
+        runner_class: The runner that trains, where the callback needs another model or other data.
 
     Example:
         >>> class TestRecordingCallback(CallbackContract):  # pytest collects it by its name
@@ -207,7 +207,7 @@ class CallbackContract:
         assert self.make().name == self.make().name
 
     def test_state_round_trips_through_a_checkpoint(self, tmp_path: Path) -> None:
-        """What `state_dict` gives is plain, and a new instance that takes it gives it back."""
+        """The state of `state_dict` is plain, and a new instance that loads it gives it back."""
         callback, successor = self.make(), self.make()
         self.runner(tmp_path, callback).train()
         stored = io.BytesIO()
@@ -243,7 +243,7 @@ class CallbackContract:
         )
 
     def test_two_instances_are_independent(self, tmp_path: Path) -> None:
-        """Nothing that happens to one changes another: no state is on the class."""
+        """One instance never changes another: no state is on the class."""
         idle, busy = self.make(), self.make()
         before = idle.state_dict()
 
@@ -294,7 +294,7 @@ class CallbackContract:
         assert (first == "refused") is self.needs_one_process
 
     def test_hooks_of_others_stay_paired(self, tmp_path: Path) -> None:
-        """What began has its end, also where this callback stops the training or evaluates."""
+        """Start and end hooks stay paired, even if this callback stops training or evaluates."""
         recording = RecordingCallback(name="pairs")
         self.runner(tmp_path, self.make(), recording).train()
 
@@ -324,7 +324,7 @@ class CallbackContract:
         assert not callback.only_watches or is_equal(outcome(observed), outcome(plain))
 
     def test_does_not_wait_for_the_device_on_every_step(self, tmp_path: Path) -> None:
-        """Between two logs no value is asked of the device: more steps, no more waits."""
+        """No value is asked of the device between two logs: more steps, no more waits."""
         few, many = self._waits(tmp_path, 16), self._waits(tmp_path, 64)
 
         assert self.syncs_every_step or many == few
@@ -449,7 +449,7 @@ def in_child(work: Callable[[], None]) -> int:
 
 
 def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
-    """What each of two forked processes returns, which are one world over gloo, on the CPU.
+    """Run a function in two forked processes, one world over gloo; returns both results.
 
     Args:
         work: Makes a runner, for example; what it returns must be plain values and tensors.
@@ -500,7 +500,7 @@ def exit_code(process: int) -> int:
 
 
 def outcome(runner: TinyRunner) -> dict[str, Any]:
-    """What a resumed training must have in common with one that nobody interrupted."""
+    """The results that a resumed training must share with an uninterrupted one."""
     return {
         "model": runner.unwrapped_model.state_dict(),
         "optimizer": runner.optimizer.state_dict(),

@@ -23,15 +23,15 @@ __all__ = ["GOES_ON", "KINDS", "Identity", "Kind", "check_kind", "show_image", "
 
 @dataclass(frozen=True)
 class Identity:
-    """Which run a tracker is to show.
+    """The run that a tracker is to show.
 
     Attributes:
         project: Name of the group of runs.
         name: Name of the run, unique in the project.
         uuid: Hex form of the run's random identity.
-        directory: Of the run.
+        directory: The directory of the run.
         root: Folder of all runs.
-        known_id: What `Kind.id_of` gave when the run was started; None for a new one.
+        known_id: The id that `Kind.id_of` gave when the run was started; None for a new one.
     """
 
     project: str
@@ -65,17 +65,17 @@ def _show_one(tracker: Any, tag: str, image: Any, step: int) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one tracker is used.
+    """The way in which one tracker is used.
 
     Attributes:
         options: Arguments of Accelerate's tracker, for a run or for its continuation.
-        begin: What remains to be done when it has started.
+        begin: A function that completes the start of the tracker.
         show: Shows an image of PIL under a tag at a step.
         end: Ends the run with its status, "finished" or "failed" for example.
-        id_of: What the tracker calls the run, where it draws the name itself.
+        id_of: A function that gives the tracker's id of the run, where it draws the name itself.
         last_steps: The step of the last point of each tag that the tracker has of a run that goes
             on; None where it cannot tell.
-        package: What pip installs.
+        package: The name of the package for pip.
     """
 
     options: Callable[[Identity], dict[str, Any]]
@@ -91,7 +91,7 @@ def start_tracker(kind: str, identity: Identity, options: Mapping[str, Any]) -> 
     """Start a tracker of Accelerate on a run.
 
     Args:
-        kind: Of `KINDS`.
+        kind: The kind of tracker, one of the values of `KINDS`.
         identity: The run.
         options: Arguments of Accelerate's tracker, which win.
     """
@@ -147,7 +147,7 @@ def _leveldb_files(folder: Path, pattern: str) -> Iterator[bytes]:
 
 
 def _last_steps_wandb(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the files of the offline runs; what is on a server cannot be told from here."""
+    """Read the files of the offline runs; a server is not asked."""
     if not getattr(tracker.run.settings, "_offline", False):
         return None
     record_class = import_module("wandb.proto.wandb_internal_pb2").Record
@@ -250,7 +250,7 @@ def _comet(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_comet(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the archives of the offline experiments; what is on a server cannot be told from here.
+    """Read the archives of the offline experiments; a server is not asked.
 
     The archive of a killed process is empty: its points are sent once more, and are there once.
     """
@@ -294,7 +294,7 @@ def _clearml(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_clearml(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the folder of the offline session; what is on a server cannot be told from here."""
+    """Read the folder of the offline session; a server is not asked."""
     if not tracker.task.is_offline():
         return None
     path = Path(tracker.task.get_offline_mode_folder()) / "metrics.jsonl"
@@ -358,7 +358,7 @@ def _swanlab(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_swanlab(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the files of the offline runs; what is on a server cannot be told from here."""
+    """Read the files of the offline runs; a server is not asked."""
     if tracker.run.mode not in ("offline", "local"):
         return None
     record_class = import_module("swanlab.proto.swanlab.record.v1.record_pb2").Record
@@ -386,7 +386,7 @@ def _trackio(run: Identity) -> dict[str, Any]:
 
 
 def _last_steps_trackio(tracker: Any, run: Identity) -> dict[str, int] | None:
-    """From the database on this machine; what is in a space cannot be told from here."""
+    """Read the database on this machine; a space is not asked."""
     if getattr(tracker.run, "_space_id", None):
         return None
     storage = import_module("trackio.sqlite_storage").SQLiteStorage

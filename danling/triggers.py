@@ -1,4 +1,4 @@
-"""When to do something: one value type for evaluation, checkpoints, logs and profiles."""
+"""Triggers say when to do something: one type for evaluation, checkpoints, logs and profiles."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Every:
         return self._times(now.progress) > self._times(before)
 
     def _times(self, share: float) -> int:
-        """How often the period has passed."""
+        """The number of times that the period has passed."""
         return math.floor(share / self.value + _ROUNDING)
 
     def __eq__(self, other: object) -> bool:

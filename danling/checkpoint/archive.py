@@ -1,4 +1,4 @@
-"""What a file must be before `torch.load` may read it: a small safe archive of a bounded value.
+"""The check of a file before `torch.load` reads it: a small safe archive of a bounded value.
 
 `torch.load(weights_only=True)` runs no code of a file, and trusts it otherwise: lists that are
 shared often enough are 10^40 items for whoever walks them, a tuple that is nested a million times
@@ -28,7 +28,7 @@ _SIZED = "bytearray", "Tensor"  # names of what makes memory out of a number
 
 
 def problem(file: BinaryIO) -> str | None:
-    """What is wrong with a file as an archive of torch; None if it may be loaded.
+    """The fault of a file as an archive of torch; None if it can be loaded.
 
     Raises:
         OSError: The file cannot be read.
@@ -55,7 +55,7 @@ def has_checksums(file: BinaryIO) -> bool:
 
 
 def wrong_record(file: BinaryIO) -> str | None:
-    """What is wrong with a record of an archive by its CRC-32, if anything is."""
+    """The fault of a record of an archive by its CRC-32; None if it has none."""
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -86,7 +86,7 @@ def _wrong_members(file: BinaryIO, members: list[zipfile.ZipInfo]) -> str | None
 
 
 def _start(file: BinaryIO, member: zipfile.ZipInfo) -> int:
-    """Where the content of a record begins: after its header, its name and its padding."""
+    """The offset of the content of a record: after its header, its name and its padding."""
     file.seek(member.header_offset)
     header = file.read(_LOCAL_HEADER)
     lengths = int.from_bytes(header[26:28], "little"), int.from_bytes(header[28:30], "little")

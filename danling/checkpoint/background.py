@@ -72,7 +72,7 @@ class AsyncWriter(Generic[T]):
 
         Raises:
             CheckpointError: The one before does not end in time (`errno` is ETIMEDOUT).
-            Exception: What the one before raised, if `check` did not raise it yet; `job` is not
+            Exception: The error of the job before, if `check` did not raise it yet; `job` is not
                 started then.
         """
         self._join(self._timeout)
@@ -87,17 +87,17 @@ class AsyncWriter(Generic[T]):
             raise error
 
     def completed(self) -> list[T]:
-        """What the jobs that ended well returned, in their order, each once."""
+        """The results of the jobs that ended well, in their order, each once."""
         results: list[T] = []
         while self._results and self._ours():
             results.append(self._results.pop(0))
         return results
 
     def collect(self) -> list[T]:
-        """What jobs returned since the last call, once the one under way has ended.
+        """The results of jobs since the last call, once the one under way has ended.
 
         Raises:
-            Exception: As `drain`.
+            Exception: The errors that `drain` raises.
         """
         self.drain()
         return self.completed()
@@ -114,7 +114,7 @@ class AsyncWriter(Generic[T]):
 
         Raises:
             CheckpointError: The job does not end in time; it still goes on.
-            Exception: What it raised.
+            Exception: The error that the job raised.
         """
         self._join(self._timeout if timeout is None else timeout)
         self.check()
@@ -150,8 +150,8 @@ class Snapshot:
     """An encoded checkpoint in host memory that shares nothing with what it was made from.
 
     Attributes:
-        payload: What `danling.checkpoint.encoding.encode` returned, copied.
-        memory: Its storages, and whether they are pinned: the next snapshot may take them over.
+        payload: The copied result of `danling.checkpoint.encoding.encode`.
+        memory: The copy's storages, and whether they are pinned: the next snapshot may reuse them.
     """
 
     payload: Any
@@ -197,7 +197,7 @@ def in_memory(payload: Any, kept: Iterable[torch.Tensor] = ()) -> Any:
 
 
 def addresses(payload: Any) -> set[int]:
-    """Where the memory of the tensors in an encoded checkpoint begins, of those on the host."""
+    """The addresses of the memory of the tensors on the host in an encoded checkpoint."""
     found: set[int] = set()
     pending = [payload]
     while pending:

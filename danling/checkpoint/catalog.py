@@ -1,4 +1,4 @@
-"""Which checkpoints there are, read from the files themselves."""
+"""The checkpoints of a directory, read from the files themselves."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Entry:
     Attributes:
         name: The name without `.pth`.
         path: The file.
-        trailer: What the file says about itself.
+        trailer: The description at the end of the file.
     """
 
     name: str
@@ -180,7 +180,7 @@ class Catalog:
         """Directories of shards that no checkpoint names any more.
 
         Args:
-            before: What `shards` returned before names were changed.
+            before: The result of `shards` before names were changed.
             own: The directory of a commit that may have failed.
         """
         # what is no directory of shards is not removed, whatever a file says

@@ -57,7 +57,7 @@ class StreamDigest:
         """Pass a piece to `write`, and hash it meanwhile.
 
         Args:
-            piece: What comes after all earlier pieces.
+            piece: The bytes that come after all earlier pieces.
             write: Writes it; what it raises is raised.
             owned: Whether nobody else has the piece, so that it lasts.
         """

@@ -1,4 +1,4 @@
-"""What a checkpoint may hold, and how the rest is written with it.
+"""The values that a checkpoint may hold, and how the rest is written with it.
 
 A checkpoint is read with `torch.load(weights_only=True)`, which builds tensors and plain Python
 values and runs no code of the file. `encode` therefore refuses at save time, with its path, what

@@ -1,4 +1,4 @@
-"""What other programs take of a run: the weights of a checkpoint, and the model with them."""
+"""Files of a run for other programs: the weights of a checkpoint, and the model with them."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Call(NamedTuple):
 
     @property
     def dynamic_shapes(self) -> Any:
-        """What tells `torch.export` that the number of samples may vary."""
+        """The shapes that tell `torch.export` that the number of samples may vary."""
         if self.keywords:
             return {name: _varying(value) for name, value in self.keywords.items()}
         return tuple(_varying(value) for value in self.arguments)

@@ -93,7 +93,7 @@ def read_checkpoint(
 def _read(
     path: Path, run: str | None = None, whole: bool = False, checked: Seen | None = None
 ) -> dict[str, Any]:
-    """As `read_checkpoint`; what another process has `checked` is not read twice to be hashed."""
+    """Read like `read_checkpoint`; what another process has `checked` is not hashed again."""
     with _opened(path) as file:
         trailer, size = read_trailer(file)
         is_checked = trailer is not None and checked is not None and checked == _seen(file)
@@ -117,7 +117,7 @@ def _read(
 
 
 def _seen(file: BufferedReader) -> Seen:
-    """What tells whether two processes have the very same file open, and of one machine."""
+    """The values by which two processes see whether they have the same file of one machine open."""
     status = os.fstat(file.fileno())
     return (
         socket.gethostname(),
@@ -152,7 +152,7 @@ def is_intact(path: Path) -> bool:
 
 
 def trailer_of(path: Path) -> Trailer | None:
-    """What a file says about itself, without checking the rest of it; None if it says nothing.
+    """Read the trailer of a file without checking the rest of it; None if it has none.
 
     Raises:
         CheckpointError: It cannot be opened.
@@ -364,7 +364,7 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
         choose: Gives a checkpoint and its file; called on the main process only.
 
     Raises:
-        CheckpointError: What `choose` raises, on every process.
+        CheckpointError: The error that `choose` raises, on every process.
 
     Example:
         >>> from danling.checkpoint import CheckpointStore
@@ -395,6 +395,6 @@ def read_together(world: World, choose: Callable[[], Chosen]) -> Chosen:
 
 
 def digest_of(path: Path) -> str | None:
-    """Of the content of a file, as it says itself."""
+    """The digest of the content of a file, as its trailer says."""
     trailer = trailer_of(path)
     return None if trailer is None else trailer.sha256

@@ -1,4 +1,4 @@
-"""Which of the numbered files stay.
+"""The choice of the numbered files that stay.
 
 Why a numbered file was written stands in the file, in the metrics of its trailer. So what is kept
 follows from the directory alone: a restart forgets nothing, and removes nothing that is not ours.

@@ -16,7 +16,7 @@ from danling.distributed.world import World
 from danling.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from danling.checkpoint.sharded.shards import Parts
+    from danling.checkpoint.sharded.shards import ShardedTensors
     from danling.checkpoint.store import CheckpointStore
 
 __all__ = ["Save", "Saver"]
@@ -31,7 +31,7 @@ class Save:
     Attributes:
         names: The names of the file.
         contents: The head of the checkpoint, or a snapshot of it.
-        parts: What each process writes its part of, if there is any.
+        parts: The tensors of which each process writes its part, if there are any.
         global_step: The number of optimizer steps completed.
         epoch: The number of epochs completed.
         metrics: Numbers for people, and for the choice of what to keep.
@@ -39,7 +39,7 @@ class Save:
 
     names: tuple[str, ...]
     contents: Any
-    parts: Parts | None
+    parts: ShardedTensors | None
     global_step: int
     epoch: int
     metrics: dict[str, float]
@@ -50,7 +50,7 @@ class Save:
         return self.parts is None or self.parts.can_wait
 
     def copied(self, world: World, last: Snapshot | None = None) -> Save:
-        """The same in memory that training does not change: what this process is to write.
+        """A copy in memory that training does not change: the part that this process writes.
 
         A collective: where it fails on one process, none goes on to write.
 
@@ -139,9 +139,9 @@ class Saver:
         """Write a save, or let a thread do it. A collective.
 
         Args:
-            save: What is to be written.
-            store: Where it goes.
-            tidy: What the main process does after the commit, as to remove older files.
+            save: The save to be written.
+            store: The store that it is written to.
+            tidy: A function that the main process calls after the commit, as to remove older files.
 
         Returns:
             The files that are on the disk now; `deliver` tells of those that a thread writes.

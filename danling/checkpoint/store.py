@@ -103,7 +103,7 @@ class CheckpointStore:
             global_step: Optimizer steps completed.
             epoch: Epochs completed.
             metrics: Numbers for the choice of what to keep, found again in `candidates`.
-            shards: What `sharded.shards.finish` returned for the tensors that are in shards.
+            shards: The result of `sharded.shards.finish` for the tensors that are in shards.
 
         Returns:
             The file of the first name.
@@ -321,7 +321,7 @@ def load_newest(catalog: Catalog, directory: Path, run: str | None, whole: bool 
     something else saved is the newest if it is `latest.pth`, else the last resort.
 
     Raises:
-        CheckpointError: None is valid, a file cannot be opened (which says nothing about it, so
+        CheckpointError: No file is valid, a file cannot be opened (which says nothing about it, so
             that falling back would lose work), or a newer version wrote it.
     """
     read = partial(read_checkpoint, run=run, whole=whole)

@@ -41,7 +41,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Trailer:
-    """What a checkpoint file says about itself.
+    """The description that a checkpoint file has of itself.
 
     Attributes:
         names: The names it was committed under.

@@ -151,7 +151,7 @@ def _disk(root: str | None) -> dict[str, str]:
 
 
 def _abilities(folder: Path) -> dict[str, str]:
-    """What checkpoints and locks rely on."""
+    """The abilities of a file system that checkpoints and locks rely on."""
     from danling.files import filesystem
     from danling.run.lock import DirectoryLock
 

@@ -38,7 +38,7 @@ def chosen(options: Any, output: Output) -> Runs:
     """The runs that the options select; all, where they name none.
 
     Raises:
-        DanLingError: Of `runs`, `select`, `Runs.filter` and `Runs.sort`.
+        DanLingError: The errors of `runs`, `select`, `Runs.filter` and `Runs.sort`.
     """
     found = runs(options.root)
     note_passed_over(found, output)

@@ -64,7 +64,7 @@ def candidates(
     verbs: Iterable[str],
     build_parser: Callable[[Sequence[str]], argparse.ArgumentParser],
 ) -> list[str]:
-    """What the last of some words after `danling` may become."""
+    """The words that the last of some words after `danling` may become."""
     *before, word = words or [""]
     verb = next((known for known in before if known in verbs), None)
     if verb is None:

@@ -33,7 +33,7 @@ _CODES = {
 
 
 class Output:
-    """Where a verb prints.
+    """The output of a verb.
 
     Args:
         json: Whether data is printed as JSON.

@@ -190,7 +190,7 @@ def _swept(sweep: Sweep, output: Output) -> Iterator[Sweep]:
 
 
 def _teller(sweep: Sweep, total: int, output: Output) -> Callable[[Job], None]:
-    """What prints a line whenever the status of a configuration has changed."""
+    """A function that prints a line whenever the status of a configuration has changed."""
 
     def tell(job: Job) -> None:
         place = f"[{job.number + 1:>{len(str(total))}}/{total}]"

@@ -108,7 +108,7 @@ def write_bands(folder: Path, found: Runs, written: dict[Path, list[Path]]) -> N
     """Write the bands over seeds, each as a run of its own, where their runs are others now.
 
     Args:
-        folder: Where.
+        folder: The folder to write into.
         found: The runs.
         written: The runs of each band that is there, which is brought up to date.
     """

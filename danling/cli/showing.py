@@ -162,7 +162,7 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
 
 
 def run_diff(options: Any, output: Output) -> int:
-    """What differs between two runs."""
+    """Print the differences between two runs."""
     first, second = chosen_run(options, options.first), chosen_run(options, options.second)
     difference = first.diff(second)
     if output.json:

@@ -38,7 +38,7 @@ def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = Non
 
     Args:
         cls: Class of the configuration.
-        arguments: What to read instead of the arguments of this process.
+        arguments: The words to read instead of the arguments of this process.
     """
     program = Path(sys.argv[0]).name or "python"
     try:
@@ -65,7 +65,7 @@ def _own_arguments() -> list[str]:
 
 @dataclass
 class _Options:
-    """What stands on the command line, before any of it has a meaning."""
+    """The options of a command line, before any of them has a meaning."""
 
     files: list[str] = field(default_factory=list)
     flags: list[tuple[str, list[str]]] = field(default_factory=list)

@@ -40,7 +40,7 @@ _LENGTH = ("max_epochs", "max_steps")  # a run that is trained for longer is the
 
 
 class _Plain(Protocol):
-    """What `Config` is to a type checker, and no subclass of it: lists are invariant."""
+    """The type of `Config` for a type checker, and of no subclass: lists are invariant."""
 
     def _same(self) -> list[Config]: ...
 
@@ -56,7 +56,7 @@ class Config(TypedMapping, Settings):
 
     Args:
         mapping: Keys and values; nested mappings become sections, a dot in a key nests.
-        **keys: More keys, which win.
+        **keys: Further keys, which win over those of the mapping.
 
     Raises:
         ConfigError: A key or a value is wrong; the message names its path.
@@ -148,7 +148,7 @@ class Config(TypedMapping, Settings):
         return super().to_dict() | bound
 
     def resolved(self) -> dict[str, Any]:
-        """As `to_dict`, with every well-known key: those that are not set have their defaults."""
+        """Return `to_dict` with every well-known key: those not set have their defaults."""
         if not self._is_top:
             return self.to_dict()
         defaults = {key: copy_value(field.default) for key, field in SETTINGS.items()}
@@ -172,7 +172,7 @@ class Config(TypedMapping, Settings):
         """Raise one error that lists every value that cannot be saved, with its path.
 
         Raises:
-            ConfigError: As said; or a declared field has the name of the run's state.
+            ConfigError: A value cannot be saved; a declared field has the name of the run's state.
         """
         to_jsonable(self.to_dict(), self._path)
         if self._is_top:
@@ -212,7 +212,7 @@ class Config(TypedMapping, Settings):
             >>> print(caught[0].message)
             nobody has read config.batch_size (did you mean 'dataloader.batch_size'?)
         """
-        if found := [self._told(key, meant) for key, meant in self.unread_keys().items()]:
+        if found := [self._hinted(key, meant) for key, meant in self.unread_keys().items()]:
             warnings.warn(f"nobody has read {', '.join(found)}", UserWarning, stacklevel=2)
 
     def unread_keys(self) -> dict[str, str | None]:
@@ -224,7 +224,7 @@ class Config(TypedMapping, Settings):
         """
         return {key: key_of_other_libraries(key) or near_miss(key) for key in self.unread()}
 
-    def _told(self, key: str, meant: str | None) -> str:
+    def _hinted(self, key: str, meant: str | None) -> str:
         return self._where(key) + (f" (did you mean {meant!r}?)" if meant else "")
 
     # files and the command line
@@ -274,7 +274,7 @@ class Config(TypedMapping, Settings):
         what is valid.
 
         Args:
-            arguments: What to read instead of the arguments of this process.
+            arguments: The words to read instead of the arguments of this process.
         """
         from danling.config.command_line import parse_command_line
 

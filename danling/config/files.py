@@ -23,11 +23,11 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file says.
+    """The content of one file.
 
     Attributes:
         path: The file.
-        values: Its keys and values.
+        values: The keys and values of the file.
         text: The file as it was read.
     """
 

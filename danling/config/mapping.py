@@ -151,11 +151,11 @@ class TypedMapping(Section):
         return self._plain()
 
     def resolved(self) -> dict[str, Any]:
-        """As `to_dict`, with the defaults of keys that are not set."""
+        """Return `to_dict` with the defaults of keys that are not set."""
         return self.to_dict()
 
     def flatten(self) -> dict[str, Any]:
-        """All values by dotted key; lists, dicts and empty sections are values.
+        """Return all values by dotted key; lists, dicts and empty sections are values.
 
         Example:
             >>> from danling import Config
@@ -292,7 +292,7 @@ class TypedMapping(Section):
         """Refuse keys that cannot be set."""
 
     def _unset(self, key: str) -> Any:
-        """What reading a key gives that is not set."""
+        """The result of reading a key that is not set."""
         raise MissingKeyError(self._unknown(key))
 
     def _known_keys(self) -> set[str]:

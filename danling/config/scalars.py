@@ -1,4 +1,4 @@
-"""What an unquoted word means in YAML 1.2, in files and on the command line."""
+"""The meaning of an unquoted word in YAML 1.2, in files and on the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NON_FINITE = re.compile(r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z")
 
 
 def read_scalar(text: str) -> Any:
-    """What an unquoted scalar means in YAML 1.2.
+    """Return the value of an unquoted scalar in YAML 1.2.
 
     Raises:
         ConfigError: It is a number of more digits than Python reads.

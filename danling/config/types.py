@@ -354,7 +354,7 @@ def _item(value: Any) -> Any:
 
 
 def _read_text(text: str, path: str) -> Any:
-    """What a text of the command line means where no type says it: JSON, YAML, else itself."""
+    """The value of a word of the command line if no type is declared: JSON, YAML, else itself."""
     if text[:1] in ("[", "{", '"'):
         try:
             return json.loads(text)

@@ -75,7 +75,7 @@ class Combined:
 
     Args:
         loaders: The loaders by the names that their batches have.
-        mode: How they are read, as the table of the module says.
+        mode: The way in which they are read, as the table of the module says.
         most: The number of batches of an epoch at most.
 
     Raises:
@@ -153,7 +153,7 @@ class _Turn:
 
     Args:
         loaders: The loaders by the names of their batches.
-        mode: How they are read.
+        mode: The way in which they are read.
         epoch: The epoch.
         begun: The number of batches of each that were used before.
     """

@@ -44,7 +44,7 @@ def own_generators(*things: object, besides: tuple[type, ...] = ()) -> list[Gene
     looked for.
 
     Args:
-        things: Where the search begins.
+        things: The objects at which the search begins.
         besides: Types that are passed over.
 
     Example:
@@ -67,7 +67,7 @@ class OwnGenerators:
     path, because processes may meet generators that are made late in different orders.
 
     Args:
-        things: Where the search begins.
+        things: The objects at which the search begins.
         besides: Types that are passed over.
 
     Attributes:
@@ -126,12 +126,12 @@ class OwnGenerators:
 
 
 class _Place(NamedTuple):
-    """Where a value was found.
+    """The place in which a value was found.
 
     Attributes:
         path: The way to it.
-        value: What was found there.
-        holder: What has it: `holder.get(key)` gives what is there now. None where the value cannot
+        value: The value that was found there.
+        holder: Its holder: `holder.get(key)` gives the value of now. None where the value cannot
             be replaced.
         key: The key of the value in its holder.
         is_users: Whether it is in code of the user, which may make a generator there later.
@@ -146,7 +146,7 @@ class _Place(NamedTuple):
 
 @dataclass
 class _Search:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         found: The place of each generator, by the id of the generator.
@@ -163,7 +163,7 @@ def _search(things: tuple[object, ...], besides: tuple[type, ...], whole: bool) 
     """Look for generators, near ones first.
 
     Args:
-        things: Where the search begins.
+        things: The objects at which the search begins.
         besides: Types that are passed over.
         whole: Whether classes, slots and functions are followed, and not only attributes.
     """
@@ -212,7 +212,7 @@ def _is_of_process(generator: Generator) -> bool:
 
 
 def _places(place: _Place, containers: list[Sized], whole: bool) -> list[_Place]:
-    """What a thing is made of, as far as it is worth looking."""
+    """The values in an object that are worth searching, with their places."""
     path, thing, is_users = place.path, place.value, place.is_users
     if isinstance(thing, MethodType):
         parts: list[Any] = [thing.__self__, *([thing.__func__] if whole else [])]

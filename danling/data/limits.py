@@ -1,4 +1,4 @@
-"""How much of a split is read: epochs that are limited, repeated, parts of a stream, or of nothing.
+"""The limits of a split: epochs that are limited, repeated, parts of a stream, or of nothing.
 
 A limit holds for each process and epoch. A stream that is limited is read on from epoch to epoch,
 and begins anew where it ends: its epochs are as long as the limit says.
@@ -22,7 +22,7 @@ PASS = 2**20  # no run has as many epochs
 
 
 class Amount(NamedTuple):
-    """How many batches of a split are read, of those that there are.
+    """The number of batches of a split that are read.
 
     Attributes:
         limit: A number of batches, or a share of them; None for all.
@@ -72,7 +72,7 @@ def share(limit: float, batches: int | None, split: str) -> int:
 
 
 def limited(batches: Iterator[Any], number: int | None) -> Iterator[Any]:
-    """At most so many batches; none is read after the last one."""
+    """Yield at most so many batches; none is read after the last one."""
     return batches if number is None else islice(batches, number)
 
 
@@ -114,7 +114,7 @@ class Endless:
         return index if self.epoch is None else self.epoch + index * PASS
 
     def _begin(self, number: int) -> Iterator[Any]:
-        """What is left of the pass that a batch is in, from that batch on."""
+        """The rest of the pass that a batch is in, from that batch on."""
         index = bisect_right(self.starts, number) - 1
         left = None if self._most is None else self._most - (number - self.starts[index])
         return limited(self._source.batches(*self.locate(number)), left)
@@ -167,11 +167,11 @@ class Nothing:
         self.sharding = sharding
 
     def items_in(self, epoch: int) -> None:
-        """None: there is no end of it."""
+        """Return None: there is no end of it."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position in an epoch to mean the same."""
+        """The values that must be the same for a position in an epoch to mean the same."""
         return {"sampler": self.name, "samples": None, "fingerprint": None}
 
     @property
@@ -183,8 +183,8 @@ class Nothing:
         """Do nothing: there is one way to read nothing."""
 
     def samples_at(self, epoch: int, offset: int) -> None:
-        """None: there are no samples."""
+        """Return None: there are no samples."""
 
     def batches(self, epoch: int, offset: int) -> Iterator[None]:
-        """None, again and again."""
+        """Yield None, again and again."""
         return repeat(None)

@@ -44,7 +44,7 @@ FIXED = {
 
 
 class _Origin(NamedTuple):
-    """Where the epoch that is being read was begun or taken up."""
+    """The place at which the epoch that is being read was begun or resumed."""
 
     epoch: int
     batch: int
@@ -60,11 +60,11 @@ class Loader:
         batch_size: The number of samples of a batch on this rank; None where the user makes the
             batches.
         seed: The seed of the run.
-        resume: What to do about a source that cannot begin in the middle.
+        resume: The treatment of a source that cannot begin in the middle.
         device: The device that batches go to.
 
     Attributes:
-        kind: What it means to resume this loader, as the table of the module says.
+        kind: The meaning of a resume of this loader, as the table of the module says.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Loader:
         """Read so much of each epoch; returns itself.
 
         Args:
-            amount: How much of an epoch is read.
+            amount: The number of batches that are read.
             training: Whether a stream that is limited is read on from epoch to epoch.
 
         Raises:
@@ -313,7 +313,7 @@ class Loader:
         return self._amount.limit is None and self._amount.most is None
 
     def _passes(self, epoch: int) -> Endless | None:
-        """What reads pass after pass in an epoch, if anything does."""
+        """The source that reads pass after pass in an epoch, if there is one."""
         if self._cycle is not None and self._cycle.epoch == self._epoch_read(epoch):
             return self._cycle
         return self._endless
@@ -342,7 +342,7 @@ class Loader:
         return batch * whole
 
     def _changes(self, state: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """What differs from the saved state: where nothing helps, and where elastic does."""
+        """The differences from the saved state: fatal ones, and those that elastic allows."""
         now = self.state_dict(epoch=0, batch_index=0)
         fixed = [
             f"{name} {state.get(key)!r} -> {now.get(key)!r}"
@@ -432,7 +432,7 @@ def with_notes(batches: Iterator[Any], reading: str, first: int) -> Iterator[Any
 
 
 def _death(error: Exception) -> Exception:
-    """What PyTorch raises where the signal finds the program: here, and not in a hook later."""
+    """The error that PyTorch raises wherever the signal finds the program: here, not in a hook."""
     try:
         time.sleep(_NOTICING)
     except RuntimeError as death:

@@ -1,4 +1,4 @@
-"""How the loader of a split is made: of a dataset, or of what the user made of one."""
+"""Make the loader of a split: of a dataset, or of a loader that the user made of one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def split_settings(
         dataloader: `config.dataloader`: arguments of torch's `DataLoader`, `keyed` and `resume`,
             and a mapping of them under the name of a split.
         split: The split whose settings are wanted.
-        splits: All splits there are, if a section for another one is to be an error.
+        splits: The names of all splits, if a section for another one is to be an error.
 
     Raises:
         DataError: There is no such setting.
@@ -100,9 +100,9 @@ def own_arguments(
     all splits.
 
     Args:
-        given: What was given by name: `collate_fn`, `sampler`, `batch_sampler`, `worker_init_fn`.
+        given: The arguments by name: `collate_fn`, `sampler`, `batch_sampler`, `worker_init_fn`.
         split: The split whose loader is made.
-        splits: All splits there are.
+        splits: The names of all splits.
         in_order: Whether the samples are wanted in order, so that samplers are left out.
 
     Raises:
@@ -143,8 +143,8 @@ def with_arguments(
 
     Args:
         settings: The settings of the split.
-        section: Those of them that are for this split alone.
-        own: What was given for it.
+        section: The settings that are for this split alone.
+        own: The arguments that were given for this split.
     """
     decided = {"batch_sampler": SAMPLING_SETTINGS, "sampler": {"shuffle"}}
     left_out = {key for name in own for key in decided.get(name, ()) if key not in (section or {})}
@@ -170,7 +170,7 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True)
 class _Split:
-    """What all kinds of sources need to know of the split that they are for."""
+    """The description of a split that all kinds of sources need."""
 
     name: str
     keyed: bool

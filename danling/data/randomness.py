@@ -30,7 +30,7 @@ class Randomness:
     """The generators that reading draws from: those of the process, and those of what is read.
 
     Args:
-        things: What is read, such as a dataset and the function that collates its samples.
+        things: The objects that are read, such as a dataset and its collate function.
 
     Example:
         >>> import random

@@ -1,4 +1,4 @@
-"""How a dataset is read: by index or from its start, with what it draws keyed by (seed, epoch).
+"""The readers of a dataset: by index or from its start, with what it draws keyed by (seed, epoch).
 
 A batch of a dataset that is read by index is a pure function of (seed, epoch, position), where the
 position is that of its first sample in the epoch's order. It is read under watch, which costs about
@@ -47,7 +47,7 @@ class IndexedReader(Dataset[Any]):
         dataset: The dataset of the user.
         collate_fn: The function that makes a batch of samples.
         batched: Whether `indices` is a list of indices, or the one index of a ready-made batch.
-        treatment: How randomness is treated.
+        treatment: The treatment of randomness.
         seed: The seed of this split.
         step: The distance of the positions of two batches that follow each other.
     """
@@ -184,7 +184,7 @@ class IterableReader(IterableDataset[Any]):
 
 
 class WorkerInit:
-    """What a worker does first: it arranges to end with its parent, and shows the user's dataset.
+    """The first call of a worker: it arranges to end with its parent, and shows the user's dataset.
 
     `get_worker_info().dataset` is then the dataset of the user, and the user's own function runs.
 

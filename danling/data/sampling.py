@@ -1,4 +1,4 @@
-"""Which samples a batch is made of: the order of an epoch, and each rank's share of it.
+"""The choice of the samples of a batch: the order of an epoch, and each rank's share of it.
 
 An order is a pure function of (seed, epoch), the same on every rank, and made of items: a sample's
 index, or a whole batch of indices where the user's batch sampler makes the batches. Rank r takes
@@ -52,7 +52,7 @@ class Order(Protocol):
         """The number of items of an epoch; None where the sampler does not tell."""
 
     def length_in(self, epoch: int) -> int | None:
-        """The same for one epoch, where epochs have different lengths."""
+        """The length of one epoch, where epochs have different lengths."""
 
     def items(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The items of an epoch from number `start` on."""
@@ -153,7 +153,7 @@ class Shuffled:
 
 
 class Sampled:
-    """What a sampler or batch sampler of the user yields, under generators of its own.
+    """The items of a sampler or batch sampler of the user, under generators of its own.
 
     It is read under generators seeded with (seed, epoch), which are put back whenever it is not
     being read, and so are generators of its own; `set_epoch` is called where it exists. A few
@@ -183,17 +183,17 @@ class Sampled:
 
     @property
     def length(self) -> int | None:
-        """What `len` says of the sampler."""
+        """The length of the sampler by `len`."""
         return length_of(self._sampler)
 
     def length_in(self, epoch: int) -> int | None:
-        """What `len` says of the sampler after it was told the epoch."""
+        """The length of the sampler by `len`, after it was told the epoch."""
         with isolated_rng(devices=False):
             self._enter(epoch)
             return self.length
 
     def items(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """What the sampler yields in an epoch, from number `start` on."""
+        """The items that the sampler yields in an epoch, from number `start` on."""
         with isolated_rng(devices=False):
             self._enter(epoch)
             iterator = islice(iter(self._sampler), start, None)
@@ -215,7 +215,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How the items of an epoch become batches on one of the ranks.
+    """The rule by which the items of an epoch become batches on one of the ranks.
 
     Rank r takes the r-th of `world_size` equal parts of every global batch. What is left for the
     last global batch is divided as evenly as it goes. In training it is first padded from the
@@ -319,7 +319,7 @@ def set_epoch(part: Any, epoch: int) -> None:
 
 
 def length_of(thing: Any) -> int | None:
-    """What `len` says, or None where it says nothing."""
+    """The length by `len`, or None where there is none."""
     try:
         return len(thing)
     except (TypeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Where batches come from: a dataset that is read by index, a list of batches, or a stream.
+"""The sources of batches: a dataset that is read by index, a list of batches, or a stream.
 
 A source gives this rank's batches of an epoch from any item of its global order on. An item is a
 sample where we make the batches, and a batch where the user does.
@@ -27,7 +27,7 @@ __all__ = ["IndexedSource", "ListSource", "Source", "StreamSource"]
 
 
 class Source(Protocol):
-    """What a loader needs to know of where its batches come from."""
+    """The source of a loader's batches, as the loader sees it."""
 
     kind: str
     name: str
@@ -41,11 +41,11 @@ class Source(Protocol):
         """The number of items of an epoch over all ranks; None when nobody knows."""
 
     def items_in(self, epoch: int) -> int | None:
-        """The same for one epoch, where epochs have different lengths."""
+        """The number of items of one epoch, where epochs have different lengths."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position in an epoch to mean the same."""
+        """The values that must be the same for a position in an epoch to mean the same."""
 
     @property
     def doubts(self) -> list[str]:
@@ -92,7 +92,7 @@ class IndexedSource:
     Args:
         dataset: The dataset of the user.
         order: The items of an epoch.
-        sharding: How items become batches.
+        sharding: The rule by which items become batches.
         batched: None when an item is a sample, so that a batch is a list of items; True when an
             item is a list of indices; False when it is one index and stands for a whole batch.
         collate_fn: The function of the user that makes a batch, or None for torch's.
@@ -154,7 +154,7 @@ class IndexedSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position in an epoch to mean the same."""
+        """The values that must be the same for a position in an epoch to mean the same."""
         fingerprint = getattr(self._dataset, "fingerprint", None)
         identity = {
             "sampler": self._order.name,
@@ -224,7 +224,7 @@ class IndexedSource:
 
 
 def _treatment(pure: str, own_collate: bool, keyed: bool) -> tuple[str, Treatment]:
-    """What a dataset is called that is as pure as that, and how its randomness is treated."""
+    """The kind of a dataset that is as pure as that, and how its randomness is treated."""
     draws = pure in ("unknown", "random") or (pure == "known" and own_collate)
     if not keyed:
         return ("unkeyed" if draws else "deterministic"), "free"
@@ -262,7 +262,7 @@ class ListSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position in an epoch to mean the same."""
+        """The values that must be the same for a position in an epoch to mean the same."""
         return {"sampler": "list", "samples": len(self._batches), "fingerprint": None}
 
     @property
@@ -274,7 +274,7 @@ class ListSource:
         """Do nothing: there is one way to read a list."""
 
     def samples_at(self, epoch: int, offset: int) -> None:
-        """None: the user made the batches."""
+        """Return None: the user made the batches."""
 
     def batches(self, epoch: int, offset: int) -> Iterator[Any]:
         """This rank's batches of an epoch, from number `offset` on."""
@@ -287,7 +287,7 @@ class ListSource:
 
 
 class _Requests:
-    """What the `DataLoader` iterates: the requests of the epoch that is being read."""
+    """The dataset that the `DataLoader` iterates: the requests of the epoch that is being read."""
 
     def __init__(self) -> None:
         self.iterator: Iterator[Any] = iter(())
@@ -378,12 +378,12 @@ class StreamSource:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a position in an epoch to mean the same."""
+        """The values that must be the same for a position in an epoch to mean the same."""
         identity = {"sampler": self.name, "samples": self.items, "workers": self.workers}
         return identity | {"draws_by_itself": any(now.moved(then) for now, then in self._own)}
 
     def items_in(self, epoch: int) -> int | None:
-        """What the stream claims, the same in every epoch."""
+        """The length that the stream claims, the same in every epoch."""
         return self.items
 
     def take_up(self, state: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ class Splits:
     Args:
         config: The configuration; its `dataloader` and `seed` are read when a loader is made.
         world: The processes that share the samples.
-        placement: Where this process stands.
+        placement: The device and rank of this process.
 
     Attributes:
         datasets: The datasets by split.
@@ -98,7 +98,7 @@ class Splits:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """What datasets say of their content, by the name of the part that they are."""
+        """The fingerprints that datasets give of their content, by their names."""
         return {
             f"datasets[{split!r}]": getattr(dataset, "fingerprint", None)
             for split, dataset in self.datasets.items()
@@ -142,7 +142,7 @@ class Splits:
         return loader
 
     def _amount(self, split: str) -> Amount:
-        """How much of a split is read: `limit_batches`, `overfit_batches` and `fast_dev_run`.
+        """The part of a split that is read: `limit_batches`, `overfit_batches` and `fast_dev_run`.
 
         Raises:
             DataError: There is a limit for a split that is not there, or of no batches.
@@ -196,7 +196,7 @@ class Splits:
 
         Args:
             splits: The splits.
-            mode: How several are read together.
+            mode: The way in which several are read together.
             epoch: The epoch.
             places: The number of batches of each split that were used in it before.
 
@@ -264,7 +264,7 @@ class Splits:
     # State
 
     def state_dict(self, epoch: int, places: Mapping[str, int]) -> dict[str, Any]:
-        """Where the loaders are that the training has used.
+        """The places of the loaders that the training has used.
 
         Args:
             epoch: The number of epochs completed.
@@ -304,7 +304,7 @@ class Splits:
         raise self.no_data(split)
 
     def no_data(self, split: str) -> DataError:
-        """What is raised where there is no data for a split."""
+        """The error where there is no data for a split."""
         without = ""
         if split == "train":
             without = (

@@ -18,7 +18,7 @@ from danling.distributed.world import World
 from danling.errors import ConfigError
 from danling.transfer import move
 
-__all__ = ["check_engine", "in_step", "is_engine", "is_sharded"]
+__all__ = ["check_engine", "in_lockstep", "is_engine", "is_sharded"]
 
 
 _END = object()
@@ -73,7 +73,7 @@ def is_engine(model: Any) -> bool:
     return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
 
 
-def in_step(
+def in_lockstep(
     world: World,
     batches: Iterator[Any],
     forward: Callable[[Any], object],
@@ -87,7 +87,7 @@ def in_step(
     Args:
         world: The processes.
         batches: The batches of this process.
-        forward: What runs the model on a batch.
+        forward: The function that runs the model on a batch.
         device: The device of this process.
     """
     spare = _END

@@ -1,4 +1,4 @@
-"""What a process does for a batch that it skips, so that the others do not wait for it."""
+"""The stand-in of a process for a batch that it skips, so that the others do not wait for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of a run decide together.
+"""The agreement of the processes of a run.
 
 Every method that gathers, broadcasts or agrees is a collective: all processes must call it. It
 travels through the CPU, so that no device is synchronised, and with one process each is a plain
@@ -34,12 +34,12 @@ T = TypeVar("T")
 _NUMBERS = 4
 _HEADER = struct.Struct(f"<q{_NUMBERS}d64s")  # bytes that follow, numbers, name of the call
 _LOOK_AROUND = timedelta(seconds=0.5)  # how long a collective waits before it asks where others are
-_FAREWELL = 20.0  # seconds for the process that failed to close its files
+_REPORT_TIMEOUT = 20.0  # seconds for the process that failed to close its files
 _PRINTING = 0.5  # seconds for Python to print a traceback
 
 
 class _Message(NamedTuple):
-    """What a process brings to a collective: the size of what follows, numbers, the call."""
+    """The message of a process to a collective: the size of what follows, numbers, the call."""
 
     size: int
     numbers: tuple[float, ...]
@@ -50,8 +50,8 @@ class World:
     """The processes of a run, and the group on the CPU through which they agree.
 
     Args:
-        rank: Of this process.
-        size: How many there are; more than one must all make their world together.
+        rank: The rank of this process.
+        size: The number of processes; several must all make their world together.
         timeout: Seconds after which a collective whose peer is alive and does not come raises.
 
     Example:
@@ -73,11 +73,11 @@ class World:
 
     @property
     def group(self) -> Any:
-        """What collectives of torch take to go through the CPU; to be kept by nobody else."""
+        """The group of torch for collectives through the CPU; nobody else may keep it."""
         return self._group.handle if self.size > 1 else None
 
     def twin(self) -> World:
-        """The same processes once more, for a thread that agrees while the others train."""
+        """A second world of the same processes, for a thread that agrees while the others train."""
         return World(self.rank, self.size, self._timeout.total_seconds())
 
     # Values
@@ -185,8 +185,8 @@ class World:
                 error.__dict__["failed_rank"] = rank
                 raise error
 
-    def take_leave(self, error: BaseException) -> None:
-        """Before an error leaves: the process that it comes from prints its traceback first."""
+    def let_failed_rank_report(self, error: BaseException) -> None:
+        """Wait before an error leaves, so that the failed process prints its traceback first."""
         if self.size == 1:
             return
         if self._total is not None:  # the error came before anybody waited for it
@@ -196,7 +196,7 @@ class World:
             if rank == self.rank:
                 self._store.set(f"left/{rank}", "")
                 return
-            self._store.wait([f"left/{rank}"], timedelta(seconds=_FAREWELL))
+            self._store.wait([f"left/{rank}"], timedelta(seconds=_REPORT_TIMEOUT))
             time.sleep(_PRINTING)
 
     # Calls
@@ -347,7 +347,7 @@ class Group:
     process (github.com/pytorch/pytorch/issues/190489). So the threads are joined before.
 
     Args:
-        timeout: Of its collectives.
+        timeout: The longest time that one of its collectives may take.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -358,7 +358,7 @@ class Group:
 
     @property
     def handle(self) -> Any:
-        """What `torch.distributed` takes; to be kept by nobody else."""
+        """The group of `torch.distributed`; nobody else may keep it."""
         return self._handles[0]
 
     def keep_forever(self) -> None:

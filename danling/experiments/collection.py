@@ -30,8 +30,8 @@ class Runs(Sequence[Run]):
     """A list of runs.
 
     Args:
-        runs: In order.
-        passed_over: What lay beside them and could not be read.
+        runs: The runs, in order.
+        passed_over: The directories beside them that could not be read.
 
     Example:
         `good = danling.runs().filter("val.accuracy > .9").sort("-val.accuracy")`

@@ -54,8 +54,8 @@ def column(runs: Iterable[StoredRun], name: str) -> Column:
     the best result (`val.loss`). `config.name` is the key `name` of the configuration.
 
     Args:
-        runs: Those that are asked; a name that none of them knows is wrong.
-        name: Of the column; `val/loss` is `val.loss`.
+        runs: The runs that are asked; a name that none of them knows is wrong.
+        name: The name of the column; `val/loss` is `val.loss`.
 
     Raises:
         ConfigError: There is no such column; the message has the nearest.

@@ -1,4 +1,4 @@
-"""What differs between two runs, in the order in which a cause is looked for."""
+"""The differences between two runs, in the order in which a cause is looked for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class CodeDifference:
-    """How the code changed."""
+    """The change of the code."""
 
     same: bool
     before: str
@@ -76,7 +76,7 @@ class CodeDifference:
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between two runs."""
+    """The differences between two runs."""
 
     first: StoredRun
     second: StoredRun
@@ -125,7 +125,7 @@ class Difference:
 
 
 def difference(first: StoredRun, second: StoredRun) -> Difference:
-    """What differs between two runs; see `Run.diff`."""
+    """The differences between two runs; see `Run.diff`."""
     return Difference(
         first,
         second,

@@ -39,7 +39,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Marks:
-    """What people noted about a run."""
+    """The notes of people about a run."""
 
     tags: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()

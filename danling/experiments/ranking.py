@@ -1,4 +1,4 @@
-"""Which runs are better, by a value of their best result."""
+"""The order of runs, by a value of their best result."""
 
 from __future__ import annotations
 

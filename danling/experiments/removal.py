@@ -53,7 +53,7 @@ def protection(run: Run, runs: Runs) -> str | None:
 
     Args:
         run: The run.
-        runs: All runs of the folder, which tell whether it is the best, or another's parent.
+        runs: The runs of the folder, which tell whether it is the best, or another's parent.
     """
     if run.is_running:
         return "it is running"
@@ -116,7 +116,7 @@ def restore(run: Run, root: Path) -> Path:
     """Bring a run back from the trash.
 
     Raises:
-        RunDirectoryError: Its name is taken, or it cannot be moved.
+        RunDirectoryError: The name of the run is taken, or it cannot be moved.
     """
     target = root / run.path.name
     if os.path.lexists(target):
@@ -204,9 +204,9 @@ def plan_checkpoints(
     the parent of another; and `latest` of a run that can still be gone on with.
 
     Args:
-        runs: Those to look at.
-        all_runs: All runs of the folder.
-        keep_best: How many of the best runs keep everything, for each monitor.
+        runs: The runs to look at.
+        all_runs: The runs of the whole folder.
+        keep_best: The number of the best runs that keep everything, for each monitor.
         older_than: Seconds; only runs that ended longer ago are looked at.
     """
     kept = {run.uuid for run in _keep_best(all_runs, keep_best)} | parents(all_runs)

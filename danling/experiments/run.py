@@ -20,7 +20,7 @@ class Run(StoredRun):
 
     Args:
         path: The directory of the run.
-        record: Its run.json, where that was read before.
+        record: The content of its run.json, where that was read before.
 
     Raises:
         RunDirectoryError: The directory is none of a run.
@@ -48,7 +48,7 @@ class Run(StoredRun):
         return command(self, kind, changes)
 
     def diff(self, other: Run) -> Difference:
-        """What differs between this run and another: config, code, environment, command, metrics.
+        """The differences from another run: config, code, environment, command, metrics.
 
         Raises:
             Nothing: what cannot be compared is said in the difference.

@@ -1,4 +1,4 @@
-"""What a run has left on the disk, read file by file as it is asked."""
+"""The files of a run on the disk, each read when it is asked for."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class StoredRun:
 
     Args:
         path: The directory of the run.
-        record: Its run.json, where that was read before.
+        record: The content of its run.json, where that was read before.
 
     Raises:
         RunDirectoryError: The directory is none of a run.
@@ -222,7 +222,7 @@ class StoredRun:
         return max((end - start).total_seconds(), 0.0) if end else None
 
     def _last_sign(self) -> datetime | None:
-        """When a run that could not say so any more wrote for the last time."""
+        """The time of the last write of a run that could not record its end."""
         moments = []
         for path in (self.paths.log, self.paths.metrics, self.paths.run_json):
             with suppress(OSError):
@@ -262,7 +262,7 @@ class StoredRun:
 
     @cached_property
     def all_settings(self) -> dict[str, Any]:
-        """Every key of the configuration, dotted."""
+        """The keys of the configuration, dotted, with their values."""
         try:
             return flattened(read_settings(self.paths.runner_yaml)) | self._given
         except (ConfigError, OSError):
@@ -282,7 +282,7 @@ class StoredRun:
 
     @property
     def code(self) -> Mapping[str, Any]:
-        """What is recorded of the code: commit, branch, tree, dirty and so on."""
+        """The record of the code: commit, branch, tree, dirty and so on."""
         return _mapping(self.record.get("code"))
 
     @property
@@ -382,14 +382,14 @@ class StoredRun:
 
     @property
     def metric_names(self) -> list[str]:
-        """What there is a history of, as `split/metric`."""
+        """The names of the metrics that have a history, as `split/metric`."""
         return list(self._curves)
 
     def history(self, tag: str) -> History:
         """The steps, values and times of what was logged under a tag.
 
         Args:
-            tag: Such as `val/loss` or `val.loss`.
+            tag: The tag, such as `val/loss` or `val.loss`.
 
         Raises:
             MetricError: Nothing was logged under this tag.
@@ -450,7 +450,7 @@ class StoredRun:
 
     @property
     def paths(self) -> RunPaths:
-        """Where its files are."""
+        """The paths of its files."""
         return RunPaths(self.path)
 
     def _text(self, key: str) -> str | None:

@@ -46,7 +46,7 @@ def write_json(path: str | os.PathLike[str], value: Any, *, fsync: bool = False)
     """Replace a file by `value` as JSON that every parser reads (NaN is the string "NaN").
 
     Raises:
-        OSError: As `write_text`.
+        OSError: The errors of `write_text`.
 
     Example:
         >>> file = getfixture("tmp_path") / "latest.json"
@@ -65,7 +65,7 @@ def write_bytes(
     """Replace a file by `data` in one step; see `write_text`.
 
     Raises:
-        OSError: As `write_text`.
+        OSError: The errors of `write_text`.
     """
     target = Path(path)
     if _is_special(target):

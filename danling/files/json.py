@@ -57,7 +57,7 @@ def to_jsonable(value: Any, path: str = "") -> Any:
     JSON lacks the strings `"NaN"`, `"Infinity"` and `"-Infinity"`.
 
     Args:
-        value: What to copy; it is not changed.
+        value: The value to copy; it is not changed.
         path: Name of the value in messages, such as `"config"`.
 
     Raises:
@@ -89,7 +89,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     r"""JSON text of a value, from which `loads` makes the plain form of the value again.
 
     Raises:
-        ConfigError: As `to_plain`.
+        ConfigError: The errors of `to_plain`.
 
     Example:
         >>> print(dumps({"loss": float("nan"), "comment": "NaN"}))

@@ -86,12 +86,12 @@ def read_code(start: Path, *, exclude: Sequence[Path] = (), timeout: float = 60.
 
 
 def uncounted_files(start: Path, files: Iterable[Path], code: Code, timeout: float) -> list[str]:
-    """Which files, imported after the code was read, are no part of the ids; never fails.
+    """The files, imported after the code was read, that are no part of the ids; never fails.
 
     Tracked files are part of them, imported or not.
 
     Args:
-        start: As for `read_code`.
+        start: The start, as for `read_code`.
         files: Files of modules.
         code: The code that was read.
         timeout: Seconds after which git is not waited for, and all files are named.
@@ -122,7 +122,7 @@ def _from_git(repository: Repository, exclude: Sequence[Path]) -> Code:
     # of a notebook the cells that ran are the code; its file changes with every output
     skip = ".ipynb" if "<cells>" in (typed_code() or ()) else None
     with WorkingTree.of(repository) as tree:
-        snapshot = tree.snapshot(loaded, exclude, skip=skip)
+        snapshot = tree.capture(loaded, exclude, skip=skip)
         folders = {path.parent for path in loaded}
         beside = tree.untracked(_sources_in(folders, loaded), exclude)
     return Code(

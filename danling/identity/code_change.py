@@ -1,4 +1,4 @@
-"""How much the code has changed between two launches of a run, in numbers."""
+"""The change of the code between two launches of a run, in numbers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def describe_change(
     exclude: Sequence[Path] = (),
     timeout: float = 60.0,
 ) -> str:
-    """What has changed in the code, uncommitted changes included; never fails.
+    """Describe what has changed in the code, uncommitted changes included; never fails.
 
     Args:
         then: The code of the first launch, as it stands in run.json.
         now: The code of this one.
         start: A folder in the working tree, as for `danling.identity.code.read_code`.
-        patch: What was not committed then; it need not exist.
-        left_out: What that patch does not hold, which makes the numbers approximate.
+        patch: The patch of what was not committed then; it need not exist.
+        left_out: The files that this patch does not hold, which makes the numbers approximate.
         exclude: Folders that are output and not code.
         timeout: Seconds after which the lines are not counted.
 
@@ -44,25 +44,25 @@ def describe_change(
     files = _changed_files(then.get("extra", ()), now.extra)
     if "git" not in (now.source, then.get("source")):
         return files or "no file is known to have changed"
-    told = [_commits(then, now)]
+    phrases = [_commits(then, now)]
     try:
-        told.append(_lines(then, now, start, patch, left_out, exclude, timeout))
+        phrases.append(_lines(then, now, start, patch, left_out, exclude, timeout))
     except (GitError, OSError) as error:
-        told.append(f"the lines were not counted ({error})")
+        phrases.append(f"the lines were not counted ({error})")
     if files:
-        told.append(f"of what is not tracked {files}")
-    return "; ".join(told)
+        phrases.append(f"of what is not tracked {files}")
+    return "; ".join(phrases)
 
 
 def _commits(then: Mapping[str, Any], now: Code) -> str:
-    told = []
+    phrases = []
     for commit, dirty, when in (
         (then.get("commit"), then.get("dirty"), "then"),
         (now.commit, now.dirty, "now"),
     ):
         changes = " with uncommitted changes" if dirty else ""
-        told.append(f"{f'commit {commit}' if commit else 'no commit'}{changes} {when}")
-    return ", ".join(told)
+        phrases.append(f"{f'commit {commit}' if commit else 'no commit'}{changes} {when}")
+    return ", ".join(phrases)
 
 
 def _lines(
@@ -106,7 +106,7 @@ def _patched(tree: WorkingTree, before: str, patch: Path) -> str | None:
 
 
 def _changed_files(then: Iterable[str], now: Iterable[str]) -> str:
-    """Which of the described files differ; a line is `path size digest`."""
+    """The described files that differ; a line is `path size digest`."""
     changed = {line.rsplit(" ", 2)[0] for line in set(then) ^ set(now)}
     if not changed:
         return ""

@@ -1,4 +1,4 @@
-"""Where a run ran: what of it may change results, and nothing that is secret."""
+"""The environment of a run: all that may change results, and nothing that is secret."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def environment_variables(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def installed_packages() -> dict[str, str]:
-    """Every installed distribution with its version, for a file in metadata/.
+    """The installed distributions with their versions, for a file in metadata/.
 
     Example:
         >>> "torch" in installed_packages()
@@ -82,7 +82,7 @@ def installed_packages() -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def _packages(folders: tuple[tuple[str, int], ...]) -> dict[str, str]:
-    """As `installed_packages`, read again when a folder of packages has changed."""
+    """Return `installed_packages`, read again when a folder of packages has changed."""
     packages: dict[str, str] = {}
     for distribution in metadata.distributions():
         name, version = _name_and_version(distribution)
@@ -112,7 +112,7 @@ def _changed_at(folder: str) -> int:
 
 
 def launch_entry() -> dict[str, Any]:
-    """How this process was started: host, process, command line and the job of a scheduler.
+    """The start of this process: host, process, command line and the job of a scheduler.
 
     Example:
         >>> sorted(launch_entry())

@@ -89,7 +89,7 @@ class Repository:
 
         Args:
             *arguments: The command line of git.
-            stdin: What git reads.
+            stdin: The input that git reads.
             accept: Exit statuses that are no failure.
             config: Settings of git for this call.
             **variables: Environment variables.

@@ -1,4 +1,4 @@
-"""Which code, which configuration, which run: the ids of an experiment and of a run.
+"""The ids of an experiment and of a run, made of the code and the configuration.
 
     experiment_uuid   the code: the commit, and when the code differs from it, its exact content
     run_uuid          the code and the configuration

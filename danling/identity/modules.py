@@ -101,7 +101,7 @@ def typed_code() -> dict[str, str] | None:
 
 
 def _command(argv: list[str]) -> str | None:
-    """What follows `-c` in a command line of Python."""
+    """The code that follows `-c` in a command line of Python."""
     if "--multiprocessing-fork" in argv:  # the command of a spawned process has numbers of pipes
         return None
     words = iter(argv[1:])

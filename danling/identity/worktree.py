@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from danling.identity.git import GitTimeoutError, Repository
 
-__all__ = ["LARGE_FILE", "Snapshot", "Status", "WorkingTree", "file_digest"]
+__all__ = ["LARGE_FILE", "Status", "TreeState", "WorkingTree", "file_digest"]
 
 
 LARGE_FILE = 1 << 20
@@ -37,7 +37,7 @@ _CONFIG = {
 
 @dataclass(frozen=True)
 class Status:
-    """How the working tree differs from the commit, in paths relative to its root."""
+    """The differences of the working tree from the commit, in paths relative to its root."""
 
     commit: str | None
     branch: str | None
@@ -48,7 +48,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TreeState:
     """The content of a working tree at one moment."""
 
     commit: str | None
@@ -126,7 +126,7 @@ class WorkingTree:
         return replace(status, changed=changed)
 
     def untracked(self, files: Iterable[Path], exclude: Sequence[Path] = ()) -> list[str]:
-        """Which of these files git neither tracks nor ignores, relative to the root and sorted.
+        """The files that git neither tracks nor ignores, relative to the root and sorted.
 
         Files of submodules, under `exclude` and this process's own output files are left out.
         """
@@ -146,14 +146,14 @@ class WorkingTree:
         output = self.run("check-ignore", "-z", "--stdin", stdin=asked, accept=(0, 1))  # 1: none
         return sorted(names - set(os.fsdecode(output).split("\0")))
 
-    def snapshot(
+    def capture(
         self, loaded: Iterable[Path] = (), exclude: Sequence[Path] = (), *, skip: str | None = None
-    ) -> Snapshot:
+    ) -> TreeState:
         """Hash the tracked files as they are, and those untracked files that are loaded.
 
         Args:
             loaded: Files of modules; what else is untracked does not count.
-            exclude: As for `status`.
+            exclude: The paths to leave out, as for `status`.
             skip: The end of the names of tracked files whose changes do not count.
         """
         loaded = list(loaded)
@@ -170,7 +170,7 @@ class WorkingTree:
         if changed or status.commit is None:
             tree = self.write_tree(changed)
         dirty = bool(extra) or tree != head
-        return Snapshot(
+        return TreeState(
             status.commit, status.branch, tree, tuple(sorted(extra)), tuple(untracked), dirty
         )
 
@@ -254,7 +254,7 @@ class WorkingTree:
             return [f"{path} unreadable"]
         inside = [file for file in loaded if file.is_relative_to(repository.root)]
         with WorkingTree.of(repository) as tree:
-            snapshot = tree.snapshot(inside, exclude)
+            snapshot = tree.capture(inside, exclude)
         if not snapshot.dirty:
             return []
         inner = [f"{path}/{line}" for line in snapshot.extra]

@@ -47,7 +47,7 @@ class Total:
         sum: The sum of the values; the largest, smallest or last one where that is wanted.
         count: The number of samples that a mean is over, else that of the values.
         nonfinite: The number of values that were not finite.
-        reduce: What is wanted of the values.
+        reduce: The reduction of the values.
     """
 
     sum: float = 0.0
@@ -65,7 +65,7 @@ class Total:
         return self.mean if self.reduce == "mean" else self.sum
 
     def __add__(self, later: Total) -> Total:
-        """This with what came after it."""
+        """The total of this and of a later one."""
         if not (self.count and later.count):
             return self if self.count else later
         if self.reduce != later.reduce:
@@ -77,7 +77,7 @@ class Total:
         return Total(reduced, count, nonfinite, self.reduce)
 
     def beside(self, other: Total) -> Total:
-        """This with that of another process of a higher rank: the last value is that of here."""
+        """The total of this and of one of a higher rank; the last value is that of here."""
         return other + self if self.reduce == "last" else self + other
 
     @classmethod
@@ -139,7 +139,7 @@ class _Series:
         self.counts.clear()
 
     def all(self) -> list[Tensor | float]:
-        """What is here: values, how many samples each is of, and the sum of those before."""
+        """The contents: values, the number of samples of each, and the sum of those before."""
         return [*self.values, *self.counts, *(() if self.folded is None else self.folded.unbind())]
 
     def total(self, numbers: Iterator[float]) -> Total:
@@ -222,7 +222,7 @@ class Averages:
         self.add(name, value)
 
     def take(self) -> dict[str, Total]:
-        """All totals since the last `take`, on the host; what was added is forgotten here."""
+        """Take all totals since the last `take`, on the host; what was added is forgotten here."""
         taken, self._series = self._series, {}
         numbers = iter(_to_host([number for series in taken.values() for number in series.all()]))
         return {name: series.total(numbers) for name, series in taken.items()}
@@ -253,7 +253,7 @@ class Meter:
     Attributes:
         add: Adds a value to the window and to the epoch.
         of_window: The values of the window and the epoch that are not on the host yet.
-        of_epoch: Those of the epoch alone.
+        of_epoch: The averages of the epoch alone.
     """
 
     def __init__(self) -> None:
@@ -262,7 +262,7 @@ class Meter:
         self._totals: dict[str, dict[str, Total]] = {"epoch": {}, "window": {}, "epoch only": {}}
         self.add = self.of_window.add
 
-    def end_window(self) -> dict[str, Total]:
+    def end_interval(self) -> dict[str, Total]:
         """Totals since the last call."""
         self._collect()
         window, self._totals["window"] = self._totals["window"], {}
@@ -284,7 +284,7 @@ class Meter:
         return self._totals["epoch only"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is open, in plain numbers."""
+        """The open averages, in plain numbers."""
         self._collect()
         return {
             kind: {name: total.state() for name, total in totals.items()}

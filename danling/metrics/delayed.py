@@ -18,7 +18,7 @@ class Delayed:
     read the same values at the same step. On the CPU nothing is delayed.
 
     Args:
-        lag: After how many further values one is read, on a device that works by itself.
+        lag: The number of further values after which one is read, on a device that works by itself.
 
     Example:
         >>> losses = Delayed()
@@ -51,11 +51,11 @@ class Delayed:
         return self._take(len(self._waiting) - (kept if self.lag else 0))
 
     def all(self) -> list[tuple[int, float]]:
-        """All values that were not read yet; waits for the device."""
+        """Read all values that were not read yet; waits for the device."""
         return self._take(len(self._waiting))
 
     def peek(self) -> list[tuple[int, float]]:
-        """The same, to be read again: what a checkpoint holds."""
+        """The values that were not read yet, to be read again: a checkpoint holds them."""
         taken = self.all()
         self._waiting = [(step, number, "of a checkpoint") for step, number in taken]
         return taken

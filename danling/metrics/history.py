@@ -30,7 +30,7 @@ class History:
     """The results, their scores, and which is best: adding one never looks at the others.
 
     Args:
-        monitor: Which value is the score, as `"split/name"`.
+        monitor: The tag of the score, as `"split/name"`.
         mode: Whether a lower (`"min"`) or a higher (`"max"`) score is better.
         strict: Whether a first result without the monitored value is an error.
     """

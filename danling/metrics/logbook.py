@@ -1,4 +1,4 @@
-"""What a training logs: values by name, averaged on their device until a number is needed."""
+"""The values that a training logs, by name, averaged on their device until a number is needed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Logbook:
         Args:
             values: Scalars by name.
             n: The number of samples that each is the mean of.
-            reduce: What is wanted of the values of a name.
+            reduce: The reduction of the values of a name.
             on: Whether they are logged with the steps, or with the epoch alone.
 
         Raises:
@@ -146,9 +146,9 @@ class Logbook:
         }
         return result, news
 
-    def end_window(self) -> dict[str, Total]:
+    def end_interval(self) -> dict[str, Total]:
         """The totals since the last call by tag, over all processes; a collective."""
-        return reduce_totals(self.meter.end_window(), self._world.gather)
+        return reduce_totals(self.meter.end_interval(), self._world.gather)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -183,7 +183,7 @@ class Logbook:
 
         Args:
             split: The split that is evaluated.
-            averages: What `evaluation` gave.
+            averages: The averages that `evaluation` gave.
             batches: The number of batches of this process.
         """
         parts = self._world.gather((averages.take(), batches))
@@ -217,7 +217,7 @@ class Logbook:
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """What is open in this process: averages, values not yet logged, metrics."""
+        """The open values of this process: averages, values not yet logged, metrics."""
         metrics = self.metrics_of("train")
         return {
             "meter": self.meter.state_dict(),

@@ -257,7 +257,7 @@ def compute(metrics: Mapping[str, Any], world: World | None = None) -> dict[str,
     """The values of the metrics that are objects, and that a process has updated; a collective.
 
     Args:
-        metrics: By name.
+        metrics: The metrics by name.
         world: The processes over which they are computed; this one alone if None.
     """
     world = world or World()
@@ -272,7 +272,7 @@ def compute(metrics: Mapping[str, Any], world: World | None = None) -> dict[str,
 
 
 def metric_state(metric: Any) -> dict[str, Any]:
-    """What a metric has accumulated."""
+    """The state that a metric has accumulated."""
     if isinstance(metric, nn.ModuleDict):
         list(metric.values())  # lets a MetricCollection give its members what they share
     parts = accumulators(metric)
@@ -286,7 +286,7 @@ def load_metric_state(metric: Any, state: Mapping[str, Any], *others: Mapping[st
     """Go on accumulating, from what one process accumulated or several did.
 
     Raises:
-        MetricError: What several accumulated cannot be merged.
+        MetricError: The states of several processes cannot be merged.
     """
     _load_state(metric, state)
     for other in others:

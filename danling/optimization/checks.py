@@ -20,7 +20,7 @@ def check_optimizers(optimizers: Mapping[str, Any]) -> None:
     """Refuse what is no optimizer.
 
     Args:
-        optimizers: By name; a single one is named `""`. A list of them steps together.
+        optimizers: The optimizers by name; a single one is `""`. Those of a list step together.
 
     Raises:
         ConfigError: One of them cannot be used.
@@ -131,7 +131,7 @@ def check_schedulers(
 
     Args:
         schedulers: The schedules by the name of their optimizer, each by a name of its own.
-        optimizers: By name.
+        optimizers: The optimizers by name.
 
     Raises:
         ConfigError: One of them cannot be used.

@@ -40,8 +40,8 @@ class MicroBatch:
     """A micro-batch of a window.
 
     Attributes:
-        evaluate: What gives its loss, and whatever else its train step returns.
-        window: Its place in the window: it may have a `tally`, and tells whether it `closes`.
+        evaluate: The function that gives its loss, and whatever else its train step returns.
+        window: The place in the window: it may have a `tally`, and tells whether it `closes`.
     """
 
     evaluate: Callable[[], Evaluation]
@@ -50,12 +50,12 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What came of evaluating one micro-batch.
+    """The result of the evaluation of one micro-batch.
 
     Attributes:
-        output: What the train step returned.
-        loss: Its loss.
-        metrics: What else is in it.
+        output: The output that the train step returned.
+        loss: The loss in the output.
+        metrics: The other values in the output.
         samples: The number of samples.
     """
 
@@ -70,7 +70,7 @@ class Vetoed(Exception):  # noqa: N818  # it is no error
 
 
 class WindowClosure:
-    """What an optimizer calls to evaluate a window: gradients are complete when it returns.
+    """The closure with which an optimizer evaluates a window; it leaves complete gradients.
 
     Called without gradients, as under `torch.no_grad()`, it only returns the loss, as line searches
     want it.
@@ -82,7 +82,7 @@ class WindowClosure:
         logbook: The values that are logged; what is evaluated again counts for nothing.
         world: The processes; the loss is the mean over all of them.
         model: The model as it is called.
-        on_first: What to do with the first evaluation, when its gradients are complete.
+        on_first: The function that takes the first evaluation, when its gradients are complete.
     """
 
     def __init__(

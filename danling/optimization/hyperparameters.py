@@ -25,7 +25,7 @@ State = dict[str, Any]
 
 
 def made_with(optimization: Optimization) -> State:
-    """What the optimizers and schedulers were made with, as they were when first asked for it."""
+    """The arguments that optimizers and schedulers were made with, when first asked for."""
     if optimization.made_with is None:
         groups = {
             name: [

@@ -1,4 +1,4 @@
-"""How schedules move: with steps, epochs and evaluations, each at its own frequency."""
+"""The movement of schedules: with steps, epochs and evaluations, each at its own frequency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from danling.metrics.history import flatten, split_of
 from danling.optimization.schedules import Factor, Schedule, make_scheduler
 from danling.optimization.together import by_name, is_named, listed, numbered
 
-__all__ = ["Moving", "argument_of", "closed_form", "made", "moving", "read_schedules", "state_of"]
+__all__ = [
+    "Moving",
+    "argument_of",
+    "closed_form",
+    "make_schedulers",
+    "moving",
+    "read_schedules",
+    "state_of",
+]
 
 
 WATCHING: Final = ("metrics", "metric", "score", "value")
@@ -151,7 +159,7 @@ class Moving:
         return self._frequency > 1 or self._is_told_steps or self._argument in COUNTING
 
     def state_dict(self) -> dict[str, Any]:
-        """How many intervals have passed, and the last value that was watched."""
+        """The number of intervals that have passed, and the last value that was watched."""
         return {"passed": self.passed, "latest": self._latest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,7 +167,7 @@ class Moving:
         self.passed, self._latest = state["passed"], state["latest"]
 
     def after_step(self) -> Callable[[], object] | None:
-        """What to call after a step of its optimizer; None where a step does not move it."""
+        """The function to call after a step of its optimizer; None if a step does not move it."""
         if self._is_told_steps:
             return self._update
         if self.watches or self.interval != "step":
@@ -230,10 +238,10 @@ class Moving:
 
 
 def moving(schedules: Mapping[str, Mapping[str, Schedule]], interval: str) -> dict[str, Moving]:
-    """All schedules as a run moves them, each by its name.
+    """The schedules as a run moves them, each by its name.
 
     Args:
-        schedules: What `read_schedules` gave.
+        schedules: The schedules that `read_schedules` gave.
         interval: The interval of a schedule that has none of its own.
     """
     return {
@@ -243,16 +251,16 @@ def moving(schedules: Mapping[str, Mapping[str, Schedule]], interval: str) -> di
     }
 
 
-def made(
+def make_schedulers(
     scheduler: Any,
     optimizers: Mapping[str, Any],
     length: Callable[[str], int | None],
     interval: str,
 ) -> Any:
-    """What was handed over as schedulers, with those made that have only a name yet.
+    """Return the given schedulers, and make those that have only a name yet.
 
     Args:
-        scheduler: What `read_schedules` reads.
+        scheduler: A scheduler, or whatever else `read_schedules` reads.
         optimizers: The optimizers by name.
         length: The number of moves of a training at an interval; None where it is unknown.
         interval: The interval of a schedule that has none of its own.

@@ -57,15 +57,15 @@ class Optimization:
 
     Args:
         accelerator: Decides the way of a step.
-        optimizers: By name; a single one is named `""`. Those in a list step together, on one loss.
-        schedulers: By name of their optimizer; `read_schedules` tells what they may be.
+        optimizers: The optimizers by name; a single one is `""`. Those in a list share a loss.
+        schedulers: The schedulers by optimizer; `read_schedules` tells what they may be.
         max_norm: Clip the total norm of the gradients to this.
         max_value: Clip each gradient to this magnitude.
         interval: Whether schedulers move with each step or each epoch.
 
     Attributes:
-        optimizers: All optimizers, each by a name of its own.
-        schedulers: All schedulers, each by a name of its own.
+        optimizers: The optimizers, each by a name of its own.
+        schedulers: The schedulers, each by a name of its own.
 
     Raises:
         ConfigError: An optimizer or a scheduler cannot be used.
@@ -156,7 +156,7 @@ class Optimization:
                 )
 
     def _moves_after_steps(self) -> dict[str, list[Callable[[], object]]]:
-        """What to call after a step, by its name."""
+        """The functions to call after a step, by the name of the optimizer."""
         moves = {
             key: [
                 move for name in schedules if (move := self._moving[name].after_step()) is not None
@@ -166,7 +166,7 @@ class Optimization:
         return {key: own for key, own in moves.items() if own}
 
     def _steppable(self, optimizers: Mapping[str, Any]) -> dict[str, Any]:
-        """What a step calls, by its name."""
+        """The optimizers that a step calls, by the name of the optimizer."""
         scaler = getattr(self._accelerator, "scaler", None)
         return {
             key: WithClosure(optimizers[key])
@@ -337,7 +337,7 @@ class Optimization:
 
         Args:
             name: The name of the optimizer.
-            rescale: What its gradients are multiplied by.
+            rescale: The factor that its gradients are multiplied by.
         """
         self._current, self._is_open, self.used_norm = name, True, None
         if self._averages:
@@ -383,7 +383,7 @@ class Optimization:
 
         Args:
             name: The name of the optimizer.
-            closure: What evaluates the loss and its gradients.
+            closure: The function that evaluates the loss and its gradients.
 
         Raises:
             RunError: There is a gradient scaler, which takes no closure.

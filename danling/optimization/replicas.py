@@ -23,7 +23,7 @@ class Replicas:
 
     Attributes:
         apart: Modules besides the model, which the processes keep equal at each step.
-        stand_in: What takes part for this process in the wrapper's work for a batch that it skips.
+        stand_in: The object that takes part in the wrapper's work for a batch that it skips.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Replicas:
         """Average the gradients that no wrapper averages, and share the buffers of rank 0.
 
         Args:
-            parameters: What the open step moves.
+            parameters: The parameters that the open step moves.
 
         Raises:
             RunError: The networks of the model were called without the wrapper around it.

@@ -75,7 +75,7 @@ class Schedule:
 
 @dataclass
 class Factor:
-    """What the learning rate of an optimizer is multiplied by, after a number of moves.
+    """The factor of the learning rate of an optimizer, after a number of moves.
 
     The factors are those of the schedules of the same names in Transformers.
 
@@ -118,7 +118,7 @@ class Factor:
 
 @dataclass
 class Constant(Factor):
-    """The same rate after the warm-up.
+    """A constant rate after the warm-up.
 
     Example:
         >>> [Constant(4, warmup=2)(n) for n in range(4)]
@@ -205,7 +205,7 @@ class WarmupStableDecay(Factor):
 
     Attributes:
         decay: The last moves, in which the factor falls; a share of `total` if below 1.
-        shape: How it falls: on a `"linear"` way, a `"cosine"`, or as `"1-sqrt"`.
+        shape: The shape of the fall: `"linear"`, `"cosine"` or `"1-sqrt"`.
 
     Example:
         >>> [WarmupStableDecay(8, warmup=2, decay=2)(n) for n in range(9)]

@@ -87,7 +87,7 @@ class WithClosure:
 
 
 def separate(optimizers: Mapping[str, Any]) -> dict[str, Optimizer]:
-    """Every optimizer by a name of its own: those of a list have their numbers.
+    """The optimizers, each by a name of its own: those of a list have their numbers.
 
     Example:
         >>> list(separate({"": [1, 2], "critic": [3, 4], "actor": 5}))

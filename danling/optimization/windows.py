@@ -35,7 +35,7 @@ class Window:
     Attributes:
         size: The number of micro-batches that the window is to hold.
         closes: Whether the optimizer steps after it.
-        tally: What counts what the window holds; None where that is this micro-batch alone.
+        tally: The tally of what the window holds; None where that is this micro-batch alone.
     """
 
     size: int = 1
@@ -44,7 +44,7 @@ class Window:
 
 
 class Tally:
-    """What the open window of each optimizer holds, on this process and on all of them.
+    """The contents of the open window of each optimizer, on this process and on all.
 
     Several processes agree on it when a window closes: the messages travel while the last backward
     runs. Where each has only a part of the weights, no batch can be skipped by one of them, and
@@ -184,10 +184,10 @@ def windowed(
 
     Args:
         source: Batches.
-        length: How many there are in the epoch, where that is known.
+        length: The number of batches in the epoch, where that is known.
         accumulation: Micro-batches of a full window.
         start: Index of the first batch in the epoch.
-        tally: What counts what windows hold.
+        tally: The tally of what windows hold.
 
     Example:
         >>> [(batch, w.size, w.closes) for batch, w in windowed(iter("abcde"), 5, 2, 0)]

@@ -1,4 +1,4 @@
-"""Which directory a start works in: that of the same job, of the run it goes on with, or a new one.
+"""The choice of a start's directory: of the same job, of the run it goes on with, or a new one.
 
 Everything is decided here, and the directory is locked, before anything is written in it.
 """
@@ -42,7 +42,7 @@ _LIMITS = ("max_epochs", "max_steps")
 
 @dataclass(frozen=True)
 class Start:
-    """What is started, and where."""
+    """The start of a run, and its place."""
 
     project_root: Path
     checkpoint_dir_name: str
@@ -58,7 +58,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Plan:
-    """What rank 0 decided for all: the directory, and where the run in it goes on from."""
+    """The decision of rank 0 for all: the directory, and where the run in it goes on from."""
 
     path: str
     uuid: str
@@ -79,7 +79,7 @@ class Choice:
     """The decision for one start, made on the main process.
 
     Args:
-        start: What is started.
+        start: The start of the run.
     """
 
     start: Start

@@ -34,7 +34,7 @@ _DRAWS = 100  # of a random name, until one is free
 
 
 class RunPaths:
-    """Where each file of a run is.
+    """The paths of the files of a run.
 
     Args:
         path: The directory of the run.

@@ -61,7 +61,7 @@ _held: set[tuple[int, int, int]] = set()
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who works in a directory, as far as it is known."""
+    """The process that works in a directory, as far as it is known."""
 
     host: str = "an unknown host"
     pid: int = 0
@@ -70,13 +70,13 @@ class LockHolder:
 
     @classmethod
     def current(cls, run: str) -> LockHolder:
-        """This process."""
+        """The description of this process as a holder."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(socket.gethostname(), os.getpid(), now, run)
 
     @classmethod
     def read(cls, text: str) -> LockHolder:
-        """What a lock file says; a file that says nothing gives the defaults."""
+        """Read a lock file; a file that says nothing gives the defaults."""
         with contextlib.suppress(ConfigError):
             values, known = loads(text), asdict(cls())
             is_whole = isinstance(values, dict) and all(
@@ -224,7 +224,7 @@ def is_locked(directory: str | os.PathLike[str]) -> bool:
 
 
 def lock_holder(directory: str | os.PathLike[str]) -> LockHolder | None:
-    """Who works in a directory; None if nobody does."""
+    """The process that works in a directory; None if none does."""
     lease = Path(directory) / _LEASE_NAME
     if lease.exists():
         holder = LockHolder.read(_read(lease))
@@ -239,7 +239,7 @@ def lock_holder(directory: str | os.PathLike[str]) -> LockHolder | None:
 
 
 def in_use(directory: str | os.PathLike[str]) -> str:
-    """Who works in a directory, or did a moment ago, in words."""
+    """The process that works in a directory, or did a moment ago, in words."""
     holder = lock_holder(directory) or LockHolder.read(_read(Path(directory) / LOCK_NAME))
     return f"in use by process {holder.pid} on {holder.host} since {holder.start_time}"
 

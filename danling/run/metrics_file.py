@@ -107,7 +107,7 @@ class MetricsFile:
         """Flush, and close the file.
 
         Raises:
-            OSError: As `flush`; the file is closed all the same.
+            OSError: The errors of `flush`; the file is closed all the same.
         """
         try:
             self.flush()
@@ -168,7 +168,7 @@ class MetricsFile:
 
 
 class MetricsTable(MetricsFile):
-    """The same as a table of comma-separated values, for spreadsheets and pandas.
+    """The metrics as a table of comma-separated values, for spreadsheets and pandas.
 
     Every row has all columns. A tag that comes later is a column at the end: the file is replaced,
     in one step, by one whose earlier rows are filled up. That costs the time of writing the file
@@ -219,7 +219,7 @@ class MetricsTable(MetricsFile):
         rows: int | None = None,
         aside: str | os.PathLike[str] | None = None,
     ) -> int:
-        """As `MetricsFile.cut`; columns that have no value any more are removed, too."""
+        """Cut as `MetricsFile.cut` does; columns that have no value any more are removed, too."""
         removed = super().cut(global_step, rows, aside)
         if not self.path.exists():
             return removed
@@ -296,7 +296,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _kept(file: IO[bytes], most: int | None, is_kept: Callable[[bytes], bool]) -> tuple[int, int]:
-    """Where the lines that stay end, and how many they are."""
+    """The offset at which the lines that stay end, and their number."""
     end = count = 0
     for line in _lines(file):
         if count == most or not is_kept(line):

@@ -25,7 +25,7 @@ class MetricsLog:
     written is tried again with the next flush.
 
     Args:
-        what: What is written, for the warnings.
+        what: The name of what is written, for the warnings.
 
     Attributes:
         attempts: Catches and counts the failures.
@@ -66,7 +66,7 @@ class MetricsLog:
         Args:
             file: The file.
             global_step: The step from which the run goes on.
-            logger: For the warning that the file cannot be used.
+            logger: The logger of the warning that the file cannot be used.
             aside: A file to which the removed rows are moved.
         """
         with self.attempts.caught(logger):

@@ -49,7 +49,7 @@ class RunFile:
 
     Args:
         path: The file.
-        data: What is in it.
+        data: The content of the file.
 
     Example:
         >>> path = getfixture("tmp_path") / "run.json"
@@ -81,7 +81,7 @@ class RunFile:
             names: The ids and names of the run: name, id, uuid, run_id, experiment_id, ...
             code: The code that runs.
             hash_inputs: The part of the configuration that `run_id` was made of.
-            environment: As from `danling.identity.environment.read_environment`.
+            environment: The environment, as from `danling.identity.environment.read_environment`.
         """
         data: dict[str, Any] = {
             "schema": SCHEMA,

@@ -127,7 +127,7 @@ class RunOnDisk:
         return Path(self._config.project_root)
 
     def _semantic(self) -> dict[str, Any]:
-        """What of the configuration decides what the run computes."""
+        """The part of the configuration that decides what the run computes."""
         values = self._config.semantic()
         if self._watching:
             kept = {k: v for k, v in values.pop("callbacks").items() if k not in self._watching}
@@ -143,7 +143,7 @@ class RunOnDisk:
 
     @property
     def paths(self) -> RunPaths:
-        """Where each file of the run is.
+        """The paths of the files of the run.
 
         Raises:
             RunError: No directory was claimed.

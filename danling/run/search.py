@@ -46,12 +46,12 @@ class FoundRun:
 
     @property
     def created(self) -> str:
-        """When, in UTC, as text that sorts by time."""
+        """The time of creation in UTC, as text that sorts by time."""
         return str(self.data["created"])
 
     @property
     def status(self) -> str:
-        """As recorded; "killed" for a run that says "running" while nobody works on it."""
+        """The recorded status; "killed" for a run that says "running" while nobody works on it."""
         status = str(self.data["status"])
         return "killed" if status == "running" and not self.locked else status
 
@@ -75,7 +75,7 @@ def find_runs(project_root: str | os.PathLike[str], run_id: str | None = None) -
 
     Args:
         project_root: Folder of the runs; it need not exist.
-        run_id: Only runs of this code and configuration.
+        run_id: The id of the code and configuration that the runs must have.
 
     Example:
         >>> find_runs(getfixture("tmp_path") / "experiments")
@@ -93,7 +93,7 @@ def find_namesakes(
     Args:
         project_root: Folder of the runs.
         name: `{experiment_name}-{run_name}`.
-        limit: Only so many are read: those whose directories were changed last.
+        limit: The number of runs that are read: those whose directories were changed last.
     """
     length = len(name) + _IDS_LENGTH
     folders = [
@@ -135,7 +135,7 @@ def ids_in(name: str) -> tuple[str, str, str] | None:
 
 
 def damage(folder: Path, checkpoints: Path) -> str | None:
-    """What is wrong with the run.json of a directory that has checkpoints; None if nothing is.
+    """The fault of the run.json of a directory that has checkpoints; None if it has none.
 
     A directory without a checkpoint and without run.json is that of a process which died before
     it had done anything.

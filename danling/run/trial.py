@@ -21,7 +21,7 @@ PRUNED = "the trial is pruned"
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """Where a trial is found in Optuna.
+    """The place of a trial in Optuna.
 
     Example:
         >>> trial = SweepTrial("sqlite:///study.db", "moons", 7, "val/accuracy", "MedianPruner")

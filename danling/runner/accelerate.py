@@ -48,7 +48,7 @@ from danling.metrics.metric import check_mergeable, check_sections
 from danling.optimization.checks import check_optimizers, check_schedulers
 from danling.optimization.closures import MISSING
 from danling.optimization.models import Models, as_models, begin_training, parts_of
-from danling.optimization.movement import made, read_schedules
+from danling.optimization.movement import make_schedulers, read_schedules
 from danling.optimization.optimization import Optimization
 from danling.optimization.together import by_name
 from danling.optimization.windows import Tally
@@ -78,7 +78,7 @@ from danling.runner.parts import (
     OfData,
     Part,
     check_own_steps,
-    kind_of_optimization,
+    optimization_class,
     parts_of_runner,
     saves_one_file,
     take_assigned,
@@ -133,11 +133,11 @@ class AccelerateRunner(BaseRunner):
         datasets: The datasets by split. `train` is shuffled, the others are not.
         dataloaders: Iterables of batches by split, for data that comes in batches.
         collate_fn: The function that makes a batch of a list of samples, or one by split.
-        sampler: What yields the indices of `train`, or a sampler by split.
-        batch_sampler: What yields the indices of a batch of `train`, or one by split.
+        sampler: The iterable of the indices of `train`, or one by split.
+        batch_sampler: The iterable of the lists of indices of `train`, or one by split.
         worker_init_fn: The function that each worker of a loader calls first, or one by split.
-        metrics: By name, a function of (output, target) or an object with `update`, `compute` and
-            `reset`; under the name of a split, a mapping of those that are for it alone.
+        metrics: Functions of (output, target), or objects with `update`, `compute` and
+            `reset`, by name; under the name of a split, a mapping of the metrics of it alone.
         callbacks: The callbacks besides the default ones; one of the same name takes a default
             one's place.
         default_callbacks: Whether there are default ones: without any callback nothing at all is
@@ -176,7 +176,7 @@ class AccelerateRunner(BaseRunner):
     worker_init_fn: Any = OfData()
     not_saved: tuple[str, ...] = ()
     """Names of attributes that have a state and are in no checkpoint."""
-    _told_unread: frozenset[str] = frozenset()
+    _warned_unread: frozenset[str] = frozenset()
     _training: OpenTraining | None
     _epoch: OpenEpoch | None
     _batch: OpenBatch | None
@@ -209,7 +209,7 @@ class AccelerateRunner(BaseRunner):
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
-        self._settle_seed(config)
+        self._agree_on_seed(config)
         if self.distributed:
             _ = self.uuid  # agreed now, so that any process may read it alone
         self.model, self.criterion = as_models(model), criterion
@@ -238,7 +238,7 @@ class AccelerateRunner(BaseRunner):
         self._registered: dict[str, Any] = {}
         self._loss_tags: dict[str, str] = {}
         self._assigned = Assigned()
-        self._given_model: Any = None
+        self._unprepared_model: Any = None
         self._modes_are_loaded = False  # the next training leaves the modes of modules alone
         self._own_names = frozenset(vars(self)) - before
 
@@ -269,7 +269,7 @@ class AccelerateRunner(BaseRunner):
                 f"config.accelerate does not fit accelerate.Accelerator: {error}"
             ) from error
 
-    def _settle_seed(self, given: Any) -> None:
+    def _agree_on_seed(self, given: Any) -> None:
         """Give all processes one seed: the one that is set, or the one that rank 0 drew.
 
         What `seed_everything(config)` has seeded with the same config is not seeded again.
@@ -300,10 +300,10 @@ class AccelerateRunner(BaseRunner):
         check_engine(self.accelerator, parts_of(self.model))
         optimizers, interval = by_name(self.optimizer), self.config.scheduler_interval
         check_optimizers(optimizers)
-        self.scheduler = made(
+        self.scheduler = make_schedulers(
             self.scheduler, optimizers, partial(moves_of_schedules, self), interval
         )
-        self.optimization = kind_of_optimization(self)(
+        self.optimization = optimization_class(self)(
             self.accelerator,
             optimizers,
             by_name(self.scheduler),
@@ -314,7 +314,7 @@ class AccelerateRunner(BaseRunner):
         check_sections(self.metrics, self.splits)
         if self.distributed:
             check_mergeable(self.metrics)
-        self._given_model = self.model
+        self._unprepared_model = self.model
         self.model = self.optimization.prepare(self.model)
         self.optimization.model_state = model_state_of(
             self.model, self.unwrapped_model, whole=saves_one_file(self)
@@ -331,7 +331,7 @@ class AccelerateRunner(BaseRunner):
         that the class names in `not_saved`.
 
         Args:
-            **objects: What has `state_dict()` and `load_state_dict()`.
+            **objects: The objects, each with `state_dict()` and `load_state_dict()`.
 
         Raises:
             ConfigError: One has not, or its name is taken.
@@ -639,7 +639,7 @@ class AccelerateRunner(BaseRunner):
 
         Args:
             splits: The splits; by default `train`, which may be a mapping of several loaders.
-            mode: How several are read: `"min_size"` (the default) ends with the first that ends,
+            mode: The order of several: `"min_size"` (the default) ends with the first that ends,
                 `"max_size"` goes on to the last, with None for those that have ended,
                 `"max_size_cycle"` lets these begin anew, and `"sequential"` gives the batches of
                 one split after those of another. The words are those of Lightning's
@@ -662,8 +662,8 @@ class AccelerateRunner(BaseRunner):
         self, splits: Sequence[str], mode: str | None
     ) -> Iterator[Any]:
         training, epoch = self._require_epoch()
-        self._settle(training)
-        hooks, heard, optimization = self.callbacks, self.callbacks.heard, self.optimization
+        self._pass_safe_point(training)
+        hooks, active, optimization = self.callbacks, self.callbacks.active, self.optimization
         epoch.iterator = iterator = object()
         for data, window in windows_of(self, splits, mode, epoch):
             self._batch = batch = OpenBatch(data, window)
@@ -671,7 +671,7 @@ class AccelerateRunner(BaseRunner):
                 optimization.synchronise(self.model, window.closes)
             if DISPLACED:
                 put_back_streams(training)
-            if "on_batch_start" in heard:
+            if "on_batch_start" in active:
                 hooks("on_batch_start", self, data)
                 put_back_streams(training)
             try:
@@ -685,14 +685,14 @@ class AccelerateRunner(BaseRunner):
             if self._batch is batch:  # else an evaluation has closed it
                 self._batch = None
                 self.counters.batch_index += 1
-                if "on_batch_end" in heard:
+                if "on_batch_end" in active:
                     training.busy = "in the middle of a step"
                     hooks("on_batch_end", self, data, batch.output)
                     training.busy = None
                 self._leave_batch(training, batch)
             if training.at_safe_point:
                 training.at_safe_point = False
-                if "on_checkpoint" in heard:
+                if "on_checkpoint" in active:
                     hooks("on_checkpoint", self)
                 if training.deferred:
                     self._save_deferred(training)
@@ -716,11 +716,11 @@ class AccelerateRunner(BaseRunner):
         one, its step moves nothing, as one that was vetoed.
 
         Args:
-            output: What the train step gave: a scalar loss, a mapping with `"loss"`, or an object
+            output: The train step's output: a scalar loss, a mapping with `"loss"`, or an object
                 with `.loss`; None skips the batch.
             optimizer: The name of the optimizer, where there are several; each of their steps
                 counts in `global_step`.
-            closure: In place of the output, what gives it, for an optimizer that evaluates the
+            closure: The function that gives the output, for an optimizer that evaluates the
                 model itself, as `torch.optim.LBFGS`: `lambda: runner.train_step(batch)`. All
                 batches of the window are evaluated each time.
 
@@ -755,12 +755,12 @@ class AccelerateRunner(BaseRunner):
             tally.open(name, window)
         else:
             (optimization.open_empty if output is None else optimization.open)(name)
-        if "on_before_step" in hooks.heard:
+        if "on_before_step" in hooks.active:
             hooks("on_before_step", self)
         optimization.step()
         self.counters.global_step += 1
         self.is_log_step |= self.counters.global_step % self._log_interval == 0
-        if "on_step" in hooks.heard:
+        if "on_step" in hooks.active:
             hooks("on_step", self)
         if optimization.used_norm is not None:
             add("optim/grad_norm", optimization.used_norm)
@@ -816,10 +816,10 @@ class AccelerateRunner(BaseRunner):
         return forward(self.model, self.criterion, batch, metrics)
 
     def evaluate_step(self, batch: Any) -> Any:
-        """The same for evaluation; metrics are updated for the split that is evaluated.
+        """Forward and loss in an evaluation; metrics are updated for the split that is evaluated.
 
         Returns:
-            What a train step returns, and `"output"`, which hooks get. One of your own may return
+            The output of a train step with `"output"` for hooks. One of your own may return
             a mapping without a loss, or None where all there is to know is in the metrics.
         """
         metrics = self.logbook.metrics_of(self.logbook.evaluating or "val")
@@ -915,7 +915,7 @@ class AccelerateRunner(BaseRunner):
             name: The name, or several values by name.
             value: A scalar of this process; what is logged is of all of them.
             n: The number of samples that the value is the mean of: it weighs so much.
-            reduce: What becomes of the values of steps and processes: `"mean"`, `"sum"`, `"max"`,
+            reduce: The reduction of the values of steps and processes: `"mean"`, `"sum"`, `"max"`,
                 `"min"` or `"last"`, which is that of the lowest rank that has logged.
             on: `"step"`: with the steps, and in the result of the epoch. `"epoch"`: at the end of
                 the epoch alone.
@@ -931,11 +931,11 @@ class AccelerateRunner(BaseRunner):
         values = name if isinstance(name, Mapping) else {name: value}
         self.logbook.log(values, n=n, reduce=reduce, on=on)
 
-    def _log_window(self) -> None:
+    def _log_means(self) -> None:
         """Give the means since the last log to `on_log`."""
-        if not (self.distributed or self.callbacks.hears("on_log")):
+        if not (self.distributed or self.callbacks.is_active("on_log")):
             return  # a callback may be on one process only: what others hear is not known here
-        totals = self.logbook.end_window()
+        totals = self.logbook.end_interval()
         if not totals:
             return
         metrics = {tag: total.value for tag, total in totals.items()}
@@ -1005,7 +1005,7 @@ class AccelerateRunner(BaseRunner):
             self._save_deferred(training)
             training.is_leaving = False
         if self.logbook.meter or self.distributed:  # what other processes have is not known here
-            self._log_window()
+            self._log_means()
         self._training = None
         OPEN.discard(training)
         self.clock.stop()
@@ -1031,7 +1031,7 @@ class AccelerateRunner(BaseRunner):
     def _complete_epoch(self, *, cut: bool = False) -> None:
         """Count the open epoch and add its result; one that was cut counts as not completed."""
         training, epoch = self._require_epoch()
-        self._settle(training)
+        self._pass_safe_point(training)
         training.busy = "at the end of an epoch"
         self.epoch_complete = epoch.ended_by == "last batch" or not (cut or self._is_cut())
         epoch.iterator = self._epoch = None
@@ -1077,7 +1077,7 @@ class AccelerateRunner(BaseRunner):
         if self.stopping.held:
             self._hold_stops()
         if self.is_log_step:
-            self._log_window()
+            self._log_means()
             self.is_log_step = False
         if self.counters.global_step % self._poll_interval == 0:
             self.agree()
@@ -1086,13 +1086,13 @@ class AccelerateRunner(BaseRunner):
         """End the batch in hand early, as before an evaluation or a save in the loop's body."""
         self._batch = None
         self.counters.batch_index += 1
-        if "on_batch_end" in self.callbacks.heard:
+        if "on_batch_end" in self.callbacks.active:
             training.busy = "in the middle of a step"
             self.callbacks("on_batch_end", self, batch.batch, batch.output)
             training.busy = None
         self._leave_batch(training, batch)
 
-    def _settle(self, training: OpenTraining) -> None:
+    def _pass_safe_point(self, training: OpenTraining) -> None:
         """Close the batch that a `break` left open, and pass the safe point after it."""
         if (batch := self._batch) is not None:
             self._close_batch(training, batch)

@@ -1,4 +1,4 @@
-"""What every runner has: identity, directory, results, hooks, and the run that opens and closes."""
+"""The base of all runners: identity, directory, results, hooks, and how a run opens and closes."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ class BaseRunner:
         scheduler: The scheduler, or several of them.
         device: The device on which the model is.
         precision: The precision of a forward: "no" is that of the weights.
-        distributed_type: How the model is spread over processes, in Accelerate's words.
+        distributed_type: The kind of distribution over processes, in Accelerate's words.
         evaluations: The number of evaluations of this run so far.
         is_log_step: Whether the values of this step are logged: a hook may read tensors then.
         epoch_complete: Whether the last epoch was not cut by a stop, a limit or a `break`.
-        resume_report: What a resumed run knows about how exactly it goes on; None where it began.
+        resume_report: The report on how exactly a resumed run goes on; None where it began.
 
     Raises:
         ConfigError: A value in the configuration is wrong or cannot be written as JSON.
@@ -312,7 +312,7 @@ class BaseRunner:
         return f"{type(self).__name__}(status={self.status!r}, {counts}{place})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of the runner: its state, the best value and the directory."""
+        """The HTML of the runner for a notebook: its state, the best value and the directory."""
         done = f"{self.status or 'not started'}: epoch {self.epoch}, step {self.global_step}"
         rows = {"state": done, "best": "none yet", "directory": "none yet"}
         if self.best_result is not None and self.best_score is not None:
@@ -324,7 +324,7 @@ class BaseRunner:
         return f"<table><caption>{type(self).__name__}</caption>{cells}</table>"
 
     def now(self) -> Moment:
-        """This point of the run, for triggers."""
+        """The point that the run has reached, for triggers."""
         counters, several = self.counters, self.world.size > 1
         seconds = self.stopping.seconds if several else self.clock.seconds
         return Moment(
@@ -370,7 +370,7 @@ class BaseRunner:
 
     @property
     def optimizers(self) -> list[Any]:
-        """All optimizers, as a list."""
+        """The optimizers, as a list."""
         given = self.optimizer
         parts = list(given.values()) if isinstance(given, Mapping) else [given]
         return [
@@ -472,7 +472,7 @@ class BaseRunner:
 
         Args:
             hook: The name of the hook, with or without `on_`.
-            priority: When to run among the callbacks of the hook, see `Priority`.
+            priority: The place among the callbacks of the hook, see `Priority`.
 
         Raises:
             CallbackError: There is no such hook, the function does not take its arguments, or one
@@ -554,7 +554,7 @@ class BaseRunner:
         return self._checkpoints
 
     def state_dict(self, *, alone: bool = False) -> dict[str, Any]:
-        """What the run needs to go on from here; a platform adds model, optimizers and streams.
+        """The state that a run goes on from; a platform adds model, optimizers and streams.
 
         Args:
             alone: Whether only this process takes part, as where another one is gone.
@@ -579,7 +579,7 @@ class BaseRunner:
         """Take what `state_dict` gave.
 
         Returns:
-            What could not be taken, where `strict` is not set.
+            The problems with what could not be loaded, where `strict` is not set.
 
         Raises:
             CheckpointError: The state of a callback does not load, and `strict` is set.
@@ -613,7 +613,7 @@ class BaseRunner:
 
         Args:
             names: The names of the file.
-            contents: What `state_dict` gave, or a part of it.
+            contents: The state that `state_dict` gave, or a part of it.
             reasons: Numbers that say why the file is kept.
         """
         from danling.checkpoint.saving import Save
@@ -739,12 +739,12 @@ class BaseRunner:
         if error is None and others:
             error = others.pop(0)
             attach(error, others)
-            self.world.take_leave(error)
+            self.world.let_failed_rank_report(error)
             raise error
         if error is not None:
             attach(error, others)
             if not self._was_leaving(error):
-                self.world.take_leave(error)
+                self.world.let_failed_rank_report(error)
 
     def _was_leaving(self, error: BaseException | None) -> bool:
         """Whether the run had agreed to leave for a signal, and only its save failed.

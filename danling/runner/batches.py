@@ -46,14 +46,14 @@ def windows_of(
     if runner.distributed and not reading.is_exact:
         batches = until_any_ends(runner.world, batches)
     windows = windowed(batches, length, runner.accum_steps, done, tally_of(runner))
-    if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.heard:
+    if runner.distributed or {"on_fetch_start", "on_fetch_end"} & runner.callbacks.active:
         windows = announced(runner, windows)
     restore_streams(runner)  # last of all: making an iterator may draw
     return windows if length is None else islice(windows, length - done)
 
 
 def tally_of(runner: AccelerateRunner) -> Tally | None:
-    """What counts what windows hold, where it is not the same for all that are whole."""
+    """The tally of what windows hold; None where all whole windows hold the same."""
     by_samples = runner.config.accumulate == "samples"
     if not (by_samples or runner.distributed or runner.accum_steps > 1):
         return None
@@ -135,7 +135,7 @@ def until_any_ends(world: World, source: Iterator[Any]) -> Iterator[Any]:
 
 
 def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
-    """What is said of an iterator of batches that is asked for more when it is not its turn."""
+    """The message for an iterator of batches that is asked for more when it is not its turn."""
     if not is_open:
         return "these batches are of an epoch that is over: ask runner.batches() for new ones"
     return (
@@ -147,6 +147,6 @@ def no_longer_in_use(splits: Sequence[str], *, is_open: bool) -> str:
 
 
 def nothing_to_train_on(splits: Sequence[str]) -> DataError:
-    """What is raised where an epoch ends before its first batch."""
+    """The error for an epoch that ends before its first batch."""
     named = " and ".join(map(repr, splits))
     return DataError(f"the split {named} has no batches: there is nothing to train on")

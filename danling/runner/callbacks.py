@@ -39,11 +39,11 @@ class Callbacks:
     It may change before and between runs, not during one.
 
     Attributes:
-        heard: The hooks that any callback overrides; what happens in every step looks here first.
+        active: The hooks that any callback overrides; what happens in every step looks here first.
 
     Args:
         callbacks: The user's.
-        defaults: Those that are there unless the user brings one of the same name.
+        defaults: The callbacks that are there unless the user brings one of the same name.
 
     Raises:
         CallbackError: Something is not a callback, or two have one name.
@@ -62,7 +62,7 @@ class Callbacks:
         self._all: list[Callback] = []
         self._defaults: list[Callback] = list(defaults)
         self._tables: dict[str, tuple[Listener, ...]] = {}
-        self.heard: set[str] = set()
+        self.active: set[str] = set()
         self._unclaimed: dict[str, dict[str, Any]] = {}
         self._left_out: Collection[str] = ()
         self.in_run = False
@@ -131,7 +131,7 @@ class Callbacks:
                 if getattr(method, "__func__", method) is not base
             )
 
-        self.heard = {hook for hook, listeners in self._tables.items() if listeners}
+        self.active = {hook for hook, listeners in self._tables.items() if listeners}
 
     def __call__(self, hook: str, *args: Any) -> None:
         """Call a hook of every callback that overrides it; an error is raised with a note."""
@@ -142,7 +142,7 @@ class Callbacks:
                 add_note(error, callback, hook, args[0])
                 raise
 
-    def hears(self, hook: str) -> bool:
+    def is_active(self, hook: str) -> bool:
         """Whether any callback overrides a hook."""
         return bool(self._tables[hook])
 
@@ -192,7 +192,7 @@ class Callbacks:
         """Give each callback its state by name.
 
         Returns:
-            Which states did not load, where `strict` is not set; and a line on which callbacks came
+            The states that did not load, if `strict` is not set; and a line on which callbacks came
             and went, empty where they are the same.
 
         Raises:
@@ -256,13 +256,13 @@ _CLASS = "callback"  # the argument that tells the class of an entry with a name
 
 @dataclass(frozen=True)
 class Configured:
-    """What a configuration says of callbacks.
+    """The callbacks that a configuration names.
 
     Attributes:
         callbacks: New instances, in the order of the configuration.
         left_out: The names of those that shall not be there.
         watching: The entries, by their names, that change nothing of what a run computes.
-        entries: What was read, in its full form.
+        entries: The entries that were read, in their full form.
     """
 
     callbacks: tuple[Callback, ...] = ()

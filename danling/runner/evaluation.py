@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from danling.data.loader import Loader
 from danling.data.splits import Splits
-from danling.distributed.sharding import in_step
+from danling.distributed.sharding import in_lockstep
 from danling.distributed.world import World
 from danling.errors import DataError, MetricError, did_you_mean
 from danling.metrics.history import split_of
@@ -36,7 +36,7 @@ __all__ = ["evaluate_split", "evaluation_mode", "joined", "predict_split", "to_h
 
 
 class Evaluating(Protocol):
-    """What an evaluation uses of a runner."""
+    """The attributes of a runner that an evaluation uses."""
 
     callbacks: Callbacks
     count_samples: SampleCounter
@@ -51,10 +51,10 @@ class Evaluating(Protocol):
         """The loader of a split."""
 
     def evaluate_step(self, batch: Any) -> Any:
-        """What the model does with a batch of an evaluation."""
+        """Run the model on a batch of an evaluation."""
 
     def predict_step(self, batch: Any) -> Any:
-        """What the model does with a batch of a prediction."""
+        """Run the model on a batch of a prediction."""
 
 
 def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
@@ -63,17 +63,17 @@ def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
     Raises:
         DataError: There is no such split, or it is empty.
     """
-    hooks, heard, logbook = runner.callbacks, runner.callbacks.heard, runner.logbook
+    hooks, active, logbook = runner.callbacks, runner.callbacks.active, runner.logbook
     loader = runner.loader(split, evaluating=True)
     with logbook.evaluation(split) as averages:
         runner.data.check_samples(loader)
         hooks("on_evaluate_start", runner, split)
-        batches = _in_step(runner, loader)
+        batches = _evaluation_batches(runner, loader)
         read = samples_read(loader, loader.length)
-        is_told = True
+        is_known = True
         index = -1
         for index, batch in enumerate(batches):
-            if "on_evaluate_batch_start" in heard:
+            if "on_evaluate_batch_start" in active:
                 hooks("on_evaluate_batch_start", runner, batch)
             output = runner.evaluate_step(batch)
             values, samples = read_evaluation(output)
@@ -82,12 +82,12 @@ def evaluate_split(runner: Evaluating, split: str) -> dict[str, float]:
             elif read is not None:
                 count = read.of(index)
             else:
-                known = loader.samples_of(index) if is_told else None
-                is_told = known is not None  # else the user made the batches
+                known = loader.samples_of(index) if is_known else None
+                is_known = known is not None  # else the user made the batches
                 count = known or runner.count_samples(batch, runner.logger)
             for name, value in values.items():
                 averages.add(f"{split}/{name}", value, count)
-            if "on_evaluate_batch_end" in heard:
+            if "on_evaluate_batch_end" in active:
                 hooks("on_evaluate_batch_end", runner, batch, output)
         result = logbook.evaluation_result(split, averages, batches=index + 1)
         if result is None:
@@ -107,7 +107,7 @@ def predict_split(runner: Evaluating, split: str) -> Any:
     runner.data.check_samples(loader)
     hooks("on_predict_start", runner, split)
     outputs: list[tuple[int, Any]] = []
-    for index, batch in enumerate(_in_step(runner, loader)):
+    for index, batch in enumerate(_evaluation_batches(runner, loader)):
         output = runner.predict_step(batch)
         hooks("on_predict_batch_end", runner, batch, output)
         outputs.append((loader.positions(index)[0], to_host(output)))
@@ -118,12 +118,12 @@ def predict_split(runner: Evaluating, split: str) -> Any:
     return joined(parts)
 
 
-def _in_step(runner: Evaluating, loader: Loader) -> Iterator[Any]:
+def _evaluation_batches(runner: Evaluating, loader: Loader) -> Iterator[Any]:
     """The batches of an evaluation, as many on each process as the model needs."""
     batches = loader.iterate(0)
     if not runner.optimization.model_state.gathers:
         return batches
-    return in_step(runner.world, batches, runner.predict_step, runner.device)
+    return in_lockstep(runner.world, batches, runner.predict_step, runner.device)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is handed to a runner, or asked of it, by the habits of another library."""
+"""Habits of other libraries: arguments and attributes of theirs that a runner refuses."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def check_overridden(steps: Mapping[str, Any], defaults: type, models: list[str]
 
 
 def no_attribute(runner: object, name: str) -> AttributeError:
-    """What is raised for a name that a runner does not have."""
+    """The error for a name that a runner does not have."""
     if name in MEMBERS:
         hint = f"here it is {MEMBERS[name]}"
     else:
@@ -113,10 +113,10 @@ def tell_unread(runner: AccelerateRunner, *, meant: bool = False) -> None:
         runner: The runner.
         meant: Whether those are named that may be meant for well-known keys, and no others.
     """
-    told = runner._told_unread
-    unread = {key: other for key, other in runner.config.unread_keys().items() if key not in told}
+    warned = runner._warned_unread
+    unread = {key: other for key, other in runner.config.unread_keys().items() if key not in warned}
     found = {key: other for key, other in unread.items() if other or not meant}
-    runner._told_unread = told | found.keys()
+    runner._warned_unread = warned | found.keys()
     if found and runner.is_main_process:
         lines = (f"{key} (did you mean {o!r}?)" if o else key for key, o in found.items())
         runner.logger.warning("nobody has read config.%s", ", config.".join(lines))

@@ -1,4 +1,4 @@
-"""How long a training is: the batches of an epoch, the steps of all of it, and how far it is."""
+"""The length of a training: the batches of an epoch, the steps of all of it, and its progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def accum_steps_in(runner: AccelerateRunner, epoch: int) -> int:
 
 
 def accumulation_schedules(runner: AccelerateRunner) -> list[Callable[[int, int], int]]:
-    """What callbacks say of the micro-batches of a step, by the epoch."""
+    """The schedules of callbacks for the micro-batches of a step, by the epoch."""
     found = (getattr(callback, "accum_steps_in", None) for callback in runner.callbacks)
     return [schedule for schedule in found if schedule is not None]
 
@@ -45,7 +45,7 @@ def count_steps(runner: AccelerateRunner) -> int | None:
 
 
 def moves_of_schedules(runner: AccelerateRunner, interval: str) -> int | None:
-    """How often a schedule of an interval moves in the whole training; None where unknown."""
+    """The moves of a schedule of an interval in the whole training; None where unknown."""
     epochs = Limits.of(runner.config).max_epochs
     if interval == "epoch":
         return None if math.isinf(epochs) else int(epochs)

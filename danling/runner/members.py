@@ -1,4 +1,4 @@
-"""What of a run has a state besides model, optimizers and schedulers: further modules and objects.
+"""The members of a run: modules and objects with a state besides model, optimizers, schedulers.
 
 Three things are known of them: their state dicts, under their names; what no state dict holds and
 training has changed (modes, frozen parameters, counters, generators); and what is lost.
@@ -39,7 +39,7 @@ def find_members(attributes: Mapping[str, Any], known: Iterable[Any]) -> dict[st
 
     Args:
         attributes: The values by name.
-        known: What is saved in another place, or is not saved.
+        known: The objects that are saved in another place, or are not saved.
     """
     met = {id(part) for part in known}
     found: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def with_names(objects: Mapping[str, Any], taken: Iterable[str]) -> dict[str, An
 def state_problems(
     members: Mapping[str, Any], saved: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str], list[str]]:
-    """What of the members cannot be loaded at all, what can be left out, and what is missing.
+    """The members that cannot be loaded, those that can be left out, and those missing.
 
     Args:
         members: The modules and objects of now.
@@ -111,7 +111,7 @@ def state_problems(
 def lost(
     optimizers: Mapping[str, Optimizer], modules: Mapping[str, nn.Module], states: Iterable[Any]
 ) -> list[str]:
-    """What optimizers have and no checkpoint holds: a line for each.
+    """A line for each thing that optimizers have and no checkpoint holds.
 
     Args:
         optimizers: The optimizers by name.
@@ -143,7 +143,7 @@ def lost(
 
 
 def stateless(schedulers: Mapping[str, Any]) -> list[str]:
-    """What schedulers have and no checkpoint holds: a line for each."""
+    """A line for each thing that schedulers have and no checkpoint holds."""
     lines = []
     for name, part in schedulers.items():
         label = f"scheduler {name!r}" if name else "the scheduler"
@@ -173,7 +173,7 @@ def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 class Watch:
-    """What of modules no state dict holds, and which of it has changed since it was first seen.
+    """The values of modules that no state dict holds, watched for changes since first seen.
 
     Modes of modules, `requires_grad` of parameters, buffers that are not persistent, generators,
     and attributes that are numbers, strings, tensors or short lists of such. What a script sets
@@ -189,7 +189,7 @@ class Watch:
             self._first.setdefault(path, _mark(value))
 
     def changed(self, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-        """What is other than it was, by path, in values that a checkpoint holds."""
+        """The values that have changed, by path, in values that a checkpoint holds."""
         return {
             path: _saved(value)
             for path, (_, _, value) in _watched(modules).items()
@@ -292,7 +292,7 @@ def _watched(modules: Mapping[str, nn.Module]) -> dict[str, Place]:
 
 
 def _places(part: nn.Module) -> Iterator[tuple[str, Place]]:
-    """What of one module is watched, without the modules in it."""
+    """The watched values of one module, without the modules in it."""
     values = {key: value for key, value in vars(part).items() if key not in _INTERNAL}
     values |= {key: part._buffers[key] for key in part._non_persistent_buffers_set}
     for key, value in values.items():
@@ -327,7 +327,7 @@ def _drawn(value: Any) -> bool:
 
 
 def _mark(value: Any) -> Any:
-    """What to know a value by later."""
+    """The mark by which a value is recognised later."""
     if isinstance(value, Tensor):
         return weakref.ref(value), _version(value)
     return None if _drawn(value) else repr(value)

@@ -21,7 +21,7 @@ from danling.runner.members import warn_of_lost, watch_members
 if TYPE_CHECKING:
     from danling.runner.accelerate import AccelerateRunner
 
-__all__ = ["OPTIMIZED", "Assigned", "OfData", "Part", "leaves"]
+__all__ = ["OPTIMIZED", "Assigned", "OfData", "Part", "single_parts"]
 
 OPTIMIZED: Final = frozenset({"model", "optimizer", "scheduler"})
 """The parts that are placed and wrapped together."""
@@ -60,19 +60,19 @@ class OfData:
         setattr(runner.data, self._name, value)
 
 
-def leaves(name: str, part: Any) -> Iterator[tuple[str, Any]]:
+def single_parts(name: str, part: Any) -> Iterator[tuple[str, Any]]:
     """The single parts in a part by name, where it is a mapping or a list of them.
 
     Example:
-        >>> dict(leaves("metrics", {"accuracy": max, "val": {"f1": min}}))
+        >>> dict(single_parts("metrics", {"accuracy": max, "val": {"f1": min}}))
         {"metrics['accuracy']": <built-in function max>, "metrics['val']['f1']": <built-in ...>}
-        >>> list(leaves("scheduler", None))
+        >>> list(single_parts("scheduler", None))
         []
     """
     if isinstance(part, Mapping | list | tuple):
         items = part.items() if isinstance(part, Mapping) else enumerate(part)
         for key, item in items:
-            yield from leaves(f"{name}[{key!r}]", item)
+            yield from single_parts(f"{name}[{key!r}]", item)
     elif part is not None:
         yield name, part
 
@@ -113,7 +113,7 @@ class Assigned:
         """Go on with what a checkpoint says; returns which parts may not be those of then.
 
         Args:
-            saved: What `since` was.
+            saved: The `since` of the run that is resumed.
             sure: The fingerprints that parts have, by name: they are compared with the data.
         """
         missing = [name for name in saved if name not in self.since and not sure.get(name)]
@@ -133,7 +133,7 @@ class Assigned:
 
 
 def _reference(part: Any) -> Callable[[], Any]:
-    """What gives the part back, and keeps it alive only where there is no other way."""
+    """A function that returns the part, and keeps it alive only where there is no other way."""
     try:
         return weakref.ref(part)
     except TypeError:
@@ -148,11 +148,13 @@ def _line(name: str, epoch: int) -> str:
 
 
 def parts_of_runner(runner: AccelerateRunner) -> dict[str, Any]:
-    """All that may be assigned, by name; a wrapper around the model is the model."""
+    """The parts that may be assigned, by name; a wrapper around the model is the model."""
     runner.model = as_models(runner.model)
     names = ("criterion", "optimizer", "scheduler", "metrics")
     parts = {"model": runner.unwrapped_model} | {name: getattr(runner, name) for name in names}
-    found = {key: leaf for name, part in parts.items() for key, leaf in leaves(name, part)}
+    found = {
+        key: single for name, part in parts.items() for key, single in single_parts(name, part)
+    }
     for name, data in (("datasets", runner.datasets), ("dataloaders", runner.dataloaders)):
         found |= {f"{name}[{split!r}]": source for split, source in data.items()}
     return found
@@ -194,7 +196,7 @@ def prepare_again(runner: AccelerateRunner, *, anew: bool) -> None:
             "make a new runner with the other ones"
         )
     if not anew and not runner.optimization.direct:
-        runner.model = runner._given_model
+        runner.model = runner._unprepared_model
         for part in parts_of(as_models(runner.model)):  # Accelerate gives it precision again
             runner.accelerator.unwrap_model(part, keep_fp32_wrapper=False)
     runner.optimization = Optimization(runner.accelerator, {}, {})
@@ -204,7 +206,7 @@ def prepare_again(runner: AccelerateRunner, *, anew: bool) -> None:
     made_with(runner.optimization)  # before a step changes it
 
 
-def kind_of_optimization(runner: AccelerateRunner) -> type[Optimization]:
+def optimization_class(runner: AccelerateRunner) -> type[Optimization]:
     """The class that keeps the optimizers: an engine has one of its own."""
     if runner.accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Optimization

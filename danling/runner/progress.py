@@ -1,4 +1,4 @@
-"""What is open in a training, what was completed, and the time that it took.
+"""The open objects of a training, the counters of what was completed, and the time that it took.
 
 A training, an epoch and a batch are objects that live from their first hook to their last: what
 belongs to one of them ends with it, and an iterator that outlived its epoch is told by comparing
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class Counters:
-    """What was completed: a counter counts what is over, never what is under way.
+    """The counters of a run: each counts what is completed, never what is under way.
 
     Attributes:
         epoch: The number of epochs completed.
@@ -79,7 +79,7 @@ class OpenTraining:
         is_leaving: Whether a `break` out of the epochs ends it.
         at_safe_point: Whether a step was completed, and `on_checkpoint` is still to fire for it.
         has_gradients: Whether an accumulation window is open.
-        busy: Where the loop is on the way to a safe point; None at one.
+        busy: The place of the loop between two safe points, in words; None at one.
         failed: Whether the run ended within it by an error.
         deferred: The saves that wait for the next safe point, by their names.
         streams: The random streams, set aside while another runner seeds and draws.
@@ -105,7 +105,7 @@ class OpenEpoch:
 
     Attributes:
         length: The number of batches of what is iterated, where that is known.
-        iterator: What identifies the iterator of batches that is in use.
+        iterator: The identity of the iterator of batches that is in use.
         ended_by: Whether the last batch or a `break` ended the batches; None while they go on.
         results: The results of evaluations at its end, by split.
         within: The last result that was added within it, if there is one.
@@ -173,9 +173,9 @@ class OpenBatch:
     """A batch in hand, from `on_batch_start` to `on_batch_end`.
 
     Attributes:
-        batch: What the loader gave.
-        window: Its place in its accumulation window.
-        output: What the train step returned.
+        batch: The batch that the loader gave.
+        window: The place of the batch in its accumulation window.
+        output: The output that the train step returned.
         stepped: Whether the optimizer has moved with it.
         has_gradients: Whether it has left gradients that no step has used.
     """

@@ -139,17 +139,17 @@ def check_own(store: CheckpointStore, checkpoint: Mapping[str, Any], path: Path)
         )
 
 
-def report(logger: logging.Logger, told: Mapping[str, Any], path: Path) -> None:
+def report(logger: logging.Logger, found: Mapping[str, Any], path: Path) -> None:
     """Log where the run goes on, how exactly, and what is other than it was."""
-    for change in told["changes"]:
+    for change in found["changes"]:
         logger.info("%s", change)
     logger.log(
-        logging.WARNING if told["reasons"] else logging.INFO,
+        logging.WARNING if found["reasons"] else logging.INFO,
         "resumed from %s at epoch %d, global step %d: %s",
         path,
-        told["epoch"],
-        told["global_step"],
-        f"not exactly, since {'; '.join(told['reasons'])}" if told["reasons"] else "exactly",
+        found["epoch"],
+        found["global_step"],
+        f"not exactly, since {'; '.join(found['reasons'])}" if found["reasons"] else "exactly",
     )
 
 
@@ -241,10 +241,10 @@ def take_modes(runner: AccelerateRunner) -> None:
 def restore_streams(runner: AccelerateRunner) -> None:
     """Put the random streams back, once, right before the first batch after a resume."""
     state, runner._loaded_rng = runner._loaded_rng, None
-    told = runner.resume_report
-    if state is None or not (problems := set_rng_state(state)) or told is None:
+    found = runner.resume_report
+    if state is None or not (problems := set_rng_state(state)) or found is None:
         return
-    runner.resume_report = told | {"exact": False, "reasons": told["reasons"] + problems}
+    runner.resume_report = found | {"exact": False, "reasons": found["reasons"] + problems}
     runner.logger.warning("the random streams are not exactly restored: %s", problems)
 
 
@@ -262,7 +262,7 @@ def kinds(optimization: Optimization) -> dict[str, dict[str, str]]:
 
 
 def surroundings(accelerator: Accelerator) -> dict[str, str]:
-    """What else decides about the last bits of a computation."""
+    """The other things that decide about the last bits of a computation."""
     return {
         "torch": str(torch.__version__),
         "mixed_precision": str(accelerator.mixed_precision),
@@ -271,7 +271,7 @@ def surroundings(accelerator: Accelerator) -> dict[str, str]:
 
 
 def surrounding_changes(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What of the surroundings is other than it was."""
+    """The surroundings that have changed."""
     return [
         f"{key} {then[key]} -> {now[key]}" for key in now if then.get(key, now[key]) != now[key]
     ]
@@ -299,7 +299,7 @@ def check_model(
     """Compare names, shapes and types of weights.
 
     Returns:
-        What does not fit and is left out, where `strict` is not set.
+        The problems that are left out, where `strict` is not set.
 
     Raises:
         CheckpointError: Something does not fit; nothing was changed.
@@ -315,7 +315,7 @@ def check_parts(
     """Compare the optimizers and their groups, and the schedulers.
 
     Returns:
-        What does not fit and is left out, where `strict` is not set.
+        The problems that are left out, where `strict` is not set.
 
     Raises:
         CheckpointError: Something does not fit.
@@ -349,7 +349,7 @@ def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> li
 
 
 def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> list[str]:
-    """What of the optimizers and schedulers does not fit; nothing where there is no optimizer."""
+    """The optimizers and schedulers that do not fit; none where there is no optimizer."""
     recorded, now = checkpoint["run"].get("kinds", {}), kinds(optimization)
     problems: list[str] = []
     if now["optimizer"]:
@@ -371,7 +371,7 @@ def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> 
 
 
 def obstacles(run: Mapping[str, Any], now: Mapping[str, int]) -> list[str]:
-    """What of the run itself makes an exact continuation impossible.
+    """The reasons in the run itself that make an exact continuation impossible.
 
     Args:
         run: The part `run` of the checkpoint.
@@ -397,7 +397,7 @@ def config_changes(config: Config, saved: Mapping[str, Any]) -> list[str]:
 def _model_problems(
     model: ModelState, state: Mapping[str, Any] | None
 ) -> tuple[list[str], list[str]]:
-    """What cannot be loaded at all, and what can be left out."""
+    """The weights that cannot be loaded at all, and those that can be left out."""
     if model.plain is None or state is None:
         return [], []
     own, state = model.describe(), {plain_name(name): value for name, value in state.items()}
@@ -419,7 +419,7 @@ def _model_problems(
 
 
 def _engine_problems(model: ModelState, then: Mapping[str, int] | None) -> list[str]:
-    now = model.layout()
+    now = model.partitioning()
     if then == now:
         return []
     if then is None or now is None:

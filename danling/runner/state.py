@@ -1,4 +1,4 @@
-"""What is in a checkpoint of a run, and how a run takes it back."""
+"""The contents of a checkpoint of a run, and how a run loads them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = ["Contents"]
 
 
 class Contents:
-    """What a checkpoint of a run holds: taken, compared with what there is, and put back.
+    """The contents of a checkpoint of a run: taken, compared with what there is, and put back.
 
     Args:
         config: The configuration of the run.
@@ -77,7 +77,7 @@ class Contents:
     def lost(
         self, optimization: Optimization, states: Mapping[str, Any] | None = None
     ) -> list[str]:
-        """What optimizers and schedulers have and no checkpoint holds."""
+        """A line for each thing that optimizers and schedulers have and no checkpoint holds."""
         if optimization.model_state.is_partial:
             return stateless(optimization.schedulers)  # its parameters are parts of others
         if states is None:
@@ -98,7 +98,7 @@ class Contents:
 
         Args:
             optimization: The model's state and the optimizers.
-            common: What every runner saves, and the weights.
+            common: The state that every runner saves, and the weights.
             places: The number of batches that were used of each split in this epoch.
             unsafe: Why no run could go on exactly from here; None at a safe point.
             alone: Whether only this process takes part.

@@ -1,4 +1,4 @@
-"""What a step returns and what a batch holds: loss, metrics and number of samples."""
+"""The output of a step and the content of a batch: loss, metrics and number of samples."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def evaluation(closure: Callable[[], Any], samples: int) -> Evaluation:
     """Evaluate a batch for an optimizer that does so again.
 
     Args:
-        closure: What gives the output of the train step.
+        closure: The function that gives the output of the train step.
         samples: The number of its samples, unless the output tells.
 
     Raises:
@@ -222,7 +222,7 @@ def shared_size(batch: Any) -> int:
 
 
 def sample_count(batch: Any) -> int:
-    """How many samples a batch holds, as far as it says so; 0 where it does not.
+    """The number of samples of a batch, as far as it says so; 0 where it does not.
 
     Of numbers that contradict each other, this is the size 0 of the first tensor.
     """
@@ -235,7 +235,7 @@ def sample_count(batch: Any) -> int:
 
 
 def sample_counts(batch: Any) -> frozenset[int] | None:
-    """All numbers of samples that a batch may hold; None where nothing in it tells.
+    """The numbers of samples that a batch may hold; None where nothing in it tells.
 
     It is what an object says of itself (`batch_size`, or `num_graphs` as in PyTorch Geometric), the
     length of a list of samples, and the size 0 of a tensor. Parts side by side must agree; in a
@@ -265,7 +265,7 @@ def sample_counts(batch: Any) -> frozenset[int] | None:
 
 
 def part_counts(part: Any) -> frozenset[int] | None:
-    """All numbers of samples that a part of a batch may hold."""
+    """The numbers of samples that a part of a batch may hold."""
     if not isinstance(part, (list, tuple)) or said_of_itself(part) is not None:
         return sample_counts(part)
     length = frozenset({len(part)})
@@ -275,7 +275,7 @@ def part_counts(part: Any) -> frozenset[int] | None:
 
 
 def agreed(counts: Iterable[frozenset[int] | None]) -> frozenset[int] | None:
-    """What all parts have in common, of those that tell anything."""
+    """The numbers that all parts have in common, of those that tell any."""
     telling = [count for count in counts if count is not None]
     return frozenset.intersection(*telling) if telling else None
 
@@ -305,7 +305,7 @@ def first_size(batch: Any) -> int:
 
 
 def no_pair(batch: Any) -> DataError:
-    """What is raised for a batch that is not (input, target): it needs an own `train_step`."""
+    """The error for a batch that is not (input, target): it needs an own `train_step`."""
     size = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
     return DataError(
         f"the batch is a {type(batch).__name__}{size}, not (input, target) and not a mapping: "
@@ -360,7 +360,7 @@ def own_values(result: Any) -> dict[str, Any]:
 
 
 def no_model() -> RunError:
-    """What is raised where there is none."""
+    """The error where there is no model."""
     return RunError("there is no model: pass `model=` to the runner or override its steps")
 
 

@@ -1,4 +1,4 @@
-"""When a training ends: its limits, and a stop that all processes agree on."""
+"""The end of a training: its limits, and a stop that all processes agree on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Stopping:
 
     @property
     def status(self) -> Literal["finished", "stopped", "preempted", "interrupted"]:
-        """How a run ends that nothing failed in."""
+        """The status of a run that ends without a failure."""
         if self.signal is not None:
             return "interrupted" if self.signal == signal.SIGINT else "preempted"
         return "finished" if self.reason is None else "stopped"
@@ -178,7 +178,7 @@ class Limits(NamedTuple):
         """See that a training ends.
 
         Raises:
-            ConfigError: Nothing says when.
+            ConfigError: Neither `max_epochs` nor `max_steps` is set.
         """
         if math.isinf(self.max_epochs) and math.isinf(self.max_steps):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its event files, and what is in them.
+"""The view of a run in TensorBoard: its event files, and what is in them.
 
 Begin with `pages`, then read `event_file`. The package may import `run`, `files`, `identity`,
 `metrics`, `config` and `errors`; the callback `TensorBoard` uses it in a training.

@@ -32,13 +32,13 @@ __all__ = [
     "START_TAG",
     "SUCCESSFUL",
     "TAG_PREFIX",
-    "flatten",
     "group_of",
     "has_succeeded",
     "join_group",
     "of_config",
     "session_end",
     "session_start",
+    "table_values",
 ]
 
 
@@ -57,21 +57,21 @@ SUCCESSFUL: Final = ("finished", "stopped")
 """The statuses of runs that have ended with success."""
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
+def table_values(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
     """Values by dotted keys, as the table can show them: booleans, numbers and strings.
 
     A list becomes its JSON, a number that is not finite a string; None and empty mappings are
     left out.
 
     Example:
-        >>> flatten({"optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "amp": True, "monitor": None})
+        >>> table_values({"optim": {"lr": 0.1, "betas": [0.9, 0.99]}, "amp": True, "monitor": None})
         {'optim.lr': 0.1, 'optim.betas': '[0.9, 0.99]', 'amp': True}
     """
     flat: dict[str, bool | float | str] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}.")
+            flat |= table_values(value, f"{name}.")
         elif isinstance(value, (bool, str)):
             flat[name] = value
         elif isinstance(value, (int, float)):
@@ -82,7 +82,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | flo
 
 
 def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | float | str], str]:
-    """What the table shows of a configuration, and the row of its finished runs.
+    """The columns of the table for a configuration, and the row of its finished runs.
 
     The table shows what was set and is part of the run's identity, so that there are no columns of
     paths and untouched defaults; secrets are masked. TensorBoard sorts columns by name, those whose
@@ -107,8 +107,8 @@ def of_config(config: Config, experiment_id: str) -> tuple[dict[str, bool | floa
         True
     """
     semantic = {key: value for key, value in config.semantic().items() if key != "seed"}
-    were_set = flatten(config.to_dict())
-    shown = flatten(mask_values(semantic))
+    were_set = table_values(config.to_dict())
+    shown = table_values(mask_values(semantic))
     values = {_column(key): value for key, value in shown.items() if key in were_set}
     digest = sha256(canonical_json([experiment_id, semantic]).encode()).hexdigest()
     return values, f"{digest[:11]}{_SEEDS}{experiment_id[:8]:0<8}"

@@ -55,7 +55,7 @@ def layout(names: Iterable[str], bands: Mapping[str, Sequence[str]] | None = Non
 
     Args:
         names: The names of the metrics, without a split.
-        bands: For each title the three tags of the value and of its lower and upper end.
+        bands: The three tags by title: of the value and of its lower and upper end.
 
     Example:
         >>> layout(["loss"]).tag

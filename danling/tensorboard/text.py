@@ -17,7 +17,7 @@ from danling.config.mapping import ABSENT
 from danling.errors import ConfigError
 from danling.identity.redaction import MASK, mask, mask_argv, mask_values
 from danling.run.record import RunFile
-from danling.tensorboard.hparams import flatten
+from danling.tensorboard.hparams import table_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -191,7 +191,7 @@ def _fenced(text: str, language: str = "") -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
-    for key, value in flatten(mask_values(values)).items():
+    for key, value in table_values(mask_values(values)).items():
         if value not in ("", "[]"):
             lines.append(f"| {key} | {_cell(value)} |")
     return "\n".join(lines)

@@ -85,7 +85,7 @@ def _crc32c(data: bytes) -> int:
 
 
 def _tables() -> NDArray[np.uint32]:
-    """What a byte adds to the checksum: a row for each number of bytes after it in a chunk."""
+    """The tables of a byte's share of the checksum: a row for each number of bytes after it."""
     first: NDArray[np.uint32] = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         first = np.where(first & 1, (first >> 1) ^ _POLYNOMIAL, first >> 1).astype(np.uint32)

@@ -24,8 +24,8 @@ def test_a_function_hears_its_hook_with_its_arguments():
 def test_only_the_hooks_that_were_given_are_heard():
     callbacks = Callbacks([LambdaCallback(on_epoch_end=print)])
 
-    assert callbacks.hears("on_epoch_end")
-    assert not callbacks.hears("on_step")
+    assert callbacks.is_active("on_epoch_end")
+    assert not callbacks.is_active("on_step")
 
 
 def test_a_hook_that_does_not_exist_is_an_error_with_the_nearest():

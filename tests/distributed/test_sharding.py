@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from danling.checkpoint.sharded.state import model_state_of
-from danling.distributed.sharding import in_step, is_sharded
+from danling.distributed.sharding import in_lockstep, is_sharded
 from danling.distributed.world import World
 
 
@@ -33,6 +33,6 @@ def test_the_state_of_a_plain_model_is_that_of_torch() -> None:
 
 
 def test_batches_of_one_process_are_handed_on() -> None:
-    batches = in_step(World(), iter([1, 2, 3]), print, torch.device("cpu"))
+    batches = in_lockstep(World(), iter([1, 2, 3]), print, torch.device("cpu"))
 
     assert list(batches) == [1, 2, 3]

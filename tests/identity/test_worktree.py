@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from danling.identity.git import Repository
-from danling.identity.worktree import Snapshot, WorkingTree
+from danling.identity.worktree import TreeState, WorkingTree
 from tests.support.repositories import commit_all, git, make_repository
 
 
@@ -21,9 +21,9 @@ def repository(tmp_path):
     return make_repository(tmp_path / "repository")
 
 
-def snapshot(folder: Path, *exclude: Path, loaded: Sequence[str] = ()) -> Snapshot:
+def snapshot(folder: Path, *exclude: Path, loaded: Sequence[str] = ()) -> TreeState:
     with WorkingTree.of(Repository(folder, timeout=10)) as tree:
-        return tree.snapshot([folder / name for name in loaded], exclude)
+        return tree.capture([folder / name for name in loaded], exclude)
 
 
 def committed_tree(folder: Path) -> str:
@@ -35,7 +35,7 @@ def committed_tree(folder: Path) -> str:
 def test_a_clean_tree_is_that_of_the_commit(repository):
     seen = snapshot(repository)
 
-    assert seen == Snapshot(
+    assert seen == TreeState(
         commit=git(repository, "rev-parse", "HEAD"),
         branch="main",
         tree=git(repository, "rev-parse", "HEAD^{tree}"),
@@ -282,7 +282,7 @@ def test_files_that_this_process_writes_its_output_to_do_not_count(repository):
     script += "from danling.identity.worktree import WorkingTree\n"
     script += "from pathlib import Path; print('hello', flush=True)\n"
     script += "with WorkingTree.of(Repository(Path.cwd(), 10)) as tree:\n"
-    script += "    print(tree.snapshot([Path.cwd() / 'errors.txt']).dirty)\n"
+    script += "    print(tree.capture([Path.cwd() / 'errors.txt']).dirty)\n"
     (repository / "out.txt").write_text("")
     commit_all(repository)
     (repository / "errors.txt").write_text("")

@@ -146,13 +146,13 @@ def test_a_meter_keeps_the_epoch_and_the_window_apart():
     meter = Meter()
     meter.start_epoch()
     meter.add("loss", torch.tensor(1.0))
-    first = meter.end_window()
+    first = meter.end_interval()
     meter.add("loss", torch.tensor(3.0))
 
     assert first["loss"].mean == 1.0
     assert meter.epoch_totals()["loss"].mean == 2.0
-    assert meter.end_window()["loss"].mean == 3.0
-    assert meter.end_window() == {}
+    assert meter.end_interval()["loss"].mean == 3.0
+    assert meter.end_interval() == {}
     meter.start_epoch()
     assert meter.epoch_totals() == {}
     assert not meter
@@ -165,14 +165,14 @@ def test_a_window_runs_on_over_the_end_of_an_epoch():
     meter.add("loss", 3.0)
 
     assert meter.epoch_totals()["loss"].mean == 3.0
-    assert meter.end_window()["loss"].mean == 2.0
+    assert meter.end_interval()["loss"].mean == 2.0
 
 
 def test_a_meter_goes_on_from_its_state():
     whole, before, after = Meter(), Meter(), Meter()
     for meter in (whole, before):
         meter.add("loss", torch.tensor(0.1), 8)
-        meter.end_window()
+        meter.end_interval()
         meter.add("loss", torch.tensor(0.7), 5)
     after.add("loss", 1e9)
     after.load_state_dict(before.state_dict())
@@ -180,5 +180,5 @@ def test_a_meter_goes_on_from_its_state():
         meter.add("loss", torch.tensor(0.3), 3)
 
     assert after.epoch_totals() == whole.epoch_totals()
-    assert after.end_window() == whole.end_window()
+    assert after.end_interval() == whole.end_interval()
     assert before.epoch_totals()["loss"].count == 13

@@ -155,7 +155,7 @@ def test_an_open_meter_is_taken_up_and_merged_as_it_was() -> None:
     assert whole.epoch_totals()["last"].value == 10.0
     assert whole.epoch_totals()["mean"].value == pytest.approx((3 + 4) / 5)
     assert whole.epoch_only_totals()["most"].value == 21.0
-    assert whole.end_window()["last"].value == 10.0
+    assert whole.end_interval()["last"].value == 10.0
 
 
 def test_a_state_of_before_there_were_reductions_is_taken_up() -> None:

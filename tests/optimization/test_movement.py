@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau
 
 import danling as dl
 from danling.errors import ConfigError
-from danling.optimization.movement import Moving, argument_of, made, read_schedules
+from danling.optimization.movement import Moving, argument_of, make_schedulers, read_schedules
 from danling.optimization.schedules import Linear, Schedule
 
 
@@ -130,7 +130,7 @@ def test_a_name_becomes_a_scheduler_of_each_optimizer() -> None:
     optimizers: dict[str, Any] = {"a": [optimizer(), optimizer()], "b": optimizer()}
     lengths = {"step": 100, "epoch": 10}.__getitem__
 
-    found = made(
+    found = make_schedulers(
         {"a": {"name": "linear", "frequency": 5}, "b": ("cosine", "epoch")},
         optimizers,
         lengths,
@@ -150,14 +150,16 @@ def test_a_name_becomes_a_scheduler_of_each_optimizer() -> None:
 def test_what_has_no_name_stays_as_it_was_given() -> None:
     given = [(Recorded(), "epoch"), Recorded()]
 
-    assert made(given, {"": optimizer()}, lambda _: None, "step") is given
+    assert make_schedulers(given, {"": optimizer()}, lambda _: None, "step") is given
     with pytest.raises(ConfigError, match="the scheduler 'a' has no optimizer of that name"):
-        made({"a": Recorded()}, {"b": optimizer()}, lambda _: None, "step")
+        make_schedulers({"a": Recorded()}, {"b": optimizer()}, lambda _: None, "step")
 
 
 def test_a_length_that_is_given_is_not_followed() -> None:
     moved = optimizer()
-    scheduler = made({"name": "linear", "total": 10}, {"": moved}, lambda _: None, "step")
+    scheduler = make_schedulers(
+        {"name": "linear", "total": 10}, {"": moved}, lambda _: None, "step"
+    )
     moving = Moving(Schedule(scheduler), "step")
 
     moving.follow(lambda _: 20)

@@ -171,8 +171,8 @@ def test_hooks_that_nobody_overrides_cost_no_call():
         sys.setprofile(None)
 
     assert calls == ["on_step"]
-    assert callbacks.hears("on_step")
-    assert not callbacks.hears("on_log")
+    assert callbacks.is_active("on_step")
+    assert not callbacks.is_active("on_log")
 
 
 def test_an_error_keeps_its_type_and_says_where_it_came_from():

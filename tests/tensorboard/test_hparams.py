@@ -12,13 +12,13 @@ from danling.config.config import Config
 from danling.tensorboard.event_file import EventWriter, read_events
 from danling.tensorboard.hparams import (
     START_TAG,
-    flatten,
     group_of,
     has_succeeded,
     join_group,
     of_config,
     session_end,
     session_start,
+    table_values,
 )
 from tests.support.tensorboard_server import Server
 
@@ -145,7 +145,7 @@ def test_a_directory_without_a_session_has_no_row(tmp_path: Path):
 def test_values_that_a_table_cannot_show_become_text_or_are_left_out():
     values = {"a": float("nan"), "b": None, "c": {}, "d": [1, {"e": 2}], "f": {"g": {"h": False}}}
 
-    assert flatten(values) == {"a": "nan", "d": '[1, {"e": 2}]', "f.g.h": False}
+    assert table_values(values) == {"a": "nan", "d": '[1, {"e": 2}]', "f.g.h": False}
 
 
 def test_paths_names_and_what_was_not_set_are_no_columns():

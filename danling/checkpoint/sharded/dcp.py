@@ -119,11 +119,11 @@ def read(
 
     Args:
         checkpoint: The head.
-        directory: Of its shards.
+        directory: The directory of its shards.
         like: Gives the `DTensor` that a tensor is for, if it is for one: then only the part of
             this process is read.
         world: The processes that read together; None: this one reads alone.
-        parts: Of the checkpoint: what is elsewhere of the others stays there.
+        parts: The parts of the checkpoint to read; the others stay where they are.
 
     Raises:
         CheckpointError: It cannot be read; it is raised on all processes.
@@ -189,7 +189,7 @@ def _own_error(file: HashedFile) -> Iterator[None]:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where the memory of this process's part of a tensor begins."""
+    """The address of the memory of this process's part of a tensor."""
     own = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return own.untyped_storage().data_ptr()
 
@@ -285,7 +285,7 @@ def _of_all(error: CheckpointException, what: str, directory: Path, own_rank: in
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Without torch's warning that one process works alone; filters are of the whole process."""
+    """Silence torch's warning that one process works alone; filters are of the whole process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield

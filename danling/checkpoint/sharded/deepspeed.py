@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineFiles",
     "described",
-    "layout",
     "load_engine",
     "load_weights",
+    "partitioning",
     "places",
     "read",
     "split",
@@ -44,7 +44,7 @@ _TAG = "."  # of the directory itself
 
 
 class EngineFiles:
-    """What an engine writes into the directory of a checkpoint, at once and by all processes."""
+    """The files that all processes of an engine write together into a checkpoint's directory."""
 
     can_wait = False
 
@@ -107,11 +107,11 @@ def split(
     """The head of a checkpoint, and what writes the rest; of weights alone there is no rest."""
     if "optimizer" not in checkpoint:
         return {**checkpoint, "model": weights_of(engine)}, None
-    return {**checkpoint, "engine": layout(engine)}, EngineFiles(engine)
+    return {**checkpoint, "engine": partitioning(engine)}, EngineFiles(engine)
 
 
-def layout(engine: Any) -> dict[str, int]:
-    """What must be the same for an engine to read its files."""
+def partitioning(engine: Any) -> dict[str, int]:
+    """The values that must be the same for an engine to read its files."""
     return {"stage": engine.zero_optimization_stage(), "size": dist.get_world_size()}
 
 
@@ -127,7 +127,7 @@ def described(module: nn.Module) -> dict[str, Any]:
 
 
 def places(module: nn.Module) -> dict[str, Any]:
-    """What stands in the head of a checkpoint for the weights."""
+    """The entries in the head of a checkpoint that stand for the weights."""
     return {
         name: Placeholder(value.shape, value.dtype) if isinstance(value, Tensor) else value
         for name, value in described(module).items()
@@ -210,7 +210,7 @@ def _refine(parameter: nn.Parameter, value: Tensor) -> None:
 
 
 class _Storage:
-    """In place of what an engine writes and reads files with."""
+    """The storage of an engine, in place of the one it writes and reads files with."""
 
     def __init__(self, own: Any, states: Mapping[str, Any]) -> None:
         self._own = own
@@ -235,7 +235,7 @@ class _Storage:
 
 
 def _states(directory: Path) -> dict[str, Any]:
-    """What is in the files of an engine: plain values, and tensors on the CPU that are mapped."""
+    """The contents of an engine's files: plain values, and tensors on the CPU that are mapped."""
     try:
         failpoint("shards.before_read")
         with _safe():

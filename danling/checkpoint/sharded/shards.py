@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NOT_WRITTEN",
     "Manifest",
-    "Parts",
+    "ShardedTensors",
     "Written",
     "damage",
     "directories",
@@ -67,8 +67,8 @@ class Written(dict[str, tuple[int, str]]):
     """Files that a process has written, each with its size and the SHA-256 of what was written."""
 
 
-class Parts(Protocol):
-    """What the processes have of a checkpoint, and each writes its part of.
+class ShardedTensors(Protocol):
+    """The tensors of a checkpoint that are spread over processes: each writes its part.
 
     Attributes:
         can_wait: Whether `copied` gives parts that a thread may write while training goes on.
@@ -82,8 +82,8 @@ class Parts(Protocol):
         They are `Written` where they need not be read again to be known.
         """
 
-    def copied(self) -> Parts:
-        """The same in memory of the host that training does not change."""
+    def copied(self) -> ShardedTensors:
+        """A copy in memory of the host that training does not change."""
 
 
 def new_directory(checkpoints: Path, global_step: int) -> Path:
@@ -104,7 +104,7 @@ def directories(checkpoints: Path) -> set[str]:
 
 
 def directory_of(head: Path, manifest: Manifest) -> Path:
-    """Where the shards of a head are: beside it, wherever it was moved.
+    """The directory of the shards of a head: beside it, wherever it was moved.
 
     Raises:
         ValueError: It names something else.
@@ -119,8 +119,8 @@ def seal(directory: Path, names: Iterable[str]) -> Files:
     """Make the files that a process has written durable; returns size and SHA-256 of each.
 
     Args:
-        directory: Where they are.
-        names: What `Parts.write` returned: files of which nothing is known are read.
+        directory: The directory of the shards.
+        names: The result of `ShardedTensors.write`: files of which nothing is known are read.
 
     Raises:
         CheckpointError: The disk refuses.
@@ -137,7 +137,7 @@ def seal(directory: Path, names: Iterable[str]) -> Files:
 
 
 def finish(directory: Path, sealed: Iterable[Files]) -> Manifest:
-    """What the head is to say, when all processes have sealed what they have written.
+    """The entry for the head, when all processes have sealed what they have written.
 
     Raises:
         CheckpointError: This process does not see what another one has written, or the disk
@@ -163,7 +163,7 @@ def total(manifest: Manifest | None) -> int:
 
 
 def damage(directory: Path, manifest: Manifest) -> str | None:
-    """What is wrong with the shards of a head, if anything is; reads all of them.
+    """The fault of the shards of a head, or None; reads all of them.
 
     Raises:
         OSError: One cannot be opened now, which says nothing about it.
@@ -228,5 +228,5 @@ def _digest(file: FileIO) -> tuple[int, str]:
 
 
 def _at_once(path: str, flags: int) -> int:
-    """Without this the open of a pipe waits for its writer, for ever."""
+    """Open without waiting: the open of a pipe would wait for its writer for ever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -19,7 +19,7 @@ from danling.checkpoint.sharded import deepspeed, shards
 from danling.distributed.sharding import is_engine, is_sharded
 
 if TYPE_CHECKING:
-    from danling.checkpoint.sharded.shards import Parts
+    from danling.checkpoint.sharded.shards import ShardedTensors
     from danling.checkpoint.store import CheckpointStore
     from danling.distributed.world import World
 
@@ -120,7 +120,7 @@ class ModelState:
         optimizer.load_state_dict(dict(state))
         put_back(optimizer, state)
 
-    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], ShardedTensors | None]:
         """The head of a checkpoint, and what each process is to write its part of."""
         return contents, None
 
@@ -160,8 +160,8 @@ class ModelState:
         """The weights by name, as they are when whole: to compare names, shapes and types."""
         return {} if self.plain is None else plain_names(deepspeed.described(self.plain))
 
-    def layout(self) -> dict[str, int] | None:
-        """What must be the same for the shards to be read; None where nothing must."""
+    def partitioning(self) -> dict[str, int] | None:
+        """The values that must be the same for the shards to be read; None where none must."""
         return None
 
     def _engine(self, fits: bool) -> Any:
@@ -211,7 +211,7 @@ class ShardedState(ModelState):
         optimizer.load_state_dict({**state, "state": parts})
         put_back(optimizer, {**state, "state": parts})
 
-    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], ShardedTensors | None]:
         if self.whole:
             return contents, None
         from danling.checkpoint.sharded import dcp
@@ -222,7 +222,7 @@ class ShardedState(ModelState):
     def _like(
         self, optimizers: Mapping[str, Optimizer]
     ) -> Callable[[tuple[Any, ...]], Tensor | None]:
-        """Which of its parameters a tensor in a checkpoint is for."""
+        """The parameter that a tensor in a checkpoint is for."""
         from torch.distributed.tensor import DTensor
 
         weights = self.state(whole=False) or {}
@@ -261,11 +261,11 @@ class DeepSpeedState(ModelState):
     def load(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         deepspeed.load_weights(self.model, state, strict=strict)
 
-    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], Parts | None]:
+    def split(self, contents: Mapping[str, Any]) -> tuple[Mapping[str, Any], ShardedTensors | None]:
         return deepspeed.split(self.model, contents)
 
-    def layout(self) -> dict[str, int] | None:
-        return deepspeed.layout(self.model)
+    def partitioning(self) -> dict[str, int] | None:
+        return deepspeed.partitioning(self.model)
 
     def _engine(self, fits: bool) -> Any:
         return self.model if fits else None
@@ -287,7 +287,7 @@ def model_state_of(model: Any, plain: Any, *, whole: bool = False) -> ModelState
 
 
 def write_shards(
-    world: World, store: CheckpointStore, global_step: int, parts: Parts
+    world: World, store: CheckpointStore, global_step: int, parts: ShardedTensors
 ) -> shards.Manifest:
     """Write the parts that `split` gave; returns what the commit of the head wants to know.
 
@@ -366,7 +366,7 @@ def _gathered(value: Any) -> Any:
 
 
 def _part(value: Any, parameter: Tensor | None) -> Any:
-    """What of a value goes with the part of a parameter that this process holds."""
+    """The share of a value that goes with this process's part of a parameter."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(value, DTensor) or not isinstance(parameter, DTensor):

@@ -75,7 +75,7 @@ def find_repository(run: StoredRun, start: Path | None = None) -> Repository:
 
 
 def git(repository: Repository, *arguments: str, stdin: bytes = b"", **variables: str) -> str:
-    """What git prints, without its hooks."""
+    """Return the output of git, without its hooks."""
     extra: dict[str, Any] = dict(variables)
     output = repository.run(*arguments, stdin=stdin, config=_CONFIG, **extra)
     return output.decode("utf-8", "replace")
@@ -85,7 +85,7 @@ def recorded_tree(tree: WorkingTree, run: StoredRun) -> str:
     """The id of the git tree of a run's code, built in the temporary objects of `tree`.
 
     Raises:
-        GitError: Its patch cannot be applied.
+        GitError: The patch of the run cannot be applied.
     """
     tree.run("read-tree", str(run.commit))
     patch = _patch_bytes(run)
@@ -98,7 +98,7 @@ def code_problem(tree: WorkingTree, run: StoredRun) -> str | None:
     """Why commit and patch of a run do not give its code; None where they do.
 
     Raises:
-        GitError: Its patch cannot be applied.
+        GitError: The patch of the run cannot be applied.
     """
     recorded_tree(tree, run)  # its index is looked at now
     for line in _untracked_lines(run):
@@ -122,7 +122,7 @@ def rebuild(run: StoredRun, folder: Path) -> Rebuilt:
 
     Args:
         run: The run.
-        folder: Where worktrees are made; each has the name of its code.
+        folder: The folder in which worktrees are made; each has the name of its code.
 
     Raises:
         RunError: There is no repository that has the code, or git cannot bring it back.
@@ -164,7 +164,7 @@ def has_changed(run: StoredRun, root: Path) -> bool:
 
 
 def _untracked_lines(run: StoredRun) -> list[str]:
-    """What is recorded of the untracked modules of a run: path, size and digest of each."""
+    """The record of the untracked modules of a run: path, size and digest of each."""
     extra, names = run.code.get("extra"), _untracked(run)
     lines = [line for line in extra if isinstance(line, str)] if isinstance(extra, list) else []
     return [line for line in lines if line.rsplit(" ", 2)[0] in names]
@@ -180,7 +180,7 @@ def _is_code_of(tree: WorkingTree, run: StoredRun, exclude: Sequence[Path] = ())
     lines = _untracked_lines(run)
     names = [line.rsplit(" ", 2)[0] for line in lines]
     return (
-        tree.snapshot(exclude=exclude).tree == run.code.get("tree")
+        tree.capture(exclude=exclude).tree == run.code.get("tree")
         and all((tree.root / name).is_file() for name in names)
         and [tree.describe(name) for name in names] == lines
     )

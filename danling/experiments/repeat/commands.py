@@ -39,7 +39,7 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Parts:
+class CommandParts:
     """A command line of Python, in its parts."""
 
     python: list[str]
@@ -54,24 +54,24 @@ class Parts:
         return [*self.python, *(["-m"] if self.is_module else []), self.script, *self.arguments]
 
 
-def split_command(argv: Sequence[str]) -> Parts | None:
+def split_command(argv: Sequence[str]) -> CommandParts | None:
     """The parts of a command line of Python; None where it runs no script.
 
     Example:
-        >>> split_command(["python", "-u", "-m", "train", "--lr", "1"])
-        Parts(python=['python', '-u'], script='train', is_module=True, arguments=['--lr', '1'])
+        >>> split_command(["python", "-u", "-m", "train", "--lr"])
+        CommandParts(python=['python', '-u'], script='train', is_module=True, arguments=['--lr'])
     """
     words, python = list(argv[1:]), list(argv[:1])
     while words and words[0].startswith("-") and words[0] != "-":
         option = words.pop(0)
         if option == "-m" and words:
-            return Parts(python, words[0], True, words[1:])
+            return CommandParts(python, words[0], True, words[1:])
         if option == "-c":
             return None
         python.append(option)
         if option in _WITH_VALUE and words:
             python.append(words.pop(0))
-    return Parts(python, words[0], False, words[1:]) if words else None
+    return CommandParts(python, words[0], False, words[1:]) if words else None
 
 
 def command(run: StoredRun, kind: str, overrides: Mapping[str, Any]) -> list[str]:
@@ -148,8 +148,8 @@ def text_of(value: Any) -> str:
 
 
 def _moved(
-    run: StoredRun, parts: Parts, worktree: Path, cwd: str | None
-) -> tuple[Parts, dict[str, str]]:
+    run: StoredRun, parts: CommandParts, worktree: Path, cwd: str | None
+) -> tuple[CommandParts, dict[str, str]]:
     """The command line of the script in a worktree, and the variables that it needs."""
     arguments = [_in_worktree(word, worktree, cwd) for word in parts.arguments]
     if parts.is_module:  # `-P`: the current folder is not searched for modules
@@ -161,7 +161,7 @@ def _moved(
     return replace(parts, script=str(script), arguments=arguments), {}
 
 
-def _parts(run: StoredRun, launch: int) -> Parts:
+def _parts(run: StoredRun, launch: int) -> CommandParts:
     argv = run.launches[launch].get("argv") if run.launches else None
     words = [word for word in argv if isinstance(word, str)] if isinstance(argv, list) else []
     parts = split_command(words)
@@ -186,8 +186,8 @@ def _without_own(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _launched(run: StoredRun, parts: Parts) -> Command:
-    """On as many processes as the run had."""
+def _launched(run: StoredRun, parts: CommandParts) -> Command:
+    """The command on as many processes as the run had."""
     size = run.launches[-1].get("world_size")
     if not isinstance(size, int) or size < 2:
         return Command(parts.argv)
@@ -217,7 +217,7 @@ def _drawn_seed(run: StoredRun, flags: Sequence[str]) -> list[str]:
     return [] if any(flag.startswith("--seed") for flag in flags) else ["--seed", str(run.seed)]
 
 
-def _masked(parts: Parts) -> list[str]:
+def _masked(parts: CommandParts) -> list[str]:
     hidden = [word for word in parts.arguments if "***" in word or "<masked>" in word]
     return [f"secrets were masked, write them yourself: {' '.join(hidden)}"] if hidden else []
 

@@ -77,7 +77,7 @@ def runs_fragment(runs: Sequence[StoredRun]) -> str:
 
 
 def run_fragment(run: StoredRun) -> str:
-    """What there is to say of a run, for a notebook."""
+    """The HTML of a run, for a notebook."""
     one = [run]
     return f"{_score_table(one, [])}{_charts(one, [])}"
 

@@ -59,7 +59,7 @@ def formatted(rows: Sequence[Row], form: str) -> str:
 
 
 def history_rows(runs: Runs, tags: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Every point of every curve, in long form.
+    """The points of all curves, in long form.
 
     Raises:
         MetricError: No run has a curve of one of the tags.

@@ -29,7 +29,7 @@ def read_axes(flags: Sequence[str], file: str | None = None) -> dict[str, list[s
     """The values of each key: of a file first, then of the command line.
 
     Args:
-        flags: Such as `["--optim.lr", "1e-3,1e-4", "--seed=0..4"]`.
+        flags: The flags, such as `["--optim.lr", "1e-3,1e-4", "--seed=0..4"]`.
         file: A YAML or JSON file of keys with lists of values.
 
     Raises:
@@ -58,7 +58,7 @@ def read_axes(flags: Sequence[str], file: str | None = None) -> dict[str, list[s
 
 
 def configurations(axes: Mapping[str, Sequence[str]]) -> list[Configuration]:
-    """Every combination of the values, each once.
+    """The combinations of the values, each once.
 
     Raises:
         ConfigError: A range has no steps, or there are far too many.

@@ -34,7 +34,7 @@ _QUEUED = ("PENDING", "RUNNING", "REQUEUED", "COMPLETING", "SUSPENDED", "CONFIGU
 
 @dataclass
 class Task:
-    """What a task of the array does: run one configuration until it ends.
+    """A task of the array, which runs one configuration until it ends.
 
     submitit keeps it in a file and calls it on the node; `checkpoint` it calls before the time is
     up.
@@ -126,8 +126,8 @@ def submit(
     Args:
         sweep: The sweep.
         waiting: The configurations to run.
-        parameters: Of `submitit.SlurmExecutor`, such as partition, time (minutes), mem.
-        parallel: How many of the array may run at a time.
+        parameters: Arguments of `submitit.SlurmExecutor`, such as partition, time (minutes), mem.
+        parallel: The number of tasks that may run at a time.
 
     Returns:
         The SLURM job of each configuration, by the number of the configuration.

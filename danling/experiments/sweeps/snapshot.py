@@ -32,7 +32,7 @@ def snapshot(script: Path, root: Path, folder: Path) -> Path:
     Args:
         script: The script.
         root: The folder of the runs, which is no code.
-        folder: Where copies are made.
+        folder: The folder in which copies are made.
 
     Returns:
         The copy of the script.
@@ -49,7 +49,7 @@ def snapshot(script: Path, root: Path, folder: Path) -> Path:
         with WorkingTree.of(repository) as tree:
             status = tree.status([root])
             untracked = _untracked_sources(repository)
-            content = tree.snapshot([repository.root / name for name in untracked], [root])
+            content = tree.capture([repository.root / name for name in untracked], [root])
         if status.commit is None:
             raise GitError("there is no commit yet")
     except GitError:

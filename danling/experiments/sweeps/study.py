@@ -31,9 +31,9 @@ class Study:
     Args:
         axes: The values of each key, as `read_axes` gives them.
         metric: The score, such as `val/accuracy`.
-        trials: How many configurations to try.
+        trials: The number of configurations to try.
         direction: `"maximize"` or `"minimize"`.
-        seed: Of the sampler.
+        seed: The seed of the sampler.
         sampler: The name of a class in `optuna.samplers`.
         pruner: The name of a class in `optuna.pruners`.
 
@@ -73,7 +73,7 @@ class Study:
 
     @property
     def words(self) -> list[str]:
-        """What tells this study from others of the same script."""
+        """The words that tell this study from others of the same script."""
         spaces = [f"{key}={','.join(values)}" for key, values in self.axes.items()]
         return ["optimize", self.metric, self.direction, *spaces]
 
@@ -166,7 +166,7 @@ def direction_of(metric: str, mode: str | None) -> str:
 
 
 def _suggested(trial: Any, key: str, values: Sequence[str]) -> str:
-    """What Optuna suggests: of one range a number in between, of a list one of its values."""
+    """The suggestion of Optuna: a number within a range, or one of the values of a list."""
     if len(values) == 1:
         found = RANGE.fullmatch(values[0])
         if found is None:

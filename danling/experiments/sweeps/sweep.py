@@ -40,7 +40,7 @@ _POLL = 0.05  # seconds between two looks at the processes
 
 
 class Source(Protocol):
-    """Where configurations come from that are not all known when a sweep begins."""
+    """A source of configurations that are not all known when a sweep begins."""
 
     def ask(self) -> Job | None:
         """The next configuration; None when there is no more for now."""
@@ -54,11 +54,11 @@ class Sweep:
 
     Args:
         script: The script, which reads its configuration with `Config.parse`.
-        configurations: Those that are known already.
+        configurations: The configurations that are known already.
         root: The folder of the runs; it is made.
         renew: Whether to take the code as it is now even where a sweep of the same words has begun
             with other code and is not through.
-        words: What tells this sweep from others of the same script; the configurations if None.
+        words: The words that tell it from others of the same script; the configurations if None.
 
     Raises:
         RunError: There is no such script, or its code cannot be copied.
@@ -128,13 +128,13 @@ class Sweep:
         """Run what is missing.
 
         Args:
-            jobs: How many processes at a time.
-            tell: Called whenever the status of a configuration has changed.
+            jobs: The number of processes at a time.
+            tell: A function that is called whenever the status of a configuration has changed.
             retry: Whether to try those again that failed before.
-            source: Where further configurations come from.
+            source: The source of further configurations.
 
         Returns:
-            How many configurations have which status.
+            The number of configurations by status.
         """
         waiting = self.skip_done(tell, retry=retry)
         active: list[Job] = []
@@ -257,7 +257,7 @@ class Sweep:
         return ""
 
     def outcome(self, job: Job) -> str:
-        """How a configuration stands, in a few words."""
+        """The state of a configuration, in a few words."""
         if job.status in ("finished", "skipped") and job.run is not None:
             score = job.run.score
             told = "" if score is None else f"  {job.run.monitor} {value_text(score)}"
