@@ -49,7 +49,8 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         probability, guess = model(weak).softmax(dim=1).max(dim=1)
     errors = cross_entropy(model(strong), guess, reduction="none")
-    return cross_entropy(model(image), digit) + (errors * (probability > config.sure)).mean()
+    loss: Tensor = cross_entropy(model(image), digit)
+    return loss + (errors * (probability > config.sure)).mean()
 
 
 class SemiSupervised(dl.AccelerateRunner):

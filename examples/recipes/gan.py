@@ -47,11 +47,14 @@ def critic_loss(generator: nn.Module, critic: nn.Module, real: Tensor) -> Tensor
     mixed = (share * real + (1 - share) * fake).requires_grad_()
     (slopes,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
     penalty = (slopes.norm(dim=1) - 1).square().mean()
-    return critic(fake).mean() - critic(real).mean() + config.penalty * penalty
+    loss: Tensor = critic(fake).mean() - critic(real).mean() + config.penalty * penalty
+    return loss
 
 
 def generator_loss(generator: nn.Module, critic: nn.Module, real: Tensor) -> Tensor:
-    return -critic(generator(torch.randn(len(real), config.noise, device=real.device))).mean()
+    fake = generator(torch.randn(len(real), config.noise, device=real.device))
+    loss: Tensor = -critic(fake).mean()
+    return loss
 
 
 class Adversaries(dl.AccelerateRunner):

@@ -35,9 +35,18 @@ def make_data() -> list[dict[str, Tensor]]:
 
 
 def make_model() -> nn.Module:
-    small = GPT2Config(vocab_size=128, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    small = GPT2Config(
+        vocab_size=128,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+    )
     lora = LoraConfig(r=config.rank, target_modules=["c_attn"], fan_in_fan_out=True)
-    return get_peft_model(GPT2LMHeadModel(small), lora)
+    model: nn.Module = get_peft_model(GPT2LMHeadModel(small), lora)
+    return model
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:

@@ -40,7 +40,7 @@ def loss_of(model: nn.Module, device: torch.device) -> Tensor:
     losses = []
     for _ in range(config.waves):
         x, y = draw_wave(device)
-        weights = dict(model.named_parameters())
+        weights: dict[str, Tensor] = dict(model.named_parameters())
         loss = mse_loss(functional_call(model, weights, x[: config.points]), y[: config.points])
         slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
         moved = {

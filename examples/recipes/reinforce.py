@@ -8,6 +8,7 @@ Williams, Simple Statistical Gradient-Following Algorithms for Connectionist Rei
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
 
 import danling as dl
 
@@ -31,10 +32,9 @@ def walk(policy: nn.Module, device: torch.device) -> dict[str, Tensor]:
     log_probability = torch.zeros(config.walkers, device=device)
     reward = torch.zeros(config.walkers, device=device)
     for _ in range(config.moves):
-        logits = policy(nn.functional.one_hot(place, config.length).float())
-        choice = torch.distributions.Categorical(logits=logits)
-        move = choice.sample()
-        log_probability = log_probability + choice.log_prob(move)
+        logits = policy(one_hot(place, config.length).float())
+        move = logits.softmax(dim=1).multinomial(1).squeeze(1)
+        log_probability = log_probability - cross_entropy(logits, move, reduction="none")
         place = (place + 2 * move - 1).clamp(0, config.length - 1)
         reward = reward + (place == config.length - 1)
     advantage = reward - reward.mean()

@@ -1,4 +1,4 @@
-"""A recipe is its plain PyTorch loop, bit for bit at equal order and seed, or nearly for a reason."""
+"""A recipe is its plain PyTorch loop: bit for bit at equal order and seed, else for a reason."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from tests.support.recipes import NEEDS, PROCESSES, RECIPES, plain, run_here, short, weights_of
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT reads it
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in PROCESSES])
 def test_a_recipe_equals_its_plain_loop(name: str, monkeypatch: pytest.MonkeyPatch):
     for package in NEEDS.get(name, []):
