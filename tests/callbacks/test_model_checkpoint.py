@@ -369,7 +369,9 @@ def test_of_several_processes_the_main_one_leaves_what_it_has(
     assert re.search(cause, left["run"]["crash"])
     (saved,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
     assert read_checkpoint(saved)["data"]["global_step"] == 2
-    for noted in tmp_path.glob(f"rank-*-{path.stem}.pt"):
+    notes = [*tmp_path.glob(f"rank-*-{path.stem}.pt")]
+    assert notes
+    for noted in notes:
         for name, weight in torch.load(noted).items():
             assert torch.equal(weight, left["model"][name])
 

@@ -525,7 +525,9 @@ def test_head_trailer_and_index_name_the_shards(store):
     assert (trailer.shards, trailer.shards_size) == (directory.name, sum(map(len, FILES.values())))
     assert {row["shards"] for row in rows.values()} == {directory.name}
     assert {row["size"] for row in rows.values()} == {path.stat().st_size + trailer.shards_size}
-    assert all(entry.size == rows[entry.name]["size"] for entry in store.candidates())
+    assert {entry.name: entry.size for entry in store.candidates()} == {
+        name: row["size"] for name, row in rows.items()
+    }
 
 
 @pytest.mark.parametrize("links", [True, False])

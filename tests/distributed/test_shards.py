@@ -116,7 +116,9 @@ def test_shards_that_threads_write_are_of_one_step(tmp_path: Path) -> None:
     in_threads = trained(tmp_path / "threads", keep_every="1 step", asynchronous=True)
 
     assert_tidy(in_threads)
-    for path in at_once.glob("*.pth"):
+    paths = sorted(at_once.glob("*.pth"))
+    assert {"latest.pth", "previous.pth", "best.pth"} < {path.name for path in paths}
+    for path in paths:
         found, expected = read_checkpoint(in_threads / path.name), read_checkpoint(path)
         assert found["data"]["global_step"] == expected["data"]["global_step"]
         for part in ("model", "optimizer"):

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from danling import AccelerateRunner, Callback
 from danling.errors import ConfigError, MetricError, RunError
 from danling.testing import RecordingCallback, TinyRunner
+from tests.support.tensors import are_identical
 
 
 def mlp(seed: int = 0, dropout: float = 0.0) -> nn.Sequential:
@@ -42,10 +43,6 @@ def runner_of(model, config=None, **parts: Any) -> AccelerateRunner:
 
 def weights(model: nn.Module) -> list[Tensor]:
     return [value.clone() for value in model.state_dict().values()]
-
-
-def are_identical(one: list[Tensor], other: list[Tensor]) -> bool:
-    return len(one) == len(other) and all(map(torch.equal, one, other))
 
 
 # The same weights as a loop written by hand
