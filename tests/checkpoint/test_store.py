@@ -806,6 +806,7 @@ def test_a_kill_at_any_point_leaves_shards_that_are_tidied_up(store, failpoint: 
     fresh = CheckpointStore(store.directory, run="our-run")
     assert step_of_head(fresh, "latest") in (30, 40, 50)
     fresh.clean()
+    assert "latest" in [entry.name for entry in fresh.candidates()]
     for entry in fresh.candidates():
         assert read_checkpoint(entry.path, whole=False)["model"]["step"] == entry.global_step
     assert there(fresh) == {entry.trailer.shards for entry in fresh.candidates()}

@@ -81,6 +81,7 @@ def test_each_process_writes_its_part_and_names_lead_to_it(tmp_path: Path) -> No
         names == {"latest.pth", "previous.pth", "best.pth", "step-6.pth", "step-8.pth"}
     )
     assert_tidy(directory)
+    assert directories(directory)
     for shards in directories(directory):
         files = sorted(path.name for path in (directory / shards).iterdir())
         assert files == [".metadata", "__0_0.distcp", "__1_0.distcp"]

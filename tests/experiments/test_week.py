@@ -92,6 +92,7 @@ def test_killed_runs_go_on_with_their_own_code(week: Path, capfd: pytest.Capture
 
     assert main(["resume", "@killed", "--exec"]) == 0
 
+    assert killed
     for before in killed:
         run = dl.runs()[before.id]
         assert run.status == "finished"
