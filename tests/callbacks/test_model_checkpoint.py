@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from danling.files.failpoints import set_failpoints
 from danling.testing import CallbackContract
 from tests.distributed.processes import together
 from tests.distributed.runners import At, Regression, die, fail, network
+from tests.support.clock import SetClock
 from tests.support.resume_harness import in_process
 from tests.support.resume_runs import (
     STEPS,
@@ -109,13 +109,12 @@ def test_latest_is_saved_as_often_as_said_and_at_the_end(every: str | None, expe
     assert runner.checkpoints.load()[0]["data"]["epoch"] == 2
 
 
-def test_latest_is_saved_by_time():
-    pause = LambdaCallback(name="pause", on_step=lambda r: time.sleep(0.05))
+def test_latest_is_saved_by_time(monkeypatch: pytest.MonkeyPatch):
+    pace = SetClock(monkeypatch).each_step_takes(5)
 
-    found, _ = saves(make_runner([ModelCheckpoint("0.12 s", save_top_k=0), pause]))
+    found, _ = saves(make_runner([ModelCheckpoint("12 s", save_top_k=0), pace]))
 
-    assert 3 <= len(found) <= 7
-    assert found[-1] == 12
+    assert found == [3, 6, 9, 12, 12]  # at the end, too
 
 
 def test_a_stop_saves_where_it_stops():
@@ -139,6 +138,7 @@ def test_numbered_files_are_named_after_their_epoch_or_step():
 def test_a_save_has_the_evaluation_of_its_own_step():
     runner = trained([ModelCheckpoint("3 steps")], evaluate_every="3 steps", scores=(0.5, 0.4))
 
+    assert names(runner) == {"latest", "previous", "best"}
     for entry in runner.checkpoints.candidates():
         result = runner.checkpoints.load(entry.name)[0]["results"][-1]
         is_last_of_epoch = entry.global_step % STEPS == 0  # its evaluation is that of the epoch
@@ -369,7 +369,9 @@ def test_of_several_processes_the_main_one_leaves_what_it_has(
     assert re.search(cause, left["run"]["crash"])
     (saved,) = tmp_path.glob("experiments/*/checkpoints/latest.pth")
     assert read_checkpoint(saved)["data"]["global_step"] == 2
-    for noted in tmp_path.glob(f"rank-*-{path.stem}.pt"):
+    notes = [*tmp_path.glob(f"rank-*-{path.stem}.pt")]
+    assert notes
+    for noted in notes:
         for name, weight in torch.load(noted).items():
             assert torch.equal(weight, left["model"][name])
 

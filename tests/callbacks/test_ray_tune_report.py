@@ -73,6 +73,7 @@ def test_trials_of_ray_hear_each_epoch_and_get_a_checkpoint(tmp_path, cluster):
     found = tuned(tmp_path, tune.grid_search([0, 1]))
 
     assert not found.errors
+    assert len(found) == 2
     for trial in found:
         alone = TinyRunner({"max_epochs": 3, "seed": trial.config["seed"]})
         alone.train()

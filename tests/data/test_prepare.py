@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import random
-import time
 from itertools import islice
 from typing import Any
 
@@ -219,9 +218,7 @@ def test_an_epoch_begun_at_any_batch_is_the_rest_of_it(expected, workers):
 def test_an_epoch_that_is_left_does_not_disturb_the_next(expected):
     loader = loader_of(Augmented(), num_workers=2, persistent_workers=True)
 
-    for batch in loader.iterate(0):
-        assert plain(batch) == expected[0][0]
-        break
+    assert [plain(batch) for batch in islice(loader.iterate(0), 1)] == expected[0][:1]
 
     assert read(loader, 1) == expected[1]
 
@@ -271,12 +268,9 @@ def test_going_on_at_batch_ten_thousand_reads_no_skipped_sample():
     dataset = Counted(50_000)
     loader = loader_of(dataset)
 
-    started = time.perf_counter()
     first = next(iter(loader.iterate(2, 10_000)))
-    seconds = time.perf_counter() - started
 
     assert dataset.reads == first.tolist()
-    assert seconds < 1
 
 
 # What users hand over

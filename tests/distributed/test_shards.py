@@ -81,6 +81,7 @@ def test_each_process_writes_its_part_and_names_lead_to_it(tmp_path: Path) -> No
         names == {"latest.pth", "previous.pth", "best.pth", "step-6.pth", "step-8.pth"}
     )
     assert_tidy(directory)
+    assert directories(directory)
     for shards in directories(directory):
         files = sorted(path.name for path in (directory / shards).iterdir())
         assert files == [".metadata", "__0_0.distcp", "__1_0.distcp"]
@@ -116,7 +117,9 @@ def test_shards_that_threads_write_are_of_one_step(tmp_path: Path) -> None:
     in_threads = trained(tmp_path / "threads", keep_every="1 step", asynchronous=True)
 
     assert_tidy(in_threads)
-    for path in at_once.glob("*.pth"):
+    paths = sorted(at_once.glob("*.pth"))
+    assert {"latest.pth", "previous.pth", "best.pth"} < {path.name for path in paths}
+    for path in paths:
         found, expected = read_checkpoint(in_threads / path.name), read_checkpoint(path)
         assert found["data"]["global_step"] == expected["data"]["global_step"]
         for part in ("model", "optimizer"):

@@ -95,7 +95,9 @@ def test_rows_and_histories(root: Path):
 def test_a_table_for_a_notebook_has_every_run(root: Path):
     page = dl.runs(root)._repr_html_()
 
-    assert all(run.id in page for run in dl.runs(root))
+    ids = [run.id for run in dl.runs(root)]
+    assert len(ids) == 4
+    assert [run_id for run_id in ids if run_id not in page] == []
 
 
 def test_to_pandas_says_what_to_install_where_there_is_none(

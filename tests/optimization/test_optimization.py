@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from danling.errors import RunError
 from danling.optimization.optimization import Optimization, accelerate_adds_nothing
+from tests.support.tensors import are_identical
 
 
 def layer(seed: int = 0) -> nn.Linear:
@@ -55,7 +56,7 @@ def test_both_ways_of_a_step_give_the_same_weights(options, scheduler):
             take_step(optimization, prepared(torch.full((4, 3), float(step))).pow(2).mean())
         found.append(copy.deepcopy(model.state_dict()))
 
-    assert all(map(torch.equal, found[0].values(), found[1].values()))
+    assert are_identical(found[0].values(), found[1].values())
 
 
 def test_gradients_are_rescaled_before_they_are_seen():
@@ -209,7 +210,7 @@ def test_a_gradient_scaler_steps_and_skips_as_it_does_by_hand():
         expected.zero_grad()
 
     assert not optimization.direct
-    assert all(map(torch.equal, scaled.state_dict().values(), model.state_dict().values()))
+    assert are_identical(scaled.state_dict().values(), model.state_dict().values())
     assert optimizer.param_groups[0]["lr"] == expected.param_groups[0]["lr"]
     assert schedule.last_epoch == len(inputs) - len(overflowing)
     assert optimization.state_dict()["scaler"] == scaler.state_dict()

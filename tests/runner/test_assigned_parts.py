@@ -19,6 +19,7 @@ from danling.testing import TinyRunner, tiny_data
 from tests.runner.test_everything_a_run_holds import outcome
 from tests.support.held import CASES, Changes, more_data
 from tests.support.resume_harness import in_process
+from tests.support.tensors import are_identical
 
 
 class At(dl.Callback):
@@ -140,7 +141,7 @@ def test_an_optimizer_and_its_scheduler_are_stepped_instead(how: str, caplog: An
         nn.functional.cross_entropy(model(batch[0]), batch[1]).backward()
         optimizer.step()
         optimizer.param_groups[0]["lr"] *= 0.5
-    assert all(map(torch.equal, weights(runner), model.state_dict().values()))
+    assert are_identical(weights(runner), model.state_dict().values())
 
 
 def by_hand(seed: int) -> nn.Linear:
@@ -173,7 +174,7 @@ def test_a_model_is_trained_as_if_the_runner_had_been_made_with_it(precision: st
     other.optimizer = torch.optim.SGD(other.model.parameters(), lr=0.1)
     assert other.evaluate("val") == evaluated
     other.train()
-    assert all(map(torch.equal, weights(runner), weights(other)))
+    assert are_identical(weights(runner), weights(other))
     assert runner.results == other.results
 
 
@@ -205,7 +206,7 @@ def test_a_wrapper_around_the_model_is_the_model(caplog: Any) -> None:
     plain = TinyRunner()
     plain.train()
     assert "there are others" not in caplog.text
-    assert all(map(torch.equal, weights(runner), weights(plain)))
+    assert are_identical(weights(runner), weights(plain))
 
 
 PARTS: dict[str, Callable[[Any], Any]] = {
@@ -336,4 +337,4 @@ def test_so_it_is_where_the_rest_of_an_epoch_is_left(tmp_path: Path) -> None:
     assert [row[2] for row in watch.rows] == [9] * 6
     whole = make(project_root=str(tmp_path / "whole"))
     whole.train()
-    assert all(map(torch.equal, weights(runner), weights(whole)))
+    assert are_identical(weights(runner), weights(whole))

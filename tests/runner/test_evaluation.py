@@ -13,6 +13,7 @@ from danling.errors import DataError, RunError
 from danling.metrics.averages import reduce_totals
 from danling.runner.evaluation import evaluation_mode
 from danling.testing import RecordingCallback, TinyRunner, accuracy, tiny_data
+from tests.support.tensors import are_identical
 
 
 class Noisy(Dataset):
@@ -58,7 +59,7 @@ def test_weights_are_the_same_however_often_they_are_evaluated(every):
     often.train()
 
     assert often.evaluations > 0
-    assert all(map(torch.equal, states(often.model), states(never.model)))
+    assert are_identical(states(often.model), states(never.model))
     trained = [result["train"] for result in often.results if "train" in result]
     assert trained == [result["train"] for result in never.results]
 
@@ -75,7 +76,7 @@ def test_evaluating_the_training_data_leaves_the_open_epoch_alone():
                 curious.evaluate("train")
 
     trained = [result["train"] for result in quiet.results]
-    assert all(map(torch.equal, states(curious.model), states(quiet.model)))
+    assert are_identical(states(curious.model), states(quiet.model))
     assert [result["train"] for result in curious.results if result["epoch"] == 2][-1] == trained[1]
 
 
@@ -95,13 +96,14 @@ def test_every_module_gets_back_the_mode_it_had():
     runner = Dropping()
     runner.model[1].eval()
     seen: list[bool] = []
+    modes: list[list[bool]] = []
 
     class Watching(Callback):
         def on_evaluate_batch_start(self, runner, batch):
             seen.extend(module.training for module in runner.model.modules())
 
         def on_step(self, runner):
-            assert [part.training for part in runner.model] == [True, False, True, True]
+            modes.append([part.training for part in runner.model])
 
     runner.callbacks.append(Watching())
     running_mean = runner.model[1].running_mean.clone()
@@ -109,6 +111,8 @@ def test_every_module_gets_back_the_mode_it_had():
     runner.train()
 
     assert set(seen) == {False}
+    assert modes == [[True, False, True, True]] * runner.global_step
+    assert runner.global_step > 1
     assert torch.equal(runner.model[1].running_mean, running_mean)
     assert runner.model.training
 
@@ -401,7 +405,7 @@ def test_a_callback_may_evaluate(hook):
     curious = Dropping({"evaluate_every": None}, callbacks=[Curious(), recording])
     curious.train()
 
-    assert all(map(torch.equal, states(curious.model), states(plain.model)))
+    assert are_identical(states(curious.model), states(plain.model))
     assert recording.is_paired
     assert recording.count("on_evaluate_end") == (2 if hook == "on_epoch_end" else 8) + (
         2 if hook == "on_checkpoint" else 0
@@ -430,7 +434,7 @@ def test_predicting_within_a_training_changes_nothing_of_it():
     curious.callbacks.append(Curious())
     curious.train()
 
-    assert all(map(torch.equal, states(curious.model), states(plain.model)))
+    assert are_identical(states(curious.model), states(plain.model))
     assert curious.results == plain.results
 
 

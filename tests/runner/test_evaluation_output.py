@@ -188,8 +188,9 @@ def test_each_of_several_optimizers_has_a_loss_of_its_own_and_progress_counts_ba
     runner.train()
 
     assert runner.global_step == 2 * 8
-    for result in runner.results:
-        assert result["train"] == {"weight/loss": 2.5, "bias/loss": 25.0}
+    assert [result["train"] for result in runner.results] == [
+        {"weight/loss": 2.5, "bias/loss": 25.0}
+    ] * 2
     assert progress == [0, 1 / 8, 2 / 8, 3 / 8, 4 / 8, 4 / 8, 5 / 8, 6 / 8, 7 / 8, 1.0]
 
 

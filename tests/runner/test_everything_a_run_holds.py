@@ -45,6 +45,7 @@ def test_a_killed_run_goes_on_exactly_or_says_why_not(case: str, tmp_path: Path)
     assert report["global_step"] == KILL_AT - 1
     assert (resumed["digest"] == whole["digest"]) == (case not in {*REASONS, "as_big"})
     assert report["exact"] == (case not in doubts)
+    assert bool(report["reasons"]) == (case in doubts)
     assert all(doubts[case] in reason for reason in report["reasons"])
     if case in REASONS:
         assert f"a resume will not be exact: the optimizer {REASONS[case]}" in whole["log"] or (

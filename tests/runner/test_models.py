@@ -16,6 +16,7 @@ from danling.callbacks import EMAWeightAveraging, ModelSummary, StochasticWeight
 from danling.errors import CheckpointError, ConfigError, RunError
 from tests.support import gan
 from tests.support.resume_harness import in_process
+from tests.support.tensors import are_identical
 
 QUIET: dict[str, Any] = {"seed": 0, "max_epochs": 1, "accelerate": {"cpu": True}}
 
@@ -250,7 +251,7 @@ def test_models_and_optimizers_may_be_assigned_between_epochs(
     runner.train()
 
     after = [model.state_dict()["weight"] for model in (*first.values(), *others.values())]
-    assert not any(map(torch.equal, before, after))
+    assert not any(torch.equal(*pair) for pair in zip(before, after, strict=True))
     assert list(runner.unwrapped_model.values()) == list(others.values())
 
 
@@ -377,7 +378,7 @@ def test_accelerate_wraps_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     direct = weights()
     monkeypatch.setattr(optimization, "accelerate_adds_nothing", lambda _: False)
 
-    assert all(map(torch.equal, direct, weights()))
+    assert are_identical(direct, weights())
 
 
 def test_an_empty_container_is_a_model_too() -> None:

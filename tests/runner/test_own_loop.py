@@ -385,4 +385,5 @@ def test_contexts_do_not_leak_into_the_body_of_a_loop():
                 runner.step(runner.train_step(batch))
                 break
 
+    assert runner.global_step == 1
     assert torch.is_grad_enabled()

@@ -17,6 +17,7 @@ from danling import callbacks as ready_made
 from danling.callback import Callback
 from tests.support import plain_runner
 from tests.support.plain_runner import Batch, PlainRunner
+from tests.support.tensors import are_identical
 
 
 def batches(seed: int) -> list[Batch]:
@@ -67,7 +68,7 @@ def test_it_goes_on_from_its_checkpoint_bit_for_bit():
     second.go_on(checkpoint)
     second.train()
 
-    assert all(map(torch.equal, second.model.parameters(), whole.model.parameters()))
+    assert are_identical(second.model.parameters(), whole.model.parameters())
     assert second.results == whole.results
 
 

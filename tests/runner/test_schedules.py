@@ -152,7 +152,7 @@ def test_a_list_is_one_step_and_its_parts_have_numbers(tmp_path: Path) -> None:
     runner.train()
 
     assert runner.global_step == work.STEPS
-    assert all(float(norm) == pytest.approx(0.1, rel=1e-3) for norm in norms)  # one for all
+    assert [float(norm) for norm in norms] == pytest.approx([0.1] * work.STEPS, rel=1e-3)
     assert list(runner.optimization.learning_rates()) == ["optim/lr/0/0", "optim/lr/1/0"]
     assert runner.optimizers == parts[0]
     saved = dl.read_checkpoint(runner.checkpoint_dir / "latest.pth")

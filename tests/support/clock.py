@@ -11,7 +11,7 @@ from danling.callbacks import LambdaCallback
 
 
 class SetClock:
-    """The monotonic clock and the time of the system; both stand still until they are moved.
+    """The clocks of `time`; all stand still until they are moved.
 
     It is for one thread: what waits for a time-out in Python itself is not concerned.
     """
@@ -21,6 +21,7 @@ class SetClock:
         started, date = time.monotonic(), time.time()
         monkeypatch.setattr(time, "monotonic", lambda: started + self.passed)
         monkeypatch.setattr(time, "time", lambda: date + self.passed)
+        monkeypatch.setattr(time, "perf_counter", lambda: started + self.passed)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass."""

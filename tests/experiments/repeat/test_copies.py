@@ -55,6 +55,7 @@ def test_a_sweep_with_something_left_to_do_needs_its_code(
 
 def test_a_worktree_leaves_nothing_behind_in_its_repository(root: Path):
     copies = unused_copies(root, dl.runs(root))
+    assert copies
     assert all(copy.size > 0 for copy in copies)
 
     for copy in copies:
