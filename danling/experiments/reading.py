@@ -63,11 +63,18 @@ def find_root(start: str | os.PathLike[str] | None = None) -> Path:
     for folder in (here, *here.parents):
         if folder.name == ROOT_NAME and _has_runs(folder):
             return folder
-        if (folder / ROOT_NAME).is_dir():
+        if _is_folder(folder / ROOT_NAME):
             return folder / ROOT_NAME
     raise RunDirectoryError(
         f"there is no folder {ROOT_NAME!r} here or above: name one with -C DIR or {VARIABLE}"
     )
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder, as far as this process may know."""
+    with suppress(OSError):
+        return path.is_dir()
+    return False
 
 
 def _has_runs(folder: Path) -> bool:

@@ -6,8 +6,10 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +204,18 @@ def test_without_a_folder_it_says_where_to_look(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_reading_needs_no_right_to_write(week: Path):
-    for folder in (week, *week.parents[:4]):
-        folder.chmod(folder.stat().st_mode | 0o055)
+    # every other pytest that starts takes the rights to the folders of pytest away again
+    open_to_all = Path(tempfile.mkdtemp(prefix="danling-"))
+    try:
+        shutil.copytree(week, open_to_all / "week", symlinks=True)
+        open_to_all.chmod(0o755)
+        read_as_nobody(open_to_all / "week")
+    finally:
+        shutil.rmtree(open_to_all)
 
+
+def read_as_nobody(week: Path) -> None:
+    """Run each verb in a folder, first as root and then as a user without rights there."""
     verbs = [[verb, *words] for verb, words in READING.items()]
     strict = [verb not in ("verify", "doctor") for verb in READING]  # git asks whose files they are
     program = (
@@ -215,7 +226,7 @@ def test_reading_needs_no_right_to_write(week: Path):
         "sys.exit(any(run()) or main(['tag', '@1', 'paper']) != 1)"
     )
 
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=week)
 
     assert done.returncode == 0, done.stderr
     assert "marks.json cannot be written: Permission denied" in done.stderr
