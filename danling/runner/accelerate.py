@@ -205,7 +205,7 @@ class AccelerateRunner(BaseRunner):
         check_mappings(datasets, dataloaders, metrics)
         check_optimizers(by_name(optimizer))
         check_schedulers(read_schedules(scheduler), by_name(optimizer))
-        before = set(vars(self))
+        before = set(vars(self))  # a subclass may have set some already
         super().__init__(config, callbacks=callbacks, default_callbacks=default_callbacks)
         if resume is not None:
             self.config.resume = resume if isinstance(resume, bool) else str(resume)
@@ -240,7 +240,7 @@ class AccelerateRunner(BaseRunner):
         self._assigned = Assigned()
         self._unprepared_model: Any = None
         self._modes_are_loaded = False  # the next training leaves the modes of modules alone
-        self._own_names = frozenset(vars(self)) - before
+        self._own_names = frozenset(vars(self)) - before  # other attributes may be members
 
     # How it is made
 
@@ -587,11 +587,11 @@ class AccelerateRunner(BaseRunner):
         with self.world.call("train()"), nullcontext() if self.in_run else self:
             warn_of_periods(self)
             check_own_steps(self, AccelerateRunner)
-            again = self.optimization.needs_closure  # an optimizer evaluates a batch itself
+            needs_closure = self.optimization.needs_closure  # as torch.optim.LBFGS does
             for _ in self.epochs():
                 for batch in self.batches("train"):
                     train_step = partial(self.train_step, batch)
-                    self.step(closure=train_step) if again else self.step(train_step())
+                    self.step(closure=train_step) if needs_closure else self.step(train_step())
                     evaluate_if_due(self)
                 evaluate_if_due(self)
 
@@ -607,7 +607,7 @@ class AccelerateRunner(BaseRunner):
         return self._epochs()
 
     def _epochs(self) -> Iterator[int]:
-        self._require_run()
+        self._require_run()  # the run may have closed since `epochs()` was called
         self._end_training()
         training = self._open_training()
         self.callbacks("on_train_start", self)
@@ -621,7 +621,7 @@ class AccelerateRunner(BaseRunner):
             yield self.epoch
             if self._training is not training:
                 raise RunError("these epochs are over: ask runner.epochs() for new ones")
-            self._complete_epoch()
+            self._complete_epoch()  # as in `_end_training`: a hook is four frames deep
             with self.logbook.ending() as averages:
                 self.callbacks("on_epoch_end", self)
             self._add_to_result(averages)
@@ -669,7 +669,7 @@ class AccelerateRunner(BaseRunner):
             self._batch = batch = OpenBatch(data, window)
             if not optimization.direct:
                 optimization.synchronise(self.model, window.closes)
-            if DISPLACED:
+            if DISPLACED:  # another runner has seeded or drawn since
                 put_back_streams(training)
             if "on_batch_start" in active:
                 hooks("on_batch_start", self, data)
@@ -697,7 +697,7 @@ class AccelerateRunner(BaseRunner):
                 if training.deferred:
                     self._save_deferred(training)
             if window.closes and self._is_cut() and epoch.place(self.batch_index) != epoch.length:
-                return
+                return  # a limit or a stop ends the epoch before its last batch
         if epoch.place(self.batch_index) == 0:
             raise nothing_to_train_on(splits)
         epoch.ended_by = "last batch"
@@ -734,7 +734,7 @@ class AccelerateRunner(BaseRunner):
             return
         window, optimization, hooks = batch.window, self.optimization, self.callbacks
         tally, add, name = window.tally, self.logbook.meter.add, optimization.choose(optimizer)
-        batch.output, batch.stepped = output, False  # it may be by another optimizer
+        batch.output, batch.stepped = output, False  # another optimizer may have stepped before
         if output is not None:
             loss, metrics, samples = read_output(output)
             samples = self._samples_in(batch.batch) if samples is None else samples
@@ -743,7 +743,7 @@ class AccelerateRunner(BaseRunner):
             else:
                 tally.backward(loss, samples, window, name)
             kept, tag = loss.detach(), self._loss_tags[name]
-            add(tag, kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse it
+            add(tag, kept.clone() if kept.is_cuda else kept, samples)  # CUDA graphs reuse memory
             for key, value in metrics.items():
                 add(f"train/{key}", value, samples)
             batch.has_gradients = True
@@ -753,7 +753,7 @@ class AccelerateRunner(BaseRunner):
             return
         if tally is not None:
             tally.open(name, window)
-        else:
+        else:  # a window of this batch alone, which may have been skipped
             (optimization.open_empty if output is None else optimization.open)(name)
         if "on_before_step" in hooks.active:
             hooks("on_before_step", self)
@@ -891,9 +891,9 @@ class AccelerateRunner(BaseRunner):
 
     def _add_result(self, result: dict[str, Any], *, scored: bool) -> None:
         self.history.add(result, scored=scored)
-        is_news = split_of(self.monitor, result) is not None
+        has_score = split_of(self.monitor, result) is not None
         if scored:
-            self.optimization.end_evaluation(self.latest_score if is_news else None, result)
+            self.optimization.end_evaluation(self.latest_score if has_score else None, result)
 
     # What is logged
 
@@ -948,6 +948,12 @@ class AccelerateRunner(BaseRunner):
         self.callbacks("on_log", self, metrics | self.optimization.learning_rates(used=True))
 
     # How a training, an epoch and a batch open and close
+    #
+    # An epoch closes in three steps: `_complete_epoch` counts it and adds its result, its hooks
+    # fire, and `_leave_epoch` agrees with the other processes. A batch closes likewise: it is
+    # counted, its hook fires, and `_leave_batch` logs and agrees. `_batches` has these lines
+    # itself; `_close_batch` does the same early, for what comes between two steps of the loop.
+    # `_pass_safe_point` closes whatever is open and lets checkpoints be saved.
 
     def _require_run(self) -> None:
         if not self.in_run:
@@ -969,8 +975,8 @@ class AccelerateRunner(BaseRunner):
         OPEN.add(training)
         self.optimization.discard()  # what an exception left behind
         self.is_log_step = False
-        kept, self._modes_are_loaded = self._modes_are_loaded, False
-        if not kept:
+        are_loaded, self._modes_are_loaded = self._modes_are_loaded, False
+        if not are_loaded:
             parameters = (p for o in self.optimizers for g in o.param_groups for p in g["params"])
             begin_training(self.model, parameters)
         if self.rank > 0 and self.global_step == self.batch_index == 0:
@@ -1043,9 +1049,9 @@ class AccelerateRunner(BaseRunner):
             if epoch.within is not None and epoch.within["global_step"] == self.global_step:
                 epoch.within["epoch"] = self.epoch  # an evaluation at its last step is its own
         result: dict[str, Any] = {"epoch": self.epoch, "global_step": self.global_step}
-        means, news = self.logbook.end_epoch()
-        if news:  # known when the epoch is over, not before
-            self.callbacks("on_log", self, news)
+        means, new = self.logbook.end_epoch()
+        if new:  # known when the epoch is over, not before
+            self.callbacks("on_log", self, new)
         if means:
             result["train"] = means
         self._add_result(result | epoch.results, scored=self.epoch_complete)
@@ -1132,8 +1138,8 @@ class AccelerateRunner(BaseRunner):
             return "in the middle of a step"
         if training.failed:
             return "while the run failed"
-        ends = self._epoch is not None and self._epoch.results
-        return training.busy or ("at the end of an epoch" if ends else None)
+        is_evaluated = self._epoch is not None and self._epoch.results
+        return training.busy or ("at the end of an epoch" if is_evaluated else None)
 
     def save_checkpoint(self, *names: str) -> Path:
         """Commit a checkpoint under the given names, or as `latest`; a collective.
@@ -1152,15 +1158,15 @@ class AccelerateRunner(BaseRunner):
         training, batch = self._training, self._batch
         if training is not None and batch is not None and batch.stepped:
             self._close_batch(training, batch)
-        place, path = self.unsafe, self.checkpoints.directory / f"{names[0]}.pth"
-        if place and training is not None and not training.failed:
+        where, path = self.unsafe, self.checkpoints.directory / f"{names[0]}.pth"
+        if where and training is not None and not training.failed:
             training.deferred[names] = partial(self._save, names)
             return path
-        if place:  # `latest` stays what a run can go on from
+        if where:  # `latest` stays what a run can go on from
             number = f"step-{self.global_step}"
             names = tuple(dict.fromkeys(number if name == "latest" else name for name in names))
             path = path.with_name(f"{names[0]}.pth")
-            self.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, place)
+            self.logger.warning("%s is saved %s: no run goes on exactly from it", path.name, where)
         self.make_save(names, self._state()).commit(self.world, self.checkpoints)
         self.callbacks("on_save", self, path)
         return path

@@ -19,7 +19,6 @@ from danling.errors import DanLingError, ResumeError, RunLockedError
 from danling.run.lock import DirectoryLock
 from danling.run.search import find_runs
 from tests.identity.test_git import fake_git
-from tests.support.repositories import make_repository
 from tests.support.resume_runs import (
     STEPS,
     interrupted,
@@ -30,17 +29,6 @@ from tests.support.resume_runs import (
     tree,
     weights,
 )
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the main script in it."""
-    folder = make_repository(tmp_path / "project")
-    script = str(folder / "train.py")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
-    monkeypatch.chdir(folder)
-    return folder
-
 
 # The surroundings of the same command
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -16,19 +15,9 @@ from danling.callbacks import LambdaCallback
 from danling.errors import RunLockedError
 from danling.files.failpoints import set_failpoints
 from danling.run.search import find_runs
-from tests.support.repositories import commit_all, git, make_repository
+from tests.support.repositories import commit_all, git
 from tests.support.resume_harness import in_process
 from tests.support.resume_runs import STEPS, interrupted, log, make_runner, record, trained, weights
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with the main script in it."""
-    folder = make_repository(tmp_path / "project")
-    script = str(folder / "train.py")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", script, raising=False)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def test_a_run_goes_on_with_other_code_as_the_same_run_and_says_so(project: Path):

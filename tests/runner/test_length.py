@@ -19,7 +19,7 @@ import danling as dl
 from danling.callbacks import CSVLogger, EarlyStopping, ModelCheckpoint, TensorBoard
 from danling.errors import ConfigError, DataError
 from danling.testing import RecordingCallback, TinyRunner, in_child
-from tests.support.resume_harness import digest
+from tests.support.resume_harness import Kill, digest
 
 BATCHES = 4  # of an epoch of a TinyRunner
 
@@ -39,17 +39,6 @@ class Seen(dl.Callback):
 
     def on_evaluate_batch_start(self, runner: dl.AccelerateRunner, batch: Any) -> None:
         self.evaluated.append(digest(batch))
-
-
-class Kill(dl.Callback):
-    priority = 1000
-
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_step(self, runner: dl.AccelerateRunner) -> None:
-        if runner.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 Make = Callable[[dict[str, Any], list[dl.Callback]], dl.AccelerateRunner]

@@ -13,8 +13,7 @@ from torch.optim import LBFGS, SGD
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
-from tests.support.gan import Kill
-from tests.support.resume_harness import digest
+from tests.support.resume_harness import Kill, digest
 
 EPOCHS, BATCHES = 3, 8
 Closure = Callable[[], Tensor]

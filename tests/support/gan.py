@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 import danling as dl
 from danling.callbacks import ModelCheckpoint
-from tests.support.resume_harness import digest
+from tests.support.resume_harness import Kill, digest
 
 SAMPLES, BATCH, EPOCHS, NOISE = 48, 8, 2, 4
 
@@ -72,19 +70,6 @@ class Adversaries(dl.AccelerateRunner):
         (real,) = batch
         fake = self.model["generator"](torch.zeros(len(real), NOISE))
         return {"loss": (fake.mean(0) - real.mean(0)).square().sum()}
-
-
-class Kill(dl.Callback):
-    """Die as by `kill -9`, in the middle of a step."""
-
-    priority = 1000
-
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_step(self, runner: dl.AccelerateRunner) -> None:
-        if runner.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_runner(root: Path, kill_at: int | None = None, **config: Any) -> Adversaries:

@@ -15,8 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau,
 import danling as dl
 from danling.callbacks import ModelCheckpoint
 from danling.optimization import Schedule
-from tests.support.gan import Kill
-from tests.support.resume_harness import digest
+from tests.support.resume_harness import Kill, digest
 
 EPOCHS, STEPS = 4, 6
 
