@@ -26,11 +26,11 @@ class Identity:
     """The run that a tracker is to show.
 
     Attributes:
-        project: Name of the group of runs.
-        name: Name of the run, unique in the project.
+        project: The name of the group of runs.
+        name: The name of the run, unique in the project.
         uuid: Hex form of the run's random identity.
         directory: The directory of the run.
-        root: Folder of all runs.
+        root: The folder of all runs.
         known_id: The id that `Kind.id_of` gave when the run was started; None for a new one.
     """
 

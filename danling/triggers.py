@@ -42,7 +42,7 @@ class Moment:
         global_step: Optimizer steps completed.
         epoch: Epochs completed.
         seconds: Training time in seconds, earlier launches included; the same on all processes.
-        progress: Share of the run that is done, from 0 to 1; NaN where the length is unknown.
+        progress: The share of the run that is done, from 0 to 1; NaN where the length is unknown.
         fraction: Share of the open epoch that is done, less than 1; 0 where its length is unknown.
     """
 

@@ -67,7 +67,7 @@ def saved_weights(store: CheckpointStore, which: Which) -> Saved | None:
         which: The name of the checkpoint.
 
     Raises:
-        CheckpointError: It is damaged.
+        CheckpointError: The checkpoint is damaged.
     """
     entry = next((entry for entry in store.candidates() if entry.name == which), None)
     if entry is None:

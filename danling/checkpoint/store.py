@@ -136,7 +136,7 @@ class CheckpointStore:
         """A new directory for the shards of a checkpoint that is to be committed.
 
         Raises:
-            CheckpointError: It cannot be made.
+            CheckpointError: The directory cannot be made.
         """
         with _translated(f"the checkpoint of step {global_step} was not saved", self.directory):
             self._files.prepare()
@@ -241,7 +241,7 @@ class CheckpointStore:
         """Fails before the first step where the first save would; warns when space is short.
 
         Args:
-            expected_bytes: Size of a checkpoint; that of the newest here if None.
+            expected_bytes: The size of a checkpoint; that of the newest here if None.
 
         Raises:
             CheckpointError: The directory cannot be made, or files cannot be written in it.

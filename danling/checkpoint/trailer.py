@@ -45,14 +45,14 @@ class Trailer:
 
     Attributes:
         names: The names it was committed under.
-        serial: Number of the commit in its run; of two files the one with the higher is newer.
+        serial: The number of the commit in its run; of two files the one with the higher is newer.
         global_step: Optimizer steps completed.
         epoch: Epochs completed.
         run: uuid of the run, if it has one.
         metrics: Numbers for the choice of what to keep.
         shards: The directory with the shards of the checkpoint, if it has any.
         shards_size: Their bytes.
-        sha256: Digest of everything before the trailer; it identifies the content.
+        sha256: The digest of everything before the trailer; it identifies the content.
     """
 
     names: tuple[str, ...]
@@ -119,7 +119,7 @@ class Sealer(HashedFile):
         """Writes the last record and the trailer, which is returned with the digest in it.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
             CheckpointError: `torch.save` did not end in the last record of a zip archive.
         """
         end = self._pending[-_END_SIZE:]

@@ -16,7 +16,7 @@ __all__ = ["SCHEMA", "Output"]
 
 
 SCHEMA = "danling/1"
-"""What the JSON of every verb says of its layout."""
+"""The version of the schema in the JSON of every verb."""
 
 _CODES = {
     "finished": "32",

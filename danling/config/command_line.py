@@ -37,7 +37,7 @@ def parse_command_line(cls: type[_Config], arguments: Sequence[str] | None = Non
     """A configuration of the class from files and flags; see `danling.Config.parse`.
 
     Args:
-        cls: Class of the configuration.
+        cls: The class of the configuration.
         arguments: The words to read instead of the arguments of this process.
     """
     program = Path(sys.argv[0]).name or "python"
@@ -248,8 +248,8 @@ def config_help(cls: type[TypedMapping], program: str) -> str:
     """Everything that can be given on the command line, one entry per key.
 
     Args:
-        cls: Class of the configuration.
-        program: Name of the script.
+        cls: The class of the configuration.
+        program: The name of the script.
     """
     lines = [f"usage: {program} [--config FILE ...] [--print-config] [--KEY VALUE ...]", ""]
     document = vars(cls).get("__doc__")

@@ -117,14 +117,14 @@ class Field:
 
     Attributes:
         name: The key.
-        annotation: Type of its values.
+        annotation: The type of its values.
         default: Value where none is set, or `REQUIRED`.
         minimum: Smallest number that is valid, if there is one.
         in_run_id: Whether the value is part of the `run_id`.
         excluded_keys: Keys of the section that are not part of the `run_id`.
-        check: Function of value and path that returns the value to keep.
+        check: The function of value and path that returns the value to keep.
         omits_default: Whether the default is left out of what the `run_id` is made of.
-        expand: Function of value and path that returns the full form of a shorter one.
+        expand: The function of value and path that returns the full form of a shorter one.
     """
 
     name: str

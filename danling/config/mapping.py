@@ -26,7 +26,7 @@ _ROOT = "config"
 _INTERNAL = {"_values", "_path", "_frozen", "_state", "_drawn_seed", "_made", "_read"}
 
 ABSENT: Final = "(absent)"
-"""What stands in a difference for a key that one of the two does not have."""
+"""The value in a difference for a key that one of the two does not have."""
 
 
 class MissingKeyError(ConfigError, KeyError, AttributeError):

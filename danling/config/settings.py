@@ -102,7 +102,7 @@ def amount(value: float | None, path: str) -> float | None:
     """A number of batches as an int, or a share of them as a float from 0 to 1.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The value is neither.
     """
     if value is None or (isinstance(value, int) and value >= 0):
         return value

@@ -148,7 +148,7 @@ class Conversion:
     """Converts values to the types of fields.
 
     Attributes:
-        section: Class of the sections that are made of mappings without a type.
+        section: The class of the sections that are made of mappings without a type.
         is_text: Whether strings are text from the command line, which may mean a number.
         depth: Containers around the value that is being converted.
     """

@@ -38,7 +38,7 @@ def load_yaml(text: str, source: str = "YAML text") -> Any:
 
     Args:
         text: The document.
-        source: Name of the file in messages.
+        source: The name of the file in messages.
 
     Raises:
         ConfigError: The text is not YAML, has a key twice, a tag that makes an object, an alias

@@ -134,7 +134,7 @@ def watched(name: str) -> Iterator[None]:
         name: The name of the dataset's type.
 
     Raises:
-        DataError: Something was drawn.
+        DataError: The block drew random numbers.
     """
     generators = process_generators()
     states = [generator.state() for generator in generators]
@@ -164,7 +164,7 @@ Purity = Literal["known", "declared", "random", "unknown"]
 """Whether reading draws: known not to, declared not to, declared to, or not known."""
 
 Treatment = Literal["free", "watched", "keyed", "trusted"]
-"""How randomness is treated while a batch is read.
+"""The treatment of randomness while a batch is read.
 
 - `"free"`: it is left alone.
 - `"watched"`: it is keyed from the first batch on that draws.

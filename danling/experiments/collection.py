@@ -204,7 +204,7 @@ class Runs(Sequence[Run]):
         """The curve of each run that has it, under the run's id.
 
         Raises:
-            MetricError: No run has it.
+            MetricError: No run has the curve.
         """
         found: dict[str, History] = {}
         problem: MetricError | None = None

@@ -123,7 +123,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         OSError: It cannot be read, or is no regular file.
-        ValueError: It is not JSON.
+        ValueError: The content is not JSON.
     """
     # without O_NONBLOCK the open of a pipe waits for its writer, for ever
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))

@@ -31,7 +31,7 @@ __all__ = [
 
 
 TRASH = ".danling/trash"
-"""Where removed runs are, below the folder of the runs."""
+"""The folder of removed runs, below the folder of the runs."""
 
 _ENDED_WELL = ("finished", "stopped")
 
@@ -133,7 +133,7 @@ def empty_trash(runs: Iterable[Run]) -> int:
     """Delete runs in the trash for good; returns how many bytes that freed.
 
     Raises:
-        RunDirectoryError: One cannot be deleted.
+        RunDirectoryError: A run cannot be deleted.
     """
     freed = 0
     for run in runs:

@@ -49,7 +49,7 @@ class SeedGroup(Generic[R]):
     """Runs of one code and one configuration."""
 
     runs: list[R] = field(default_factory=list)
-    """Those that count, one per seed: they ended well, and of one seed it is the newest."""
+    """The runs that count, one per seed: they ended well, and of one seed it is the newest."""
     others: list[R] = field(default_factory=list)
     """The rest: failed, still running, or run again since."""
 

@@ -144,7 +144,7 @@ class StoredRun:
 
         Raises:
             ConfigError: A text is no tag.
-            RunDirectoryError: They cannot be written.
+            RunDirectoryError: The tags cannot be written.
         """
         self.__dict__["_marks"] = change_tags(self.path, add, remove)
 
@@ -152,7 +152,7 @@ class StoredRun:
         """Add a remark.
 
         Raises:
-            RunDirectoryError: It cannot be written.
+            RunDirectoryError: The remark cannot be written.
         """
         self.__dict__["_marks"] = add_note(self.path, text)
 
@@ -248,7 +248,7 @@ class StoredRun:
         """The whole configuration, as runner.yaml has it; what run.json has where that is damaged.
 
         Raises:
-            ConfigError: There is neither.
+            ConfigError: Neither file has a configuration.
         """
         from danling.config import Config
 

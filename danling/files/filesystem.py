@@ -34,7 +34,7 @@ __all__ = [
 
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""What a file system answers that does not know a call: the call is left out, with a warning."""
+"""The errors of a file system that does not know a call: the call is left out, with a warning."""
 
 
 def open_new(path: Path, *, private: bool = False) -> int:

@@ -58,7 +58,7 @@ def to_jsonable(value: Any, path: str = "") -> Any:
 
     Args:
         value: The value to copy; it is not changed.
-        path: Name of the value in messages, such as `"config"`.
+        path: The name of the value in messages, such as `"config"`.
 
     Raises:
         ConfigError: Something in it is not JSON-serialisable, has a key that is not a string,
@@ -127,7 +127,7 @@ def loads(text: str | bytes, source: str = "JSON text") -> Any:
 
     Args:
         text: The JSON text.
-        source: Name of the file in messages.
+        source: The name of the file in messages.
 
     Raises:
         ConfigError: The text is not JSON, has a key twice, is nested too deeply, or has an integer

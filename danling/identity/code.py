@@ -47,7 +47,7 @@ class Code:
     source: str = "files"
     """"git", or "files": the main script and the modules it had imported from its project."""
     extra: tuple[str, ...] = ()
-    """What the tree does not hold: `path size digest` of untracked modules, of source files outside
+    """The code outside the tree: `path size digest` of untracked modules, of source files outside
     git and of code that is in no file, `path commit tree` of changed submodules."""
     note: str | None = None
     """Why git was not used, or not to the end."""
@@ -60,7 +60,7 @@ def read_code(start: Path, *, exclude: Sequence[Path] = (), timeout: float = 60.
     """Find out which code runs; never fails, and never takes much longer than `timeout`.
 
     Args:
-        start: Folder of the main script, or the current folder where there is none.
+        start: The folder of the main script, or the current folder where there is none.
         exclude: Folders that are output and not code. One that holds `start` is not excluded.
         timeout: Seconds after which the result is marked partial.
 

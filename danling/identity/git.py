@@ -91,7 +91,7 @@ class Repository:
             *arguments: The command line of git.
             stdin: The input that git reads.
             accept: Exit statuses that are no failure.
-            config: Settings of git for this call.
+            config: The settings of git for this call.
             **variables: Environment variables.
 
         Raises:

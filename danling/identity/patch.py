@@ -34,7 +34,7 @@ class CodePatch:
     """A patch from the commit to the working tree."""
 
     data: bytes = b""
-    """What `git apply` takes; empty for a clean working tree."""
+    """The patch for `git apply`; empty for a clean working tree."""
     left_out: tuple[str, ...] = ()
     """Files that the patch does not rebuild exactly, each with the reason."""
     note: str | None = None

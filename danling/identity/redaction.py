@@ -20,7 +20,7 @@ __all__ = ["MASK", "has_key", "is_key_file", "is_secret_name", "mask", "mask_arg
 
 
 MASK = "***"
-"""What stands in the place of a secret."""
+"""The text in the place of a secret."""
 
 _KEY_FILES = (
     *(".env", ".env.*", "*.env", ".envrc", ".netrc", "_netrc", ".npmrc", ".pypirc", ".pgpass"),

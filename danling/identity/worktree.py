@@ -56,7 +56,7 @@ class TreeState:
     tree: str
     """Id of a git tree of the tracked files: the commit's own when nothing has changed."""
     extra: tuple[str, ...]
-    """What the tree does not hold, one line each: untracked modules, changes in submodules."""
+    """The content outside the tree, one line each: untracked modules, changes in submodules."""
     untracked: tuple[str, ...]
     """The untracked modules."""
     dirty: bool

@@ -19,14 +19,14 @@ __all__ = ["Averages", "Meter", "Reduction", "Total", "check_reduction", "reduce
 _CAPACITY: Final = 128  # values held per name before they are folded into one sum on the device
 
 Reduction = Literal["mean", "sum", "max", "min", "last"]
-"""What becomes of the values of one name."""
+"""The reduction of the values of one name."""
 
 
 def check_reduction(name: str) -> None:
     """Refuse a word that is no reduction.
 
     Raises:
-        MetricError: It is none.
+        MetricError: The word is no reduction.
 
     Example:
         >>> check_reduction("maximum")

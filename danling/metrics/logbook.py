@@ -251,7 +251,7 @@ def checked_scalar(name: str, value: Any) -> Any:
     """A logged value as it is kept: a scalar tensor without its graph, or a float.
 
     Raises:
-        MetricError: It is neither.
+        MetricError: The value is neither a scalar tensor nor a number.
     """
     if isinstance(value, Tensor) and value.numel() == 1:
         return value.detach().clone()  # a weight would go on changing

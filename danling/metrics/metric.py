@@ -33,7 +33,7 @@ __all__ = [
 
 
 RESERVED: Final = frozenset({"loss", "n", "output"})
-"""What the output of a step holds besides metrics."""
+"""The keys of a step's output besides metrics."""
 
 
 class Unused:
@@ -173,7 +173,7 @@ def scalars(name: str, value: Any, metric: Any) -> dict[str, Any]:
     function must have it: a vector of it may as well be one value per sample.
 
     Raises:
-        MetricError: It is neither.
+        MetricError: The value is nothing of these.
 
     Example:
         >>> def f1(output, target): return torch.tensor([0.25, 0.75])
@@ -209,7 +209,7 @@ def as_vector(name: str, value: Any) -> Tensor:
     """A list or an array of numbers as a tensor.
 
     Raises:
-        MetricError: It is not one.
+        MetricError: The value is no list or array of numbers.
     """
     try:
         return value if isinstance(value, Tensor) else torch.as_tensor(value)

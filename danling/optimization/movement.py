@@ -25,10 +25,10 @@ __all__ = [
 
 
 WATCHING: Final = ("metrics", "metric", "score", "value")
-"""What the first argument of `step` is called in schedulers that watch a value."""
+"""The names of the first argument of `step` in schedulers that watch a value."""
 
 COUNTING: Final = ("epoch", "t")
-"""What it is called in those that are told how far the training is, as timm's."""
+"""The names of that argument in schedulers that take the progress, as timm's."""
 
 
 def read_schedules(scheduler: Any) -> dict[str, dict[str, Schedule]]:

@@ -112,7 +112,7 @@ class Optimization:
         self.pending: dict[str, list[Any]] = {}
         """The micro-batches of open windows that closures evaluate, by the name of their step."""
         self.replicas = Replicas()
-        """What keeps the model, and other modules, equal on all processes."""
+        """The object that keeps the model, and other modules, equal on all processes."""
         self._averages = False  # whether there are other processes with the same weights
         self.vetoed = False
         """Whether the next step moves nothing."""
@@ -146,7 +146,7 @@ class Optimization:
         """Refuse a schedule that watches a value of none of the splits.
 
         Raises:
-            MetricError: One does.
+            MetricError: A schedule watches such a value.
         """
         for part in self._moving.values():
             if part.monitor is not None and split_of(part.monitor, splits) is None:

@@ -186,7 +186,7 @@ def windowed(
         source: Batches.
         length: The number of batches in the epoch, where that is known.
         accumulation: Micro-batches of a full window.
-        start: Index of the first batch in the epoch.
+        start: The index of the first batch in the epoch.
         tally: The tally of what windows hold.
 
     Example:

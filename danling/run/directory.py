@@ -38,7 +38,7 @@ class RunPaths:
 
     Args:
         path: The directory of the run.
-        checkpoint_dir_name: Name of the folder of the checkpoints in it.
+        checkpoint_dir_name: The name of the folder of the checkpoints in it.
 
     Example:
         >>> RunPaths("experiments/digits-mlp").run_json.as_posix()
@@ -93,9 +93,9 @@ def claim(
 
     Args:
         project_root: Folder of all runs; it is created, with a `.gitignore`, where there is none.
-        name: Name of the run, from `danling.identity.ids.run_name`.
-        experiment_id: Identity of the code.
-        run_id: Identity of code and configuration.
+        name: The name of the run, from `danling.identity.ids.run_name`.
+        experiment_id: The identity of the code.
+        run_id: The identity of code and configuration.
 
     Returns:
         The directory, `{name}-{id}`, as an absolute path, and the uuid that was drawn for it.

@@ -105,7 +105,7 @@ class DirectoryLock:
 
     Args:
         directory: The directory of a run.
-        run: Id of the run, for those who find the directory locked.
+        run: The id of the run, for those who find the directory locked.
 
     Example:
         >>> folder = getfixture("tmp_path")

@@ -25,7 +25,7 @@ __all__ = ["MetricsFile", "MetricsTable", "read_metrics"]
 
 
 _STEP: Final = re.compile(rb'\{"global_step": (\d{1,18})[,}]')
-"""How `MetricsFile` begins a row: its step is found without the rest of the row being parsed."""
+"""The beginning of a row of `MetricsFile`: the step is read without parsing the rest."""
 
 _LONGEST: Final = 1 << 24
 """Bytes of a row: no longer line of a file is held in memory."""

@@ -26,10 +26,10 @@ SCHEMA = 1
 """Version of the layout of run.json."""
 
 STATUSES = ("running", "finished", "stopped", "failed", "preempted", "interrupted")
-"""What a run can be; one that says "running" and is not locked was killed."""
+"""The statuses of a run; one that says "running" and is not locked was killed."""
 
 TIME_BUDGET = "max_time of "
-"""How the reason of a run begins that its time budget stopped: it is not finished."""
+"""The beginning of the reason of a run that its time budget stopped; it is not finished."""
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -74,7 +74,7 @@ def find_runs(project_root: str | os.PathLike[str], run_id: str | None = None) -
     Age is what run.json says, since copying changes the times of files.
 
     Args:
-        project_root: Folder of the runs; it need not exist.
+        project_root: The folder of the runs; it need not exist.
         run_id: The id of the code and configuration that the runs must have.
 
     Example:
@@ -91,7 +91,7 @@ def find_namesakes(
     """The runs of a project that have the same name, newest first.
 
     Args:
-        project_root: Folder of the runs.
+        project_root: The folder of the runs.
         name: `{experiment_name}-{run_name}`.
         limit: The number of runs that are read: those whose directories were changed last.
     """

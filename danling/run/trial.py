@@ -16,7 +16,7 @@ VARIABLE = "DANLING_TRIAL"
 """The environment variable that holds it."""
 
 PRUNED = "the trial is pruned"
-"""How the reason of a run begins that a pruner has ended."""
+"""The beginning of the reason of a run that a pruner has ended."""
 
 
 @dataclass(frozen=True)

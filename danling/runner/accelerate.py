@@ -334,7 +334,7 @@ class AccelerateRunner(BaseRunner):
             **objects: The objects, each with `state_dict()` and `load_state_dict()`.
 
         Raises:
-            ConfigError: One has not, or its name is taken.
+            ConfigError: An object has no such methods, or its name is taken.
 
         Example:
             >>> runner.register_for_checkpointing(queue=queue)  # doctest: +SKIP

@@ -274,7 +274,7 @@ class Configured:
         """Refuse callbacks that were configured after those of the configuration were made.
 
         Raises:
-            ConfigError: They are others.
+            ConfigError: The configuration names other callbacks now.
         """
         if plain_value(config.callbacks) != self.entries:
             raise ConfigError(

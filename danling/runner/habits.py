@@ -35,7 +35,7 @@ MEMBERS: Final = {
     "manual_backward": "step(loss)",
     "save_model": "save_checkpoint()",
 } | STEPS
-"""What Lightning, Keras and Transformers call what a runner has under another name."""
+"""The names in Lightning, Keras and Transformers of what a runner calls otherwise."""
 
 
 def check_mappings(datasets: Any = None, dataloaders: Any = None, metrics: Any = None) -> None:

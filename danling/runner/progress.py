@@ -191,7 +191,7 @@ OPEN: WeakSet[OpenTraining] = WeakSet()
 """The trainings that are open in this process."""
 
 DISPLACED: WeakSet[OpenTraining] = WeakSet()
-"""Those of them whose random streams are set aside."""
+"""The open trainings whose random streams are set aside."""
 
 
 def set_streams_aside() -> None:

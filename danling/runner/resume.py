@@ -329,7 +329,7 @@ def refuse_unfit(path: Path, problems: list[str]) -> None:
     """Raise an error that names the first of the problems, if there are any.
 
     Raises:
-        CheckpointError: There are.
+        CheckpointError: There is at least one problem.
     """
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

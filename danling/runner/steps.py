@@ -31,7 +31,7 @@ __all__ = [
 
 
 Output = tuple[Tensor, Mapping[str, Any], Tensor | int | None]
-"""What a train or evaluate step returned, taken apart: loss, metrics, number of samples."""
+"""The output of a train or evaluate step, taken apart: loss, metrics, number of samples."""
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -66,7 +66,7 @@ def read_evaluation(output: Any) -> tuple[dict[str, Any], Tensor | int | None]:
     It may be what `read_output` takes, a mapping without a loss, or None: there are no values then.
 
     Raises:
-        MetricError: It is nothing of these.
+        MetricError: The output is nothing of these.
 
     Example:
         >>> read_evaluation({"bleu": 0.25, "n": 4}), read_evaluation(None)

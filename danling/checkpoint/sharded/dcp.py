@@ -55,7 +55,7 @@ _INDEX = {
     *((_METADATA, "TensorProperties"), (_METADATA, "TensorStorageMetadata")),
     (_METADATA, "_MEM_FORMAT_ENCODING"),
 }
-"""What an index of tensors is made of; of other values torch would unpickle whatever they are."""
+"""The types in an index of tensors; torch would unpickle any others, whatever they are."""
 
 
 class Tensors(dict[Place, Tensor]):
@@ -78,8 +78,8 @@ class Tensors(dict[Place, Tensor]):
             The files of this process.
 
         Raises:
-            CheckpointError: Any of the processes could not: it is raised on all of them.
-            DistributedError: One of them is gone.
+            CheckpointError: A process could not write its files: it is raised on all of them.
+            DistributedError: One of the processes is gone.
         """
         named = {_name(place): tensor for place, tensor in self.items()}
         ahead = 0 if all(tensor.device.type == "cpu" for tensor in self.values()) else _AHEAD
@@ -126,8 +126,8 @@ def read(
         parts: The parts of the checkpoint to read; the others stay where they are.
 
     Raises:
-        CheckpointError: It cannot be read; it is raised on all processes.
-        DistributedError: One of them is gone.
+        CheckpointError: A shard cannot be read; it is raised on all processes.
+        DistributedError: One of the processes is gone.
     """
     found = dict(_tensors(checkpoint, lambda tensor: tensor.is_meta, parts))
     targets = {place: _empty(tensor, like(place)) for place, tensor in found.items()}

@@ -59,7 +59,7 @@ class EngineFiles:
         """Write weights and optimizer; returns the files of this process. A collective.
 
         Raises:
-            CheckpointError: Any of the processes could not: it is raised on all of them.
+            CheckpointError: A process could not write its files: it is raised on all of them.
         """
         return world.together(lambda: self._write(directory))
 

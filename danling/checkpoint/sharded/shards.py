@@ -107,7 +107,7 @@ def directory_of(head: Path, manifest: Manifest) -> Path:
     """The directory of the shards of a head: beside it, wherever it was moved.
 
     Raises:
-        ValueError: It names something else.
+        ValueError: The manifest names something else.
     """
     name = str(manifest["directory"])
     if not _DIRECTORY.fullmatch(name):

@@ -30,7 +30,7 @@ __all__ = [
 
 
 CODE_FOLDER = ".danling/code"
-"""Where worktrees are made, below the folder of the runs."""
+"""The folder of worktrees, below the folder of the runs."""
 
 _SECONDS = 120.0  # for git: a checkout of a large project takes its time
 _CONFIG = {"core.hooksPath": os.devnull, "protocol.allow": "never"}
@@ -44,7 +44,7 @@ class Rebuilt:
     exact: bool
     """Whether it is byte for byte the recorded one."""
     notes: tuple[str, ...] = ()
-    """What could not be brought back."""
+    """The files that could not be brought back."""
 
 
 def find_repository(run: StoredRun, start: Path | None = None) -> Repository:
@@ -190,7 +190,7 @@ def add_worktree(repository: Repository, target: Path, commit: str) -> None:
     """Check a commit out into a folder of its own, without a branch.
 
     Raises:
-        GitError: Git cannot do it.
+        GitError: Git cannot add the worktree.
     """
     git(repository, "worktree", "prune")  # of those whose folder was deleted
     git(repository, "worktree", "add", "--force", "--detach", str(target.absolute()), commit)

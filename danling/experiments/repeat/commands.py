@@ -30,7 +30,7 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables to set."""
     notes: tuple[str, ...] = ()
-    """What is not as it was."""
+    """The things that are not as they were."""
 
     def __str__(self) -> str:
         words = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]

@@ -35,7 +35,7 @@ class CodeCopy:
         """Remove it, from the worktrees of its repository too.
 
         Raises:
-            RunDirectoryError: It cannot be removed.
+            RunDirectoryError: The copy cannot be removed.
         """
         if (self.path / ".git").is_file():
             with suppress(GitError):

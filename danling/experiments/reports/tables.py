@@ -105,7 +105,7 @@ def seed_table(runs: Runs, form: str, metrics: Sequence[str] = ()) -> str:
 
     Raises:
         ConfigError: The format is neither Markdown nor LaTeX.
-        MetricError: See `seed_rows`.
+        MetricError: The errors of `seed_rows`.
     """
     if form not in ("markdown", "latex"):
         return formatted([_numbers(row) for row in seed_rows(runs, metrics)], form)

@@ -45,13 +45,13 @@ class Task:
     """Held while the configuration runs, so that a second submission of it does nothing."""
     log: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    _is_told: bool = False
+    _is_notified: bool = False
 
     def __call__(self) -> None:
         """Run the configuration.
 
         Raises:
-            RunError: It failed.
+            RunError: The run failed.
         """
         lock = locked(self.lock)
         if lock is None:
@@ -67,7 +67,7 @@ class Task:
             )
         code = self._process.wait()
         lock.close()
-        if code in _PREEMPTED and not self._is_told:
+        if code in _PREEMPTED and not self._is_notified:
             # the run has seen the end of the job come before the signal did
             signal.raise_signal(_notice())
         if code:
@@ -75,7 +75,7 @@ class Task:
 
     def checkpoint(self) -> Any:
         """Have the run save and end, and give submitit what goes back to the queue."""
-        self._is_told = True
+        self._is_notified = True
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
             # not wait(): that is what the signal has interrupted, and it holds a lock
@@ -84,7 +84,7 @@ class Task:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """The job is cancelled or requeued: the run saves what it has."""
-        self._is_told = True
+        self._is_notified = True
         if self._process is not None:
             self._process.send_signal(number)
 

@@ -85,7 +85,7 @@ class Sweep:
         if self._lock is None:
             raise RunLockedError(f"this sweep is running already: {self.folder}")
         self.note = ""
-        """What there is to say about the code."""
+        """The remarks about the code."""
         try:
             self.script = self._code(script, renew)
         except BaseException:
