@@ -13,7 +13,8 @@ from danling.errors import RunDirectoryError
 from danling.experiments.difference import Difference
 from danling.experiments.repeat.commands import resumed
 from danling.experiments.run import Run
-from danling.experiments.values import duration_text, flattened, one_line, size_text, value_text
+from danling.experiments.values import duration_text, one_line, size_text, value_text
+from danling.files.json import dotted
 
 __all__ = ["EXAMPLES"]
 
@@ -52,7 +53,7 @@ def run_show(options: Any, output: Output) -> int:
     elif options.config:
         _print(output, run.all_settings)
     elif options.env:
-        _print(output, flattened(run.environment))
+        _print(output, dotted(run.environment))
     else:
         _overview(run, output)
     return 0

@@ -23,7 +23,7 @@ from danling.config.settings import SETTINGS
 from danling.config.types import MAPPING_TYPES, is_section, union_arms
 from danling.config.yaml import dump_yaml
 from danling.errors import ConfigError, did_you_mean
-from danling.files.json import dumps, to_plain
+from danling.files.json import dotted, dumps, to_plain
 
 __all__ = ["config_help", "declared_flags", "parse_command_line"]
 
@@ -128,7 +128,7 @@ def _build(cls: type[_Config], options: _Options) -> tuple[_Config, dict[str, st
     for layer in layers:
         if options.prints_config:
             lines = layer.lines()
-            for key in _leaves(layer.values):
+            for key in dotted(layer.values):
                 place = f"{layer.path}:{lines[key]}" if key in lines else layer.path
                 _note(origins, key, place)
         try:
@@ -148,14 +148,6 @@ def _build(cls: type[_Config], options: _Options) -> tuple[_Config, dict[str, st
     if not is_named and config.name_run(keys):
         _note(origins, "run_name", "made from the command line")
     return config, origins
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
 
 
 def _note(origins: dict[str, str], key: str, place: str) -> None:

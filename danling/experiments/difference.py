@@ -10,7 +10,8 @@ from danling.errors import RunError
 from danling.experiments.repeat.code import commits_between, find_repository, recorded_tree
 from danling.experiments.repeat.commands import split_command
 from danling.experiments.stored import StoredRun
-from danling.experiments.values import duration_text, flattened, value_text
+from danling.experiments.values import duration_text, value_text
+from danling.files.json import dotted
 from danling.identity.git import GitError, Repository
 from danling.identity.worktree import WorkingTree
 
@@ -149,7 +150,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change
 def _environment(run: StoredRun) -> dict[str, Any]:
     recorded = {
         key.removeprefix("versions."): value
-        for key, value in flattened(run.environment).items()
+        for key, value in dotted(run.environment).items()
         if not key.startswith(_NOT_COMPARED)
     }
     launch = run.launches[-1] if run.launches else {}
@@ -167,7 +168,7 @@ def _command(run: StoredRun) -> dict[str, Any]:
 
 
 def _metrics(first: StoredRun, second: StoredRun) -> list[Change]:
-    best = [flattened(run.best or {}) for run in (first, second)]
+    best = [dotted(run.best or {}) for run in (first, second)]
     changes = _changes(*best)
     # what the runs are judged by comes first
     changes.sort(key=lambda change: change.key != second.monitor)

@@ -21,7 +21,7 @@ from danling.experiments.reading import (
     read_settings,
     with_numbers,
 )
-from danling.experiments.values import flattened
+from danling.files.json import dotted
 from danling.run.directory import RunPaths
 from danling.run.metrics_file import read_metrics
 from danling.run.search import FoundRun
@@ -241,7 +241,7 @@ class StoredRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The keys of the configuration that make `run_id`, dotted."""
-        return flattened(_mapping(self.record.get("hash_inputs")))
+        return dotted(_mapping(self.record.get("hash_inputs")))
 
     @cached_property
     def config(self) -> Config:
@@ -264,7 +264,7 @@ class StoredRun:
     def all_settings(self) -> dict[str, Any]:
         """The keys of the configuration, dotted, with their values."""
         try:
-            return flattened(read_settings(self.paths.runner_yaml)) | self._given
+            return dotted(read_settings(self.paths.runner_yaml)) | self._given
         except (ConfigError, OSError):
             return dict(self.settings)
 

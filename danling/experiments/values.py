@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 from danling.errors import ConfigError
 
 __all__ = [
     "duration_text",
-    "flattened",
     "one_line",
     "parse_duration",
     "size_text",
@@ -108,19 +106,3 @@ def one_line(text: str) -> str:
     return "".join(
         repr(char)[1:-1] if unicodedata.category(char) in _INVISIBLE else char for char in text
     )
-
-
-def flattened(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested mappings under their dotted keys; an empty mapping is a leaf.
-
-    Example:
-        >>> flattened({"optim": {"lr": 0.1}, "seed": 0})
-        {'optim.lr': 0.1, 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

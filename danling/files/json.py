@@ -29,6 +29,7 @@ from danling.files import filesystem
 __all__ = [
     "MAX_DEPTH",
     "canonical_json",
+    "dotted",
     "dumps",
     "loads",
     "read_json",
@@ -120,6 +121,22 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from None
     return loads(text, str(path))
+
+
+def dotted(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values in nested mappings by dotted key; an empty mapping is a value.
+
+    Example:
+        >>> dotted({"optim": {"lr": 0.1}, "seed": 0})
+        {'optim.lr': 0.1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def loads(text: str | bytes, source: str = "JSON text") -> Any:

@@ -22,7 +22,7 @@ from danling.config.mapping import difference
 from danling.config.settings import STATE_KEYS
 from danling.distributed.world import World
 from danling.errors import CheckpointError, ResumeError
-from danling.files.json import to_plain
+from danling.files.json import dotted, to_plain
 from danling.optimization.hyperparameters import changes, made_with
 from danling.optimization.models import parts_of
 from danling.optimization.optimization import Optimization
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = [
     "check_complete",
     "check_model",
-    "check_parts",
+    "check_optimization",
     "check_weights",
     "config_changes",
     "find_checkpoint",
     "kinds",
     "obstacles",
-    "part_problems",
+    "optimization_problems",
     "refuse_unfit",
     "report",
     "restore",
@@ -193,7 +193,7 @@ def restore(
         left_out = contents.restore_weights(optimization, checkpoint, path)
         runner.logger.warning("%s: %s", path, "; ".join(["only weights were loaded", *left_out]))
         return
-    windows = runner.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
+    accum_steps = runner.accum_steps_in(checkpoint.get("data", {}).get("epoch", 0))
     problems = [runner.run.doubt] if runner.run.doubt else []
     assigned = checkpoint.get("run", {}).get("assigned", {})
 
@@ -205,10 +205,10 @@ def restore(
             yield runner.optimization
 
     reasons = runner.world.together(
-        lambda: contents.compare(checkpoint, path, windows, strict, with_callbacks())
+        lambda: contents.compare(checkpoint, path, accum_steps, strict, with_callbacks())
     )
     optimization, made = runner.optimization, made_with(runner.optimization)
-    checkpoint = contents.restore_parts(optimization, checkpoint, path, strict)
+    checkpoint = contents.restore_model_and_optimizers(optimization, checkpoint, path, strict)
     reasons += problems + runner._assigned.take_up(assigned, runner.data.fingerprints)
     reasons += contents.restore_changes(optimization, checkpoint)
     take_modes(runner)
@@ -257,7 +257,7 @@ def kinds(optimization: Optimization) -> dict[str, dict[str, str]]:
     """The classes of optimizers and schedulers, by name."""
     return {
         kind: {name: type(part).__name__ for name, part in parts.items()}
-        for kind, parts in _parts(optimization).items()
+        for kind, parts in _by_kind(optimization).items()
     }
 
 
@@ -309,7 +309,7 @@ def check_model(
     return other
 
 
-def check_parts(
+def check_optimization(
     optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, *, strict: bool
 ) -> list[str]:
     """Compare the optimizers and their groups, and the schedulers.
@@ -320,7 +320,7 @@ def check_parts(
     Raises:
         CheckpointError: Something does not fit.
     """
-    problems = part_problems(optimization, checkpoint)
+    problems = optimization_problems(optimization, checkpoint)
     refuse_unfit(path, problems if strict else [])
     return problems
 
@@ -348,13 +348,13 @@ def check_weights(model: ModelState, state: Mapping[str, Any], path: Path) -> li
     return other
 
 
-def part_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> list[str]:
+def optimization_problems(optimization: Optimization, checkpoint: Mapping[str, Any]) -> list[str]:
     """The optimizers and schedulers that do not fit; none where there is no optimizer."""
     recorded, now = checkpoint["run"].get("kinds", {}), kinds(optimization)
     problems: list[str] = []
     if now["optimizer"]:
         problems += _engine_problems(optimization.model_state, checkpoint.get("engine"))
-    for kind, parts in _parts(optimization).items():
+    for kind, parts in _by_kind(optimization).items():
         if not now["optimizer"]:
             break  # nothing will be trained
         saved = named(checkpoint[kind])
@@ -390,7 +390,7 @@ def config_changes(config: Config, saved: Mapping[str, Any]) -> list[str]:
     now = to_plain(config.resolved())
     then = {key: value for key, value in saved.items() if key not in (*STATE_KEYS, "resume")}
     now.pop("resume", None)
-    pairs = difference(dict(_leaves(now)), dict(_leaves(then))).items()
+    pairs = difference(dotted(now), dotted(then)).items()
     return [f"config: {key} was {old!r}, now it is {new!r}" for key, (new, old) in pairs]
 
 
@@ -439,17 +439,9 @@ def _group_problems(label: str, groups: Sequence[Sequence[Any]], state: Any) -> 
     return [f"{label} has other parameters: {', '.join(other[:_SHOWN])}"] if other else []
 
 
-def _parts(optimization: Optimization) -> dict[str, Mapping[str, Any]]:
+def _by_kind(optimization: Optimization) -> dict[str, Mapping[str, Any]]:
     return {"optimizer": optimization.optimizers, "scheduler": optimization.schedulers}
 
 
 def _label(kind: str, name: str) -> str:
     return f"{kind} {name!r}" if name else kind
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + str(key), value

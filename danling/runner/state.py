@@ -23,11 +23,11 @@ from danling.runner.members import Watch, lost, state_problems, stateless
 from danling.runner.resume import (
     check_complete,
     check_model,
-    check_parts,
+    check_optimization,
     check_weights,
     kinds,
     obstacles,
-    part_problems,
+    optimization_problems,
     refuse_unfit,
     surrounding_changes,
     surroundings,
@@ -157,7 +157,7 @@ class Contents:
             wrong, other, missing = state_problems(self.members, saved)
             refuse_unfit(path, wrong + other if strict or wrong else [])
             left_out = check_model(optimization, checkpoint, path, strict=strict)
-            left_out += check_parts(optimization, checkpoint, path, strict=strict)
+            left_out += check_optimization(optimization, checkpoint, path, strict=strict)
             if optimization.optimizers:
                 left_out += other + missing + run.get("lost", [])
             return left_out + self._compare_run(checkpoint, path, accum_steps, strict)
@@ -185,11 +185,11 @@ class Contents:
         then, now = run.get("surroundings", {}), surroundings(self._accelerator)
         return found + doubts + surrounding_changes(then, now)
 
-    def restore_parts(
+    def restore_model_and_optimizers(
         self, optimization: Optimization, checkpoint: Mapping[str, Any], path: Path, strict: bool
     ) -> Mapping[str, Any]:
         """Load model, optimizers and schedulers; returns the checkpoint with what is in shards."""
-        fits = not part_problems(optimization, checkpoint)  # else left out: it is not strict
+        fits = not optimization_problems(optimization, checkpoint)  # else they are left out
         model_state, optimizers = optimization.model_state, optimization.optimizers
         self._load_members(checkpoint.get("stateful") or {}, strict)
         checkpoint = model_state.read(checkpoint, path, self._world, optimizers, fits=fits)

@@ -5,7 +5,6 @@ import pytest
 from danling.errors import ConfigError
 from danling.experiments.values import (
     duration_text,
-    flattened,
     one_line,
     parse_duration,
     size_text,
@@ -55,7 +54,3 @@ def test_nothing_reaches_the_terminal_raw(text: str):
 
 def test_letters_of_all_languages_stay():
     assert one_line("Größe 大きさ 📈") == "Größe 大きさ 📈"
-
-
-def test_nested_keys_are_dotted():
-    assert flattened({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}

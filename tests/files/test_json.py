@@ -19,6 +19,7 @@ from danling.errors import ConfigError
 from danling.files.json import (
     MAX_DEPTH,
     canonical_json,
+    dotted,
     dumps,
     loads,
     read_json,
@@ -288,3 +289,7 @@ def test_any_bytes_are_a_value_or_a_config_error(content: bytes):
 @settings(max_examples=300, deadline=None)
 def test_what_is_written_is_what_is_read(value: Any):
     assert repr(loads(dumps(value))) == repr(value)
+
+
+def test_nested_keys_are_dotted():
+    assert dotted({"a": {"b": {"c": 1}, "d": {}}, "e": [1]}) == {"a.b.c": 1, "a.d": {}, "e": [1]}

@@ -13,8 +13,7 @@ from danling.errors import CheckpointError, ConfigError, RunError
 from danling.experiments.reading import read_json, read_settings
 from danling.experiments.repeat.code import code_problem, find_repository
 from danling.experiments.run import Run
-from danling.experiments.values import flattened
-from danling.files.json import dumps
+from danling.files.json import dotted, dumps
 from danling.identity import ids
 from danling.identity.code import Code
 from danling.identity.git import GitError
@@ -95,7 +94,7 @@ def _ids(run: Run) -> Iterator[Finding]:
 
 def _config(run: Run) -> Iterator[Finding]:
     try:
-        written = flattened(read_settings(run.paths.runner_yaml))
+        written = dotted(read_settings(run.paths.runner_yaml))
     except (ConfigError, OSError) as error:
         yield Finding("config", False, f"runner.yaml: {error}")
         return
