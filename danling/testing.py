@@ -456,7 +456,7 @@ def in_two_processes(work: Callable[[], Any], folder: Path) -> list[Any]:
         folder: An existing folder, for what the processes tell each other.
 
     Raises:
-        AssertionError: One of them failed; it has printed why.
+        AssertionError: A process failed; it has printed why.
     """
 
     def join(rank: int) -> None:

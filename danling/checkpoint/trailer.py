@@ -96,7 +96,7 @@ def _checked(values: Mapping[str, Any]) -> Trailer:
     """The trailer of these values, which are of the keys and types that we write.
 
     Raises:
-        ValueError: They are not (or another error of Python's that says so).
+        ValueError: A value is of another key or type (or another error of Python's that says so).
     """
     wrong = [key for key, value in values.items() if not isinstance(value, _KINDS[key])]
     wrong += [key for key in _KINDS if isinstance(values.get(key), bool)]

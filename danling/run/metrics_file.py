@@ -87,7 +87,7 @@ class MetricsFile:
         """Write the rows that are not in the file yet.
 
         Raises:
-            OSError: They cannot be written: the file is as before, and the next flush tries again.
+            OSError: The rows cannot be written: the file is as before; the next flush tries again.
         """
         if not self._pending:
             return
@@ -203,7 +203,7 @@ class MetricsTable(MetricsFile):
         """Write the rows that are not in the file yet.
 
         Raises:
-            OSError: They cannot be written: the file is as before, and the next flush tries again.
+            OSError: The rows cannot be written: the file is as before; the next flush tries again.
         """
         if self._pending and self._written < len(self._columns):
             self._release()  # the file is another one afterwards

@@ -7,7 +7,7 @@ package; no other package imports this one, but `danling.testing`.
 - `base`: `BaseRunner`, a run without a platform: identity, results, hooks, opening and closing.
 - `parts`: how model and optimizers are placed, and what is assigned after that.
 - `members`: modules and objects with a state besides the model, and what training changes of them.
-- `callbacks`: the callbacks of a runner, which of them hears which hook, and those of the config.
+- `callbacks`: the callbacks of a runner, which hooks each overrides, and those of the config.
 - `progress`: what is open in a training: the training, an epoch, a batch; counters and the clock.
 - `length`: how long a training is, in batches, steps and epochs.
 - `stopping`: when a training ends: its limits, and a stop that all processes agree on.

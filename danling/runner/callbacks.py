@@ -1,4 +1,4 @@
-"""The callbacks of a runner: who hears what, and those that its configuration names."""
+"""The callbacks of a runner: which hooks each overrides, and those of the configuration."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Callbacks:
         active: The hooks that any callback overrides; what happens in every step looks here first.
 
     Args:
-        callbacks: The user's.
+        callbacks: The callbacks of the user.
         defaults: The callbacks that are there unless the user brings one of the same name.
 
     Raises:
@@ -81,7 +81,7 @@ class Callbacks:
         """Add those that a configuration names; leave out others, now and when they are added.
 
         Raises:
-            CallbackError: One is there already that is no default one.
+            CallbackError: A callback of that name is there, and is no default one.
         """
         self._left_out = left_out
         self._all = self._kept(self._all)
@@ -335,7 +335,7 @@ def _bound(kind: type, options: Mapping[str, Any], where: str) -> inspect.BoundA
     """The arguments of a constructor, converted as its annotations say.
 
     Raises:
-        ConfigError: One is unknown, missing, or has another type.
+        ConfigError: An argument is unknown, missing, or has another type.
     """
     signature = inspect.signature(kind)
     parameters = signature.parameters

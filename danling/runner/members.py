@@ -54,7 +54,7 @@ def with_names(objects: Mapping[str, Any], taken: Iterable[str]) -> dict[str, An
     """Objects that somebody registers for checkpoints.
 
     Raises:
-        ConfigError: One has no state, or its name is taken.
+        ConfigError: An object has no state, or its name is taken.
     """
     names = set(taken)
     for name, value in objects.items():

@@ -166,7 +166,7 @@ def damage(directory: Path, manifest: Manifest) -> str | None:
     """The fault of the shards of a head, or None; reads all of them.
 
     Raises:
-        OSError: One cannot be opened now, which says nothing about it.
+        OSError: A shard cannot be opened now, which says nothing about it.
     """
     if directory.is_symlink() or not directory.is_dir():
         return f"its shards are gone: there is no {directory.name} beside it"
