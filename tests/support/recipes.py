@@ -189,8 +189,18 @@ def defines(node: ast.stmt) -> set[str]:
 
 
 def lines_in(text: str, nodes: Iterable[ast.stmt]) -> int:
-    """The lines that statements take, without those that are blank or only a comment."""
-    lines = text.splitlines()
-    numbers = {n for node in nodes for n in range(node.lineno, (node.end_lineno or 0) + 1)}
+    """The lines that statements take, without those that are blank, a comment or a docstring."""
+    lines, numbers = text.splitlines(), set[int]()
+    for node in nodes:
+        docs = [each for each in ast.walk(node) if isinstance(each, ast.Expr) and is_text(each)]
+        numbers |= numbers_of(node) - {n for each in docs for n in numbers_of(each)}
     code = [lines[number - 1].strip() for number in numbers]
-    return sum(bool(line) and not line.startswith(("#", '"""')) for line in code)
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+def numbers_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or 0) + 1))
+
+
+def is_text(node: ast.Expr) -> bool:
+    return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -1,7 +1,7 @@
 """The loop of `examples/recipes/clip.py` in plain PyTorch: one process with the batch of all.
 
-On one process it is equal bit for bit. On two it is equal to 1e-6 only: the gradients of a batch are
-sums over its halves.
+On one process it is equal bit for bit. On two it is equal to 1e-6 only: the gradients of a batch
+are sums over its halves.
 """
 
 from __future__ import annotations
