@@ -54,7 +54,9 @@ class Contrastive(dl.AccelerateRunner):
         return contrast(*(self.gather(features) for features in self.model(*batch)))
 
     def gather(self, features: Tensor) -> Tensor:
-        return torch.cat(all_gather(features)) if self.distributed else features
+        if not self.distributed:
+            return features
+        return torch.cat(all_gather(features))  # type: ignore[no-untyped-call]  # of torch
 
 
 config = Clip.parse()

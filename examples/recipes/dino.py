@@ -40,7 +40,7 @@ class Centre(nn.Module):
 
     def forward(self, output: Tensor) -> Tensor:
         centred = output - self.mean
-        self.mean = 0.9 * self.mean + 0.1 * output.mean(dim=0)
+        self.mean.lerp_(output.mean(dim=0), 0.1)
         return centred
 
 

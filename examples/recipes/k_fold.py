@@ -64,5 +64,5 @@ def train_fold(number: int, train: list[int], val: list[int]) -> dl.AccelerateRu
 config = CrossValidation.parse()
 data = make_data()
 runners = [train_fold(number, *parts) for number, parts in enumerate(split(data))]
-scores = [runner.best_score for runner in runners]
+scores = [runner.best_score or 0.0 for runner in runners]
 print(f"accuracy {mean(scores):.2%}, with a deviation of {stdev(scores):.2%} between folds")
