@@ -39,6 +39,7 @@ SECTIONS = {
         "training.md",
         "optimization.md",
         "data_and_metrics.md",
+        "recipes.md",
         "callbacks.md",
         "write_a_callback.md",
         "trackers.md",

@@ -7,6 +7,8 @@ Caron et al., Emerging Properties in Self-Supervised Vision Transformers (DINO),
 (https://arxiv.org/abs/2104.14294).
 """
 
+from copy import deepcopy
+
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -32,23 +34,20 @@ def make_data() -> TensorDataset:
 class Centre(nn.Module):
     """The mean output of the teacher: without it all images would get the same one."""
 
-    mean: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
+        self.mean = nn.Buffer(torch.zeros(width))
 
     def forward(self, output: Tensor) -> Tensor:
         centred = output - self.mean
-        self.mean = 0.9 * self.mean + 0.1 * output.mean(dim=0)
+        self.mean.lerp_(output.mean(dim=0), 0.1)
         return centred
 
 
 def make_models() -> dict[str, nn.Module]:
     student = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 32))
-    teacher = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 32))
-    teacher.load_state_dict(student.state_dict())
-    return {"student": student, "teacher": teacher.requires_grad_(False), "centre": Centre(32)}
+    teacher = deepcopy(student).requires_grad_(False)
+    return {"student": student, "teacher": teacher, "centre": Centre(32)}
 
 
 def loss_of(models: dict[str, nn.Module], image: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ def loss_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     strong = unlabelled * (torch.rand_like(unlabelled) > 0.3)
     with torch.no_grad():
         probability, guess = model(weak).softmax(dim=1).max(dim=1)
-    errors = cross_entropy(model(strong), guess, reduction="none")
-    loss: Tensor = cross_entropy(model(image), digit)
-    return loss + (errors * (probability > config.sure)).mean()
+    errors = cross_entropy(model(strong), guess, reduction="none") * (probability > config.sure)
+    loss: Tensor = cross_entropy(model(image), digit) + errors.mean()
+    return loss
 
 
 class SemiSupervised(dl.AccelerateRunner):

@@ -5,7 +5,7 @@ asks its `num_graphs` for the number of samples, as PyTorch Geometric has them.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from sklearn.datasets import load_digits
@@ -20,7 +20,6 @@ class GraphTraining(dl.Config):
     seed = 0
     max_epochs = 3
     dataloader = {"batch_size": 16}
-    lr: float = 1e-2
 
 
 @dataclass
@@ -44,16 +43,14 @@ def make_data() -> list[Graphs]:
     for image, digit in zip(torch.tensor(pixels[:400]).float() / 16, digits[:400], strict=True):
         places = (image.view(8, 8) > 0.25).nonzero()
         nodes = torch.cat([image[places[:, 0] * 8 + places[:, 1], None], places / 8], dim=1)
-        distance = torch.cdist(places.float(), places.float())
-        edges = ((distance > 0) & (distance < 1.5)).nonzero().T
-        labels = torch.tensor([digit])
-        graphs.append(Graphs(nodes, edges, torch.zeros(len(nodes), dtype=torch.int64), labels))
+        edges = ((torch.cdist(places.float(), places.float()) - 1).abs() < 0.5).nonzero().T
+        graphs.append(Graphs(nodes, edges, torch.zeros(len(nodes)).long(), torch.tensor([digit])))
     return graphs
 
 
 def join(graphs: list[Graphs]) -> Graphs:
     sizes = torch.tensor([len(graph.nodes) for graph in graphs])
-    first = sizes.cumsum(0) - sizes
+    first = (sizes.cumsum(0) - sizes).tolist()
     edges = torch.cat([graph.edges + start for graph, start in zip(graphs, first, strict=True)], 1)
     nodes, labels = (torch.cat([getattr(g, name) for g in graphs]) for name in ("nodes", "labels"))
     return Graphs(nodes, edges, torch.arange(len(graphs)).repeat_interleave(sizes), labels)
@@ -75,15 +72,14 @@ class Network(nn.Module):
 
 
 class OnGraphs(dl.AccelerateRunner):
-    def train_step(self, batch: Graphs) -> Tensor:
-        loss: Tensor = self.model(batch)
-        return loss
+    def train_step(self, batch: Graphs) -> Any:
+        return self.model(batch)
 
 
 config = GraphTraining.parse()
 dl.seed_everything(config)
 model = Network()
-optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 data = {"train": make_data()}
 runner = OnGraphs(config, model=model, optimizer=optimizer, datasets=data, collate_fn=join)
 runner.train()

@@ -39,3 +39,9 @@ def test_a_recipe_goes_on_exactly_after_a_sigkill(name: str, tmp_path: Path):
     assert went_on.returncode == 0, went_on.stderr
     assert cut != ends(whole)
     assert ends(killed) == ends(whole)
+    assert directories(killed) == directories(whole)  # it went on, and did not begin anew
+
+
+def directories(folder: Path) -> list[str]:
+    """The names of the runs of a folder, without their ids."""
+    return sorted(path.parent.name.rsplit("-", 3)[0] for path in folder.glob("experiments/*/.lock"))

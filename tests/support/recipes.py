@@ -62,8 +62,10 @@ def batches(
         times: The number of batches of the run that are one batch here.
     """
     order = list(Shuffled(len(dataset), derive(config.seed, split)).items(epoch))
-    size = times * config.dataloader.get(split, config.dataloader)["batch_size"]
-    for start in range(0, len(order), size):
+    settings = config.dataloader.get(split, config.dataloader)
+    size = times * settings["batch_size"]
+    end = len(order) - (len(order) % size if settings.get("drop_last") else 0)
+    for start in range(0, end, size):
         yield collate_fn([dataset[index] for index in order[start : start + size]])
 
 
@@ -83,6 +85,16 @@ def run_here(name: str, monkeypatch: Any, *arguments: str) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
     return module
+
+
+def trained(recipe: Any) -> Weights:
+    """The weights of all that a recipe has trained."""
+    if runners := getattr(recipe, "runners", None):
+        return weights_of({f"{n}": runner.unwrapped_model for n, runner in enumerate(runners)})
+    model, criterion = recipe.runner.unwrapped_model, recipe.runner.criterion
+    if isinstance(criterion, nn.Module) and list(criterion.parameters()):
+        return weights_of({"model": model, "criterion": criterion})
+    return weights_of(model)
 
 
 def plain(name: str) -> ModuleType:
@@ -177,8 +189,18 @@ def defines(node: ast.stmt) -> set[str]:
 
 
 def lines_in(text: str, nodes: Iterable[ast.stmt]) -> int:
-    """The lines that statements take, without those that are blank or only a comment."""
-    lines = text.splitlines()
-    numbers = {n for node in nodes for n in range(node.lineno, (node.end_lineno or 0) + 1)}
+    """The lines that statements take, without those that are blank, a comment or a docstring."""
+    lines, numbers = text.splitlines(), set[int]()
+    for node in nodes:
+        docs = [each for each in ast.walk(node) if isinstance(each, ast.Expr) and is_text(each)]
+        numbers |= numbers_of(node) - {n for each in docs for n in numbers_of(each)}
     code = [lines[number - 1].strip() for number in numbers]
-    return sum(bool(line) and not line.startswith(("#", '"""')) for line in code)
+    return sum(bool(line) and not line.startswith("#") for line in code)
+
+
+def numbers_of(node: ast.stmt) -> set[int]:
+    return set(range(node.lineno, (node.end_lineno or 0) + 1))
+
+
+def is_text(node: ast.Expr) -> bool:
+    return isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
