@@ -9,18 +9,20 @@ import struct
 import sys
 import termios
 import threading
-import time
-from functools import partialmethod
+from functools import partial
 from typing import Self
 
 import pytest
-from tqdm import tqdm
 
 from danling.callbacks.lambda_callback import LambdaCallback
 from danling.callbacks.logging import Logging
+from danling.callbacks.model_checkpoint import ModelCheckpoint
 from danling.callbacks.progress_bar import ProgressBar
+from danling.callbacks.run_directory import RunDirectory
 from danling.errors import CallbackError
 from danling.testing import CallbackContract
+from tests.support.calls import calls_of
+from tests.support.clock import SetClock
 
 
 class Terminal:
@@ -54,18 +56,15 @@ class Terminal:
                 self._chunks.append(chunk)
 
 
-def pause(runner, *_) -> None:
-    time.sleep(0.005)
-
-
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw often, so that a short training is seen."""
-    monkeypatch.setattr(tqdm, "__init__", partialmethod(tqdm.__init__, mininterval=0.01))
+def clock(monkeypatch: pytest.MonkeyPatch) -> SetClock:
+    return SetClock(monkeypatch)
 
 
-@pytest.mark.usefixtures("eager")
-def test_a_terminal_gets_a_bar_with_loss_and_rate(make_runner):
+def test_a_terminal_gets_a_bar_with_loss_and_rate(make_runner, clock: SetClock):
+    def pause(*_) -> None:
+        clock.pass_time(1)
+
     slow = LambdaCallback(on_step=pause, on_evaluate_batch_end=pause)
 
     with Terminal() as terminal:
@@ -84,12 +83,9 @@ def test_a_terminal_gets_a_bar_with_loss_and_rate(make_runner):
     assert text.count("\n") - text.count("\x1b[A") == 1  # the second bar is gone
 
 
-@pytest.mark.usefixtures("eager")
-def test_a_line_of_the_log_is_above_the_bar(make_runner):
-    slow = LambdaCallback(on_step=pause)
-
+def test_a_line_of_the_log_is_above_the_bar(make_runner, clock: SetClock):
     with Terminal() as terminal:
-        make_runner([ProgressBar(), Logging(), slow]).train()
+        make_runner([ProgressBar(), Logging(), clock.each_step_takes(1)]).train()
 
     lines = [re.split(r"\r", line)[-1] for line in re.split(r"\r?\n", terminal.text)]
     rows = [line for line in lines if re.search(r" [12]/2 +\d+ \| ", line)]
@@ -118,11 +114,12 @@ def test_a_dumb_terminal_gets_plain_lines(make_runner, monkeypatch: pytest.Monke
     assert "step 12/12 (100%)" in text
 
 
-@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("columns", [80, 120])
-def test_no_number_is_cut_off_at_the_edge_of_the_terminal(make_runner, columns: int):
+def test_no_number_is_cut_off_at_the_edge_of_the_terminal(
+    make_runner, columns: int, clock: SetClock
+):
     def log(runner):
-        time.sleep(0.005)
+        clock.pass_time(1)
         runner.log({f"metric{index}": 0.12345 for index in range(6)})
 
     with Terminal(columns=columns) as terminal:
@@ -195,20 +192,53 @@ def test_tqdm_disable_shows_nothing(
     assert capfd.readouterr() == ("", "")
 
 
-def test_elsewhere_it_is_a_line_now_and_then(make_runner, capfd: pytest.CaptureFixture[str]):
-    slow = LambdaCallback(on_step=lambda runner: time.sleep(0.002))
+def test_elsewhere_it_is_a_line_now_and_then(
+    make_runner, capfd: pytest.CaptureFixture[str], clock: SetClock
+):
+    pace = clock.each_step_takes(5)
 
-    make_runner([ProgressBar(interval=0.05), slow], max_epochs=20).train()
+    make_runner([ProgressBar(interval=60), pace], max_epochs=6).train()
 
     captured = capfd.readouterr()
-    lines = captured.err.splitlines()
     assert captured.out == ""
     assert "\r" not in captured.err
-    assert 2 <= len(lines) < 30
-    pattern = (
-        r"\d\d:\d\d:\d\d epoch \d+/20, step \d+/120 \(\d+%\), [\d.]+ step/s, [\d:]+ left, loss .*"
-    )
-    assert all(re.fullmatch(pattern, line) for line in lines[:-1])
+    lines = [
+        re.sub(r"(, (?:val/)?loss) [\d.]+", r"\1 x", line) for line in captured.err.splitlines()
+    ]
+    assert [line.partition(" ")[2] for line in lines] == [
+        "epoch 2/6, step 12/36 (33%), 0.2 step/s, 02:00 left, loss x",
+        "epoch 4/6, step 24/36 (67%), 0.2 step/s, 01:00 left, loss x",
+        "epoch 6/6, step 36/36 (100%), 0.2 step/s, loss x, val/loss x",
+        "epoch 6/6, step 36/36 (100%), 0 step/s",
+    ]
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_what_is_shown_of_a_resumed_run_begins_where_it_goes_on(
+    make_runner, capfd: pytest.CaptureFixture[str], clock: SetClock, on_a_terminal: bool
+):
+    """The steps before took time, too: they count neither as done now nor for what is left."""
+    stop = LambdaCallback(on_step=lambda runner: runner.global_step < 8 or runner.stop("enough"))
+    first = make_runner([RunDirectory(), ModelCheckpoint("1 step"), stop], max_epochs=3)
+    first.train()
+    clock.pass_time(1000)
+    capfd.readouterr()
+
+    parts = [RunDirectory(), ProgressBar(interval=10), clock.each_step_takes(5)]
+    again = make_runner(parts, max_epochs=3, resume=str(first.dir))
+    with Terminal() if on_a_terminal else contextlib.nullcontext() as terminal:
+        again.train()
+
+    text = terminal.text if terminal is not None else capfd.readouterr().err
+    if on_a_terminal:
+        shown = re.findall(r" (\d+)%\|[^|]*\| (\d+)/18 ", text)
+        assert shown == [(f"{steps / 18:.0%}"[:-1], str(steps)) for steps in (8, *range(9, 19), 18)]
+    else:
+        shown = re.findall(r"step (\d+)/18 \((\d+)%\)(?:, 0.2 step/s, (\d\d:\d\d) left)?", text)
+        assert shown == [
+            *(("10", "56", "00:40"), ("12", "67", "00:30"), ("14", "78", "00:20")),
+            *(("16", "89", "00:10"), ("18", "100", ""), ("18", "100", "")),
+        ]
 
 
 @pytest.mark.parametrize("epochs", [400, pytest.param(1700, marks=pytest.mark.exhaustive)])
@@ -246,19 +276,15 @@ def endless_batches():
 
 def test_a_step_costs_a_look_at_the_clock(make_runner):
     bar = ProgressBar()
-    costs: list[float] = []
+    called: list[str] = []
 
-    def measure(runner):
+    def watch(runner):
         if runner.global_step == 3:
-            for _ in range(5):
-                started = time.perf_counter()
-                for _ in range(1000):
-                    bar.on_step(runner)
-                costs.append((time.perf_counter() - started) / 1000)
+            called.extend(calls_of(partial(bar.on_step, runner)))
 
-    make_runner([bar, LambdaCallback(on_step=measure)], max_epochs=1).train()
+    make_runner([bar, LambdaCallback(on_step=watch)], max_epochs=1).train()
 
-    assert min(costs) < 1e-6
+    assert called == ["on_step", "monotonic"]
 
 
 @pytest.mark.parametrize("interval", [0, -1.0, float("nan")])

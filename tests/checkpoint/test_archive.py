@@ -277,6 +277,40 @@ def test_a_hostile_checkpoint_is_refused_and_the_one_before_is_loaded(tmp_path: 
     assert exit_status(child) == 0
 
 
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("records that overlap", "its records overlap"),
+        ("two records of one name", "two of its records have one name"),
+        ("two folders", "its records are in several folders"),
+        ("no pickle", r"it has no data\.pkl"),
+    ],
+)
+def test_what_is_wrong_with_the_records_of_an_archive_is_told(
+    tmp_path: Path, case: str, reason: str
+):
+    """Without the check, something else may refuse this file, and not the next one of its kind."""
+    path = commit(tmp_path / "checkpoints", 1)
+    ARCHIVES[case](path)
+
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(path)
+
+
+def test_a_record_that_goes_past_the_end_of_its_archive_overlaps_what_follows(tmp_path: Path):
+    path = commit(tmp_path / "checkpoints", 1)
+    archive(b"\x80\x02N.", {"a/data/0": bytes(8)})(path)
+    content = bytearray(path.read_bytes())
+    entry = content.rfind(b"a/data/0") - 46  # the sizes are at 20 and 24 of the entry
+    assert content[entry : entry + 4] == b"PK\x01\x02"
+    for field in (20, 24):
+        content[entry + field : entry + field + 4] = (len(content) - 60).to_bytes(4, "little")
+    path.write_bytes(content)
+
+    with pytest.raises(CheckpointError, match="its records overlap"):
+        read_checkpoint(path)
+
+
 # ---- a disk that cannot read
 
 
@@ -297,7 +331,9 @@ def reads_of(path: Path) -> int:
 def test_a_bad_sector_anywhere_in_the_newest_falls_back_to_the_one_before(tmp_path: Path):
     path = commit(tmp_path / "whole", 1)
     commit(tmp_path / "whole", 2)
-    for number in range(1, reads_of(path) + 1):
+    reads = reads_of(path)
+    assert reads > 1
+    for number in range(1, reads + 1):
         directory = tmp_path / str(number)
         shutil.copytree(tmp_path / "whole", directory)
         store = CheckpointStore(directory, run="a-run")

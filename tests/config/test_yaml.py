@@ -116,12 +116,12 @@ def test_explicit_tags_of_plain_types_are_read():
 
 
 def test_a_bomb_of_aliases_costs_nothing():
-    start = time.perf_counter()
+    start = time.process_time()
 
     with pytest.raises(ConfigError, match="aliases repeat more than"):
         load_yaml(BOMB)
 
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("text", AWKWARD, ids=repr)

@@ -123,8 +123,13 @@ def test_a_split_that_is_cycled_has_another_order_in_each_pass_and_epoch():
     assert passes[0] == alone
 
 
-def test_a_cycle_goes_on_exactly_in_a_later_pass():
-    splits, other = make({"train": 3, "b": 10}), make({"train": 3, "b": 10})
+@pytest.mark.parametrize(
+    ("samples", "config"),
+    [(3, {}), (5, {"limit_batches": {"train": 3}})],
+    ids=["whole", "limited"],
+)
+def test_a_cycle_goes_on_exactly_in_a_later_pass(samples, config):
+    splits, other = (make({"train": samples, "b": 10}, **config) for _ in range(2))
     whole = read(splits, "max_size_cycle", 2)
     for used in range(11):
         reading = splits.read(["train", "b"], "max_size_cycle", 2, {})
@@ -134,6 +139,15 @@ def test_a_cycle_goes_on_exactly_in_a_later_pass():
         assert places == {"train": used, "b": used}
         assert other.load_state_dict(splits.state_dict(2, places)) == []
         assert read(other, "max_size_cycle", 2, places)[: 10 - used] == whole[used:]
+
+
+def test_a_split_that_has_ended_stands_at_its_end():
+    reading = make({"a": 2, "b": 5}).read(["a", "b"], "max_size", 0, {})
+
+    assert len(list(reading.batches)) == 5
+    assert [reading.places(used) for used in (1, 4, 5)] == [
+        *({"a": 1, "b": 1}, {"a": 2, "b": 4}, {"a": 2, "b": 5})
+    ]
 
 
 def test_splits_that_were_read_before_go_on_where_they_are():

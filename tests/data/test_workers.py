@@ -113,7 +113,7 @@ def test_a_worker_that_fails_ends_the_run_which_goes_on_exactly(fault: str, pers
     assert FAULTS[fault] in error
     if fault in ("raises", "hangs"):  # a death may be noticed anywhere
         assert "of epoch 1 of 'train' (Faulty, 2 workers) was read" in error
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 500  # half of what a worker that hangs takes
     assert multiprocessing.active_children() == []
 
     again, whole = trained(resume=str(directory)), trained()

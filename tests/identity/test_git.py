@@ -7,13 +7,13 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from danling.identity.git import GitError, GitTimeoutError, Repository
+from tests.support.clock import SetClock
 from tests.support.repositories import git, make_repository, read_code_elsewhere
 
 TIMEOUT = 2.0
@@ -95,9 +95,11 @@ def test_a_git_that_fails_is_told_with_its_own_words(repository):
         found.run("rev-parse", "nonsense", config={})
 
 
-def test_the_deadline_is_common_to_all_questions(repository):
-    found = Repository(repository, 0.05)
-    time.sleep(0.1)
+def test_the_deadline_is_common_to_all_questions(repository, monkeypatch: pytest.MonkeyPatch):
+    clock = SetClock(monkeypatch)
+    found = Repository(repository, 60)
+    found.run("rev-parse", "HEAD", config={})
+    clock.pass_time(61)
 
     with pytest.raises(GitTimeoutError):
         found.run("rev-parse", "HEAD", config={})

@@ -162,11 +162,11 @@ def test_a_private_key_that_is_cut_off_is_masked_to_the_end():
     ids=lambda text: text[:12].strip(),
 )
 def test_no_text_takes_long(text):
-    begin = time.perf_counter()
+    begin = time.process_time()
 
     mask(text)
 
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def test_options_of_a_command_line_lose_their_secret_values():

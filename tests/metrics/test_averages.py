@@ -72,6 +72,18 @@ def test_values_that_are_not_finite_are_counted_and_not_hidden():
     assert totals["x"].count == 4
 
 
+@pytest.mark.parametrize("adds", [2, 128, 300])  # so many that they are folded on the device
+def test_a_value_of_no_samples_counts_nowhere_even_where_it_is_nan(adds: int):
+    averages = Averages()
+    for number in range(adds):
+        is_empty = number % 2 == 0
+        averages.add("x", torch.tensor(math.nan if is_empty else 3.0), 0 if is_empty else 4)
+
+    total = averages.take()["x"]
+
+    assert (total.mean, total.count, total.nonfinite) == (3.0, 2 * adds, 0)
+
+
 def test_taking_forgets():
     averages = Averages()
     averages.add("x", 1.0)

@@ -6,7 +6,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from danling.errors import ConfigError
 from danling.run.metrics_file import MetricsFile, MetricsTable, read_metrics
+from tests.support.calls import calls_of
 
 
 def steps(path: Path) -> list[int]:
@@ -155,6 +155,7 @@ def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path):
     script = """
 import os, signal
 from danling.run.metrics_file import MetricsFile
+from tests.support.calls import calls_of
 file = MetricsFile("metrics.jsonl")
 for step in range(1, 1000):
     file.append({"global_step": step})
@@ -172,23 +173,19 @@ def test_a_row_costs_the_same_however_many_there_are(tmp_path: Path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
     row = {"global_step": 1, "epoch": 0, "train/loss": 0.5}
 
-    def seconds() -> float:
-        times = []
-        for _ in range(5):
-            started = time.perf_counter()
-            for _ in range(200):
-                file.append(row)
-            file.flush()
-            times.append(time.perf_counter() - started)
-        return min(times)
+    def add() -> None:
+        file.append(row)
+        file.flush()
 
-    first = seconds()
+    add()  # it opens the file
+    first = calls_of(add)
     for _ in range(20_000):
         file.append(row)
     file.flush()
-    last = seconds()
+    last = calls_of(add)
 
-    assert last < 5 * first
+    assert last == first
+    assert "read" not in first
     file.close()
 
 
