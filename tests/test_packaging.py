@@ -89,7 +89,7 @@ def test_the_sdist_holds_what_a_build_and_the_tests_need_and_no_more(built: tupl
     of_the_repository = {
         f"tests/test_{name}.py"
         for name in ("coming_from", "docs", "notebooks", "site", "workflows")
-    }
+    } | {"tests/recipes/test_table.py"}
     made_by_setuptools = {name for name in files if name.startswith("danling.egg-info/")}
     made_by_setuptools |= {"PKG-INFO", "setup.cfg", ".index/README.md"}  # the last for it
     assert files - made_by_setuptools == sources - of_the_repository | beside

@@ -18,7 +18,7 @@ from tests.distributed.processes import leave, results, succeed, together
 from tests.distributed.runners import Regression, network
 from tests.distributed.test_sharded import ByAccelerate
 from tests.support import gan
-from tests.support.resume_harness import digest
+from tests.support.resume_harness import Kill, digest
 
 pytestmark = pytest.mark.distributed
 
@@ -200,7 +200,7 @@ def sharding(folder: Path, kill_at: int | None, size: int) -> None:
     torch.set_num_threads(1)
     config = {"max_epochs": 1, "resume": "auto", "dataloader": {"batch_size": 8 // size}}
     runner = Sharded(folder, config)
-    runner.callbacks.append(gan.Kill(kill_at))
+    runner.callbacks.append(Kill(kill_at))
     runner.train()
     state = runner.unwrapped_model.state_dict()
     weights = {name: whole(value) for name, value in state.items()}

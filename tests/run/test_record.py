@@ -317,7 +317,8 @@ def test_run_json_is_valid_at_any_moment_of_its_life(tmp_path):
     assert process.stdout is not None
     process.stdout.readline()
 
-    statuses, looks = set(), 0
+    statuses: set[str] = set()
+    looks = 0
     while looks < 500 or len(statuses) < 2:
         statuses.add(json.loads(path.read_text())["status"])
         looks += 1
