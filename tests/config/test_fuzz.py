@@ -32,6 +32,8 @@ values = st.recursive(
     max_leaves=12,
 )
 trees = st.dictionaries(keys.map(lambda key: f"x-{key}"), values, max_size=4)
+# a random key may be like a well-known one
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not read by the library")
 fuzz = settings(
     max_examples=100,
     deadline=None,
