@@ -10,8 +10,8 @@ import pytest
 from tests.support.recipes import NEEDS, PROCESSES, RECIPES, ends, run_in_process, short
 
 BY_DEFAULT = ("gan", "fixmatch")
-KILL_AT = {"gan": 15, "lbfgs": 2}
-"""The step at which a recipe dies, in its second epoch; that of most of them is 8."""
+KILL_AT = {"fixmatch": 30, "gan": 15, "lbfgs": 2, "token_weights": 3}
+"""The step of the process at which a recipe dies, in its second epoch; that of most is 8."""
 
 FEW_BATCHES = ["--limit_batches.train", "6"]
 
