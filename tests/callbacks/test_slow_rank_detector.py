@@ -96,6 +96,10 @@ def test_slow_is_what_is_far_from_the_median(seconds: list[float], slow: dict[in
     assert len(ratios(seconds)) == len(seconds)
 
 
+def test_processes_that_take_no_time_are_as_fast_as_one_another():
+    assert ratios([0.0, 0.0]) == [1.0, 1.0]
+
+
 @pytest.mark.parametrize("arguments", [{"every": "1 epoch"}, {"threshold": 1.0}])
 def test_arguments_are_checked(arguments: dict[str, Any]):
     with pytest.raises(CallbackError, match="SlowRankDetector"):

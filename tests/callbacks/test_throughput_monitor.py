@@ -71,14 +71,9 @@ def test_an_evaluation_and_a_save_take_no_training_time(make_runner, clock: SetC
         on_evaluate_end=lambda runner, split, result: clock.pass_time(20),
         on_checkpoint=lambda runner: clock.pass_time(5),
     )
-    rows = rows_of(
-        make_runner,
-        ThroughputMonitor(),
-        pause,
-        clock.each_step_takes(0.5),
-        evaluate_every="1 step",
-        max_epochs=1,
-    )
+    pace, config = clock.each_step_takes(0.5), {"evaluate_every": "1 step", "max_epochs": 1}
+
+    rows = rows_of(make_runner, ThroughputMonitor(), pause, pace, **config)
 
     assert [row["perf/batches_per_second"] for row in rows] == pytest.approx([2] * 3)
 

@@ -317,8 +317,7 @@ def test_run_json_is_valid_at_any_moment_of_its_life(tmp_path):
     assert process.stdout is not None
     process.stdout.readline()
 
-    statuses: set[str] = set()
-    looks = 0
+    statuses, looks = set[str](), 0
     while looks < 500 or len(statuses) < 2:
         statuses.add(json.loads(path.read_text())["status"])
         looks += 1
