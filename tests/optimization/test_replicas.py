@@ -84,3 +84,50 @@ def test_a_batch_that_one_process_skips_is_refused_with_the_way_out(tmp_path: Pa
     assert not ended.timed_out
     assert "the step of a batch returned None on rank 1" in ended.output
     assert '{"loss": loss, "n": 0}' in ended.output
+
+
+class Sparse(Regression):
+    """A module besides the model that one process alone uses in a step, and nobody in another."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {"evaluate_every": None}, samples={"train": 48})
+        self.model = network()
+        self.head = nn.Linear(1, 1, bias=False)
+        parameters = [*self.model.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.SGD(parameters, lr=0.05, weight_decay=0.5)
+
+    def train_step(self, batch: Any) -> Tensor:
+        inputs, targets = batch
+        output = self.model(inputs)
+        loss = nn.functional.mse_loss(output, targets)
+        if self.rank == 0 and self.global_step % 2 == 0:
+            loss = loss + 3.0 * self.head.weight.sum()
+        return loss
+
+
+class Seen(dl.Callback):
+    """Writes down the gradient of the head in each step."""
+
+    def __init__(self) -> None:
+        self.gradients: list[float | None] = []
+
+    def on_before_step(self, runner: Any) -> None:
+        gradient = runner.head.weight.grad
+        self.gradients.append(None if gradient is None else gradient.item())
+
+
+def sparse(folder: Path) -> None:
+    runner, seen = Sparse(folder), Seen()
+    runner.callbacks.append(seen)
+    runner.train()
+    leave(folder, [seen.gradients, runner.head.weight.tolist()])
+
+
+def test_a_gradient_that_one_process_alone_has_is_averaged_with_zeros(tmp_path: Path) -> None:
+    """And where no process has one there is none: weight decay leaves the parameter alone."""
+    succeed(2, sparse, tmp_path, folder=tmp_path)
+
+    first, second = results(tmp_path, 2)
+    assert first == second
+    assert first[0] == [1.5 if step % 2 == 0 else None for step in range(len(first[0]))]
+    assert len(first[0]) >= 4
