@@ -86,6 +86,7 @@ def modules() -> list[str]:
     return sorted(names)
 
 
+@cache
 def reference_pages() -> dict[str, str]:
     """The text of each page by its path below docs/."""
     pages = {

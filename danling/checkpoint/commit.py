@@ -152,7 +152,7 @@ class CheckpointDirectory:
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a small file in one step."""
-        with self._new_file(name) as (temporary, descriptor):
+        with self._new_file(name, private=False) as (temporary, descriptor):
             filesystem.write(descriptor, text.encode("utf-8"))
         failpoint("checkpoint.after_index_write")
         try:
@@ -194,10 +194,13 @@ class CheckpointDirectory:
         return temporary
 
     @contextmanager
-    def _new_file(self, name: str) -> Iterator[tuple[Path, int]]:
-        """A temporary file that is durable when the block ends, and gone when it fails."""
+    def _new_file(self, name: str, *, private: bool = True) -> Iterator[tuple[Path, int]]:
+        """A temporary file that is durable when the block ends, and gone when it fails.
+
+        A checkpoint is private: it holds the configuration as it is.
+        """
         temporary = self._temporary(name)
-        descriptor = filesystem.open_new(temporary, private=True)  # it holds the configuration
+        descriptor = filesystem.open_new(temporary, private=private)
         try:
             try:
                 yield temporary, descriptor

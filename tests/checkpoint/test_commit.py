@@ -403,7 +403,7 @@ def failing(primitive: str, nth: int, number: int, sticky: bool, calls: list[str
     original = getattr(filesystem, primitive)
     hits = 0
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
         nonlocal hits
         hits += 1
         if hits == nth or (sticky and hits > nth):
@@ -411,7 +411,7 @@ def failing(primitive: str, nth: int, number: int, sticky: bool, calls: list[str
             if primitive == "close":
                 original(*arguments)
             raise OSError(number, os.strerror(number), str(arguments[0]))
-        return original(*arguments)
+        return original(*arguments, **options)
 
     return call
 
@@ -658,15 +658,20 @@ def test_a_directory_that_vanished_is_made_again_only_in_a_run_that_is_there(tmp
 
 
 @pytest.mark.parametrize(("mask", "expected"), [(0o077, 0o600), (0o022, 0o644), (0o000, 0o666)])
-def test_files_follow_the_umask(tmp_path: Path, mask: int, expected: int):
+def test_a_checkpoint_is_its_owner_s_alone_and_the_index_follows_the_umask(
+    tmp_path: Path, mask: int, expected: int
+):
     before = os.umask(mask)
     try:
         save(CheckpointStore(tmp_path / "checkpoints"), 1)
     finally:
         os.umask(before)
 
-    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "checkpoints").iterdir()}
-    assert modes == {expected}
+    modes = {
+        path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "checkpoints").iterdir()
+    }
+    assert modes.pop("index.json") == expected
+    assert set(modes.values()) == {0o600}
 
 
 def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch):

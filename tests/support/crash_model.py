@@ -150,8 +150,8 @@ class _Recorder:
     def noting(self, name: str) -> Callable[..., Any]:
         original, describe = getattr(filesystem, name), getattr(self, name)
 
-        def call(*arguments: Any) -> Any:
-            result = original(*arguments)
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = original(*arguments, **options)
             self.record.add(describe(result, *arguments))
             return result
 

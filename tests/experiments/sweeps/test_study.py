@@ -119,6 +119,7 @@ def test_a_storage_that_cannot_be_opened_is_refused(tmp_path: Path):
         study.open(tmp_path, "nowhere://")
 
 
+@pytest.mark.exhaustive
 def test_goes_on_after_it_was_killed_as_if_nothing_had_been(project: Path):
     flags = (*FLAGS, "--trials", "3", "--random-seed", "3")
     process = start(project, *flags)
