@@ -105,7 +105,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mypy")
 
 
-@pytest.fixture(scope="module", params=READABLE)
+@pytest.fixture(
+    scope="module",
+    params=[  # an installation and an sdist end as a wheel does
+        pytest.param(way, marks=[pytest.mark.exhaustive] if way in ("install", "sdist") else [])
+        for way in READABLE
+    ],
+)
 def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     return make_environment(tmp_path_factory.mktemp("environment"), request.param)
 
@@ -166,7 +172,11 @@ def test_a_misspelt_argument_of_the_runner_is_refused(environment: Environment, 
     assert "modle" in said_by_pyright[6]
 
 
-@pytest.mark.parametrize("environment", ["editable", "wheel"], indirect=True)
+@pytest.mark.parametrize(
+    "environment",
+    ["wheel", pytest.param("editable", marks=pytest.mark.exhaustive)],
+    indirect=True,
+)
 def test_the_examples_of_the_pages_have_no_error(environment: Environment, cache: Path):
     folders = [ROOT / "docs" / name for name in ("tutorials", "explanation")]
     pages = [ROOT / "README.md", ROOT / "docs" / "how_to.md"]

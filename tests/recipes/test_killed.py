@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.recipes import NEEDS, PROCESSES, RECIPES, ends, run_in_process, short
 
-BY_DEFAULT = ("gan", "fixmatch")
+BY_DEFAULT = ("gan",)
 KILL_AT = {"fixmatch": 30, "gan": 15, "lbfgs": 2, "token_weights": 3}
 """The step of the process at which a recipe dies, in its second epoch; that of most is 8."""
 

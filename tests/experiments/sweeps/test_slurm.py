@@ -74,6 +74,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.exhaustive
 def test_a_requeued_job_of_the_array_goes_on_in_its_own_directory(cluster: None, project: Path):
     flags = ("--seed", "0,1", "--pace", "0.3", "--launcher", "slurm")
     jobs = submit(project, *flags)

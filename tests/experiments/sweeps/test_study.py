@@ -144,6 +144,7 @@ def test_goes_on_after_it_was_killed_as_if_nothing_had_been(project: Path):
     assert [trial.value for trial in found] == [trial.value for trial in other]
 
 
+@pytest.mark.exhaustive
 def test_a_hopeless_trial_stops_its_run(project: Path):
     flags = (*FLAGS, "--trials", "6", "--sampler", "random", "--random-seed", "14")
 
