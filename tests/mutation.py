@@ -64,7 +64,7 @@ class Fault:
     """A change of one place in a file.
 
     Attributes:
-        kind: What kind of mistake it is.
+        kind: The kind of the mistake.
         line: The line of the file, from 1.
         start: The first byte that is replaced.
         end: The byte behind the last one that is replaced.

@@ -30,10 +30,10 @@ class Work:
 
     Attributes:
         task: The model and the kind of data.
-        data: What is trained and validated on, for trainers that make the loaders themselves.
+        data: The training and the validation data, for trainers that make the loaders themselves.
         train: The batches to train on: a list, or a loader.
         val: The batches to validate on.
-        folder: For what is written.
+        folder: The folder of the files that are written.
         epochs: The number of epochs.
         features: Whether to do all that a real training has besides.
     """

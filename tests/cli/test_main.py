@@ -8,16 +8,6 @@ from pathlib import Path
 import pytest
 
 from danling.cli.main import INTERRUPTED, MISUSED, OK, VERBS, build_parser, main
-from tests.support.runs import make_run
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "experiments"
-    for number, (rate, score) in enumerate([(0.1, 0.5), (0.1, 0.7), (1.0, 0.9)], 1):
-        config = {"optim": {"lr": rate}, "seed": number % 2}
-        make_run(root, number, score=score, config=config, run_id=f"{number:032x}")
-    return root
 
 
 def test_a_verb_is_loaded_when_it_is_asked_for(root: Path):

@@ -9,15 +9,6 @@ from danling.cli.main import main
 from tests.support.runs import RECORD, make_run
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = tmp_path / "experiments"
-    for number, (rate, score) in enumerate([(0.1, 0.5), (0.1, 0.7), (1.0, 0.9)], 1):
-        config = {"optim": {"lr": rate}, "seed": number % 2}
-        make_run(root, number, score=score, config=config, run_id=f"{number:032x}")
-    return root
-
-
 def test_everything_is_on_one_screen(root: Path, capsys: pytest.CaptureFixture[str]):
     main(["tag", "@1", "paper"])
     main(["note", "@1", "odd \x1b[2J"])
